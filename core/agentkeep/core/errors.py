@@ -1,0 +1,201 @@
+"""Every error the platform raises on purpose, in one tree.
+
+    AgentkeepError
+    ├── ServiceError                      what a caller may see; `code` is the service model's name of it
+    │   ├── ValidationException           400  the request is wrong; names every field that is
+    │   ├── UnauthorizedException         401  no proof of who is calling, or a bad one
+    │   ├── AccessDeniedException         403  the caller is known and may not
+    │   ├── ResourceNotFoundException     404
+    │   ├── ConflictException             409  the resource's state forbids it now
+    │   ├── RetryableConflictException    409  the same, and clients retry by themselves
+    │   ├── ServiceQuotaExceededException 402  a limit of the account or session is reached
+    │   ├── RuntimeClientError            424  the agent's own code failed
+    │   ├── ThrottlingException           429
+    │   ├── InternalServerException       500  a defect or a dependency; details stay in the log
+    │   ├── UnsupportedOperationException 501  modelled by AWS, not implemented here
+    │   ├── ServiceUnavailableException   503
+    │   ├── ModelErrorException           424  the model provider failed
+    │   ├── ModelTimeoutException         408
+    │   └── ModelNotReadyException        429
+    └── DependencyError                   what a dependency did to us; never reaches the wire raw
+        ├── StoreUnavailable
+        ├── ConditionFailed               a conditional write met another value
+        ├── DriverError
+        │   ├── EnvironmentStartFailed    the agent's environment did not come up
+        │   └── SandboxUnavailable        this machine cannot isolate; says what to install
+        └── ProviderError
+
+Source of codes: the botocore service models. The status on the wire is the model's for the operation at hand
+(`agentkeep.wire.errors`); the status here is the fallback for operations that do not model the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+__all__ = [
+    "AccessDeniedException",
+    "AgentkeepError",
+    "ConditionFailed",
+    "ConflictException",
+    "DependencyError",
+    "DriverError",
+    "EnvironmentStartFailed",
+    "FieldError",
+    "InternalServerException",
+    "ModelErrorException",
+    "ModelNotReadyException",
+    "ModelTimeoutException",
+    "ProviderError",
+    "ResourceNotFoundException",
+    "RetryableConflictException",
+    "RuntimeClientError",
+    "SandboxUnavailable",
+    "ServiceError",
+    "ServiceQuotaExceededException",
+    "ServiceUnavailableException",
+    "StoreUnavailable",
+    "ThrottlingException",
+    "UnauthorizedException",
+    "UnsupportedOperationException",
+    "ValidationException",
+]
+
+
+class AgentkeepError(Exception):
+    """Root of the tree."""
+
+
+class ServiceError(AgentkeepError):
+    """An answer the caller may see. `message` says what, why, and what to do."""
+
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    @property
+    def code(self) -> str:
+        return type(self).__name__
+
+
+class FieldError(NamedTuple):
+    """One failing field: `name` is its path in the request (`payload.1.member.text`)."""
+
+    name: str
+    message: str
+
+
+class ValidationException(ServiceError):
+    """`reason` is one of the model's: CannotParse, FieldValidationFailed, ResourceConflict, EventInOtherSession,
+    IdempotentParameterMismatchException."""
+
+    status = 400
+
+    def __init__(
+        self, message: str, reason: str = "FieldValidationFailed", fields: Sequence[FieldError] = ()
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.fields = tuple(fields)
+
+
+class UnauthorizedException(ServiceError):
+    """`challenge` becomes the WWW-Authenticate header."""
+
+    status = 401
+
+    def __init__(self, message: str, challenge: str | None = None) -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+
+class AccessDeniedException(ServiceError):
+    status = 403
+
+
+class ResourceNotFoundException(ServiceError):
+    status = 404
+
+
+class ConflictException(ServiceError):
+    status = 409
+
+
+class RetryableConflictException(ServiceError):
+    status = 409
+
+
+class ServiceQuotaExceededException(ServiceError):
+    status = 402
+
+
+class RuntimeClientError(ServiceError):
+    status = 424
+
+
+class ThrottlingException(ServiceError):
+    status = 429
+
+
+class InternalServerException(ServiceError):
+    status = 500
+
+
+class UnsupportedOperationException(ServiceError):
+    status = 501
+
+
+class ServiceUnavailableException(ServiceError):
+    status = 503
+
+
+class ModelErrorException(ServiceError):
+    status = 424
+
+
+class ModelTimeoutException(ServiceError):
+    status = 408
+
+
+class ModelNotReadyException(ServiceError):
+    status = 429
+
+
+class DependencyError(AgentkeepError):
+    """Something we depend on failed. The service chain logs it and answers InternalServerException."""
+
+
+class StoreUnavailable(DependencyError):
+    """The store did not answer; nothing is known of the write's fate unless said."""
+
+
+class ConditionFailed(DependencyError):
+    """A conditional write found another value. `index`: which write; `current`: what is there (None: nothing)."""
+
+    def __init__(self, index: int, current: bytes | None) -> None:
+        super().__init__(f"write {index} found another value")
+        self.index = index
+        self.current = current
+
+
+class DriverError(DependencyError):
+    pass
+
+
+class EnvironmentStartFailed(DriverError):
+    """`logs` holds the end of what the agent wrote, for the operator."""
+
+    def __init__(self, message: str, logs: str = "") -> None:
+        super().__init__(message)
+        self.logs = logs
+
+
+class SandboxUnavailable(DriverError):
+    pass
+
+
+class ProviderError(DependencyError):
+    pass

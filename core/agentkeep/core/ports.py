@@ -1,0 +1,114 @@
+"""What planes ask of one another. A plane never imports a plane: it is given one of these.
+
+Embedded mode passes the other plane's object; the distributed mode passes a client of its service. Both run the same
+contract suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from agentkeep.core.call import Caller, SessionRef, User
+
+__all__ = ["AccessKey", "Authorizers", "Keys", "SessionCredentials", "Usage", "UsageRecord", "WorkloadTokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKey:
+    """What SigV4 verification needs. `secret` never leaves the process and never enters a log (`repr` hides it).
+    `session_token`: the X-Amz-Security-Token that must accompany the key; None for operator keys."""
+
+    id: str
+    secret: str
+    caller: Caller
+    session_token: str | None = None
+    expires: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"AccessKey({self.id!r}, {self.caller.principal!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionCredentials:
+    """The container-credentials document of a session (ECS's shape on the wire)."""
+
+    access_key_id: str
+    secret_access_key: str
+    session_token: str
+    expiration: datetime
+
+    def __repr__(self) -> str:
+        return f"SessionCredentials({self.access_key_id!r})"
+
+
+class Keys(Protocol):
+    """Access keys (identity plane)."""
+
+    def cached(self, access_key_id: str) -> AccessKey | None:
+        """The key if it is known here and alive, without waiting; the hot path's look-up."""
+        ...
+
+    async def find(self, access_key_id: str) -> AccessKey | None:
+        """The key if it exists and is alive: not expired, not revoked, its session not ended."""
+        ...
+
+    async def issue_for_session(self, session: SessionRef, user: User | None) -> SessionCredentials:
+        """New keys bound to agent, user and session. Earlier keys of the session stay valid until they expire."""
+        ...
+
+    async def end_session(self, session: SessionRef) -> None:
+        """All keys of the session are dead when this returns."""
+        ...
+
+
+class Authorizers(Protocol):
+    """Inbound JWT verification (identity plane)."""
+
+    async def verify(self, authorizer: Mapping[str, Any], token: str) -> User:
+        """The token's user. `authorizer` is the model's `customJWTAuthorizer` structure.
+
+        Raises UnauthorizedException (bad, expired, unknown issuer) or AccessDeniedException (claims not allowed).
+        """
+        ...
+
+
+class WorkloadTokens(Protocol):
+    """Workload identities of runtimes and gateways (identity plane)."""
+
+    async def create_for_service(self, name: str) -> str:
+        """A service-linked workload identity; returns its ARN. Idempotent."""
+        ...
+
+    async def delete_for_service(self, name: str) -> None: ...
+
+    async def issue(self, name: str, user: User | None, user_token: str | None = None) -> str | None:
+        """The workload access token handed to a session's agent; None where there is no user (contract 4.3)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """One model call's use. Token counts as Bedrock's Converse reports them: `input_tokens` excludes cached ones."""
+
+    session: SessionRef | None
+    user_id: str | None
+    model_id: str
+    provider: str
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    latency_ms: float
+    at: datetime
+    request_id: str
+
+
+class Usage(Protocol):
+    """Where use is counted (observability plane)."""
+
+    async def record(self, record: UsageRecord) -> None: ...
+
+    async def of_session(self, session: SessionRef) -> list[UsageRecord]: ...

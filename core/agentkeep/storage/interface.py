@@ -1,0 +1,134 @@
+"""The key-value store: ordered partitions, atomic conditional writes, expiry, client tokens.
+
+Everything the platform must not lose or see half-written goes through `transact`. One call is one round trip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Literal, Protocol
+from urllib.parse import quote
+
+__all__ = [
+    "ABSENT",
+    "ANY",
+    "Check",
+    "Delete",
+    "Expected",
+    "Item",
+    "KeyValueStore",
+    "Once",
+    "Put",
+    "Replayed",
+    "Write",
+    "partition",
+]
+
+
+class _Expect(Enum):
+    ANY = "any"
+    ABSENT = "absent"
+
+
+ANY: Final = _Expect.ANY
+ABSENT: Final = _Expect.ABSENT
+#: What a conditional write wants to find: anything, nothing, or exactly these bytes (the value read before).
+Expected = Literal[_Expect.ANY, _Expect.ABSENT] | bytes
+
+
+def partition(*parts: str) -> str:
+    """A partition's name. Each part is percent-encoded, so no part can reach into another (`a/b`, `c` is not `a`,
+    `b/c`): the first wall between two users' data."""
+    return "/".join(quote(part, safe="") for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    sort: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """`expires_ms`: epoch milliseconds after which the item is gone for every reader; None keeps it for ever."""
+
+    partition: str
+    sort: str
+    value: bytes
+    expect: Expected = ANY
+    expires_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    partition: str
+    sort: str
+    expect: Expected = ANY
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Writes nothing; the transaction happens only if the item is as expected."""
+
+    partition: str
+    sort: str
+    expect: Expected
+
+
+Write = Put | Delete | Check
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """A client token spent by this transaction. `reference` says, to the operation that wrote it, what it made (an
+    id); it is what a replay returns. Kept until `expires_ms`."""
+
+    key: str
+    fingerprint: bytes
+    reference: bytes
+    expires_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The token was spent before by an equal request: nothing was written now."""
+
+    reference: bytes
+
+
+class KeyValueStore(Protocol):
+    """Sort keys order bytewise. Values are opaque. Raises StoreUnavailable when the store does not answer."""
+
+    async def get(self, partition: str, sort: str) -> bytes | None: ...
+
+    async def get_many(self, partition: str, sorts: Sequence[str]) -> list[bytes | None]: ...
+
+    async def query(
+        self,
+        partition: str,
+        *,
+        after: str | None = None,
+        before: str | None = None,
+        limit: int = 100,
+        reverse: bool = False,
+    ) -> list[Item]:
+        """Up to `limit` live items with after < sort < before (both exclusive), ascending, or descending with
+        `reverse`. Fewer than `limit` means the range is exhausted."""
+        ...
+
+    async def transact(self, writes: Sequence[Write], once: Once | None = None) -> Replayed | None:
+        """All writes or none, atomically, durable when it returns.
+
+        With `once`: if the token was spent by an equal request, writes nothing and returns `Replayed`; if by a
+        different one, raises ValidationException(IdempotentParameterMismatchException). Token checks come before
+        conditions. Raises ConditionFailed with the index of the first write whose expectation was wrong.
+        """
+        ...
+
+    async def delete_partition(self, partition: str) -> int:
+        """Removes every item; returns how many there were."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,161 @@
+"""The contract of a driver: it makes, polls, stops and finds again the environments in which sessions run.
+
+One environment serves one session and is never used again. The life of an environment:
+
+    STARTING ──▶ READY ──▶ STOPPING ──▶ GONE
+        └──────────┴───────────────────▶ GONE      (crash, kill, failed start)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from agentkeep.core.call import SessionRef
+
+__all__ = [
+    "Connection",
+    "Driver",
+    "Environment",
+    "EnvironmentSpec",
+    "Exit",
+    "Finding",
+    "Limits",
+    "Severity",
+    "VersionSpec",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one session. Bytes unless named otherwise."""
+
+    memory: int = 1 << 30
+    processes: int = 128
+    open_files: int = 1024
+    cpus: float = 2.0
+    disk: int = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpec:
+    """An agent runtime version, as a driver needs it. Exactly one of `bundle` (a read-only folder that holds the
+    agent's code and, under `dependencies`, its installed packages) and `image` is set."""
+
+    runtime_id: str
+    version: str
+    bundle: Path | None = None
+    dependencies: Path | None = None
+    entry_point: tuple[str, ...] = ()
+    python: str = "3.11"
+    image: str | None = None
+    port: int = 8080
+    fork_server: bool = True  # False: `cold`, a fresh process per session
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentSpec:
+    """`endpoint` makes the protocol that serves one connection to the session endpoint (169.254.170.2:80 inside):
+    the driver calls it for each connection accepted from this session, which is how the platform knows the session."""
+
+    session: SessionRef
+    version: VersionSpec
+    environment: Mapping[str, str]
+    endpoint: Callable[[], asyncio.Protocol]
+    log: Callable[[bytes], None]  # the agent's stdout and stderr, as it comes
+    limits: Limits = field(default_factory=Limits)
+
+
+class Connection(Protocol):
+    """A stream to the agent's port. `socket` is connected and non-blocking, the caller's to close; `release` must
+    follow once, so that the driver can use what it kept for it."""
+
+    @property
+    def socket(self) -> socket.socket: ...
+
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How an environment ended. `code` < 0: killed by that signal; None: unknown (lost host)."""
+
+    code: int | None
+    reason: str
+
+
+class Environment(Protocol):
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def session(self) -> SessionRef: ...
+
+    async def connect(self, timeout: float) -> Connection:
+        """A new connection to the agent's port; waits up to `timeout` seconds for it to listen.
+
+        Raises EnvironmentStartFailed if the environment is gone, TimeoutError if it does not listen in time.
+        """
+        ...
+
+    async def stop(self, grace: float) -> Exit:
+        """Ends it: asks first (SIGTERM) and waits `grace` seconds, then kills. Nothing of it is left when this
+        returns. Safe to call at any time, from anywhere, more than once."""
+        ...
+
+    async def wait(self) -> Exit:
+        """Returns when the environment is gone, whatever ended it."""
+        ...
+
+
+class Severity(StrEnum):
+    OK = "ok"
+    WARNING = "warning"  # works, weaker than it could be
+    ERROR = "error"  # cannot run sessions
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of `agentkeep doctor`: what was tried, how it went, and the fix."""
+
+    check: str
+    severity: Severity
+    detail: str
+    fix: str = ""
+
+
+class Driver(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    async def probe(self) -> Sequence[Finding]:
+        """Tries, with a throw-away environment, whether this machine can run sessions; never reads settings only."""
+        ...
+
+    async def prepare(self, version: VersionSpec) -> None:
+        """Called before the first session of a version: fails with the reason (EnvironmentStartFailed,
+        SandboxUnavailable) what would fail every session."""
+        ...
+
+    async def start(self, spec: EnvironmentSpec) -> Environment:
+        """Starts an environment. Raises EnvironmentStartFailed or SandboxUnavailable; then nothing is left of it.
+        Returns when the agent's process runs sealed; it need not listen yet."""
+        ...
+
+    async def adopt(self) -> Sequence[Environment]:
+        """After a restart of the platform: environments of ours that still live. A driver whose environments die with
+        the platform returns none, and removes what remains of them."""
+        ...
+
+    async def retire(self, runtime_id: str, version: str) -> None:
+        """No new session of this version will come: frees what was kept for it. Running sessions go on."""
+        ...
+
+    async def close(self) -> None:
+        """Ends every environment that cannot outlive the platform."""
+        ...
