@@ -94,9 +94,7 @@ class ValidationException(ServiceError):
 
     status = 400
 
-    def __init__(
-        self, message: str, reason: str = "FieldValidationFailed", fields: Sequence[FieldError] = ()
-    ) -> None:
+    def __init__(self, message: str, reason: str = "FieldValidationFailed", fields: Sequence[FieldError] = ()) -> None:
         super().__init__(message)
         self.reason = reason
         self.fields = tuple(fields)

@@ -1,0 +1,76 @@
+"""Between the data path (`pump`), which moves bytes, and `sessions`, which know what may happen: one turn of a session.
+
+The pump authenticates SigV4 callers and parses the head; sessions authorise, resolve, provision; the pump then speaks
+HTTP to the agent through connections the turn gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agentkeep.core.call import Caller
+from agentkeep.runtime.drivers.driver import Connection
+
+__all__ = ["InvocationRequest", "Invocations", "Turn"]
+
+
+@dataclass(frozen=True, slots=True)
+class InvocationRequest:
+    """The head of an InvokeAgentRuntime (or WebSocket upgrade). `caller` is None exactly where `bearer` is set: only
+    the runtime's authorizer can say who that is. `runtime` is the decoded path label, an ARN or an id."""
+
+    runtime: str
+    qualifier: str
+    account_id: str | None
+    session_id: str | None
+    user_id: str | None
+    invocation_id: str | None
+    caller: Caller | None
+    bearer: str | None
+    request_id: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Turn(Protocol):
+    """One request to a live environment. The environment counts as busy from begin to `end`."""
+
+    @property
+    def session_id(self) -> str: ...
+
+    @property
+    def environment_id(self) -> str:
+        """Names the environment; the pump keeps idle connections under it and drops them when it is gone."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Where the agent takes this protocol's requests (`/invocations`)."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """All headers for the agent but Host and framing: content type, session id, request id, tokens, trace,
+        allow-listed ones."""
+        ...
+
+    async def connect(self) -> Connection:
+        """A new connection to the agent. Raises RuntimeClientError when it cannot be had."""
+        ...
+
+    def end(self) -> None:
+        """Exactly once, when the answer is complete or given up."""
+        ...
+
+
+class Invocations(Protocol):
+    def begin_now(self, request: InvocationRequest) -> Turn | None:
+        """The turn, if everything needed is known here and nothing must be waited for; else None, and `begin` is
+        asked. Raises ServiceError where it already knows the refusal."""
+        ...
+
+    async def begin(self, request: InvocationRequest) -> Turn:
+        """Authorises, resolves runtime and qualifier, finds or creates the session's environment (exactly one creator),
+        waits until it answers /ping. Raises ServiceError."""
+        ...
