@@ -8,3 +8,4 @@ compile() {
 }
 compile --extra embedded --extra dev --output-file requirements/dev.txt
 compile --extra embedded --constraint requirements/dev.txt --output-file requirements/embedded.txt
+grep -A200 "^uv==" requirements/dev.txt | awk 'NR>1 && !/^    /{exit} /^uv==|--hash/' | sed '$ s/ \\$//' > requirements/uv.txt

@@ -1,0 +1,50 @@
+# Two commands matter: `make run` (try it) and `make test` (everything CI runs). Each installs what it needs.
+.DEFAULT_GOAL := help
+SHELL := bash
+PY := .venv/bin/python
+DATA ?= .agentkeep
+JOBS ?= 2
+
+.PHONY: help setup setup-dev run demo test check lint generate bench clean
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup:  ## Install what running needs (project environment in .venv, bubblewrap)
+	@tools/setup.sh embedded
+
+setup-dev:  ## Install what tests need besides
+	@tools/setup.sh dev
+
+run: setup  ## Start the platform, hold a conversation as two users, stay up
+	@$(PY) examples/demo.py --data-dir $(DATA) --stay-up
+
+demo: setup  ## The same without staying up; exit status 0 only if every turn was right
+	@$(PY) examples/demo.py --data-dir $(DATA)
+
+lint: setup-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PY) tools/generate_types.py --check
+	$(PY) tools/generate_compatibility.py --check
+	$(PY) tools/generate_settings.py --check
+
+generate: setup-dev  ## Write generated files anew (types, compatibility table, settings page)
+	$(PY) tools/generate_types.py
+	$(PY) tools/generate_compatibility.py
+	$(PY) tools/generate_settings.py
+
+check: lint  ## Lint, types and the quick tests, in under five minutes
+	$(PY) -m pytest -n $(JOBS) -m "not slow and not official"
+
+test: lint  ## Everything CI runs
+	COVERAGE_FILE=.coverage $(PY) -m pytest -n $(JOBS) --cov --cov-report=term -m "not official"
+	$(PY) -m pytest -m official
+
+bench: setup-dev  ## Benchmarks; figures are appended to benchmarks/history.jsonl
+	@for each in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do echo "== $$each"; $(PY) $$each || exit 1; done
+
+clean:  ## Remove the environment and the demo's data
+	rm -rf .venv $(DATA) .mypy_cache .ruff_cache .hypothesis .coverage*
