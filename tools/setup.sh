@@ -34,6 +34,6 @@ fresh && exit 0
 [ -x .venv/bin/python ] || { say "creating .venv"; "$python" -m venv .venv; }
 [ -x .venv/bin/uv ] || { say "installing uv"; .venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt; }
 say "installing $(grep -c '==' "$lock") locked packages ($lock)"
-.venv/bin/uv pip install -q --python .venv/bin/python --require-hashes -r "$lock"
+.venv/bin/uv pip install -q --python .venv/bin/python --require-hashes --no-deps -r "$lock"
 .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e .
 touch "$stamp"
