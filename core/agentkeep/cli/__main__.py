@@ -1,0 +1,3 @@
+from agentkeep.cli.main import main
+
+main()

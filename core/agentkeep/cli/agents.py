@@ -1,0 +1,268 @@
+"""`agentkeep deploy`, `invoke`, `sessions`, `stop`, `logs`: agents and their sessions."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from agentkeep.cli import bundle
+from agentkeep.cli.deployment import Deployment
+from agentkeep.cli.options import DEFAULT_DATA_DIR, DataDir, SessionId
+from agentkeep.cli.output import AsJson, CommandError, console, progress, show, table
+from agentkeep.cli.users import ISSUER_PATH, fetch_token, last_user
+
+BUCKET = "agentkeep-deploy"
+READY_SECONDS = 600
+SESSION_HEADER = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
+AgentName = Annotated[str, typer.Argument(help="The agent's name, id or ARN.")]
+
+
+def deploy(
+    path: Annotated[Path, typer.Argument(help="The agent's folder.", exists=True, file_okay=False)],
+    name: Annotated[str | None, typer.Option(help="Letters, digits, underscores; default: the folder's name.")] = None,
+    entry_point: Annotated[str | None, typer.Option(help="The agent's main file; default: main.py, agent.py.")] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", help="NAME=VALUE for the agent; may be repeated.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory for the agent, made if missing; its id becomes BEDROCK_AGENTCORE_MEMORY_ID."),
+    ] = None,
+    iam: Annotated[
+        bool, typer.Option("--iam", help="Callers sign with keys (SigV4) instead of sending a user's token (JWT).")
+    ] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Deploy an agent's folder: a new agent runtime, or a new version of the one with this name."""
+    deployment = Deployment(data_dir)
+    name = name or re.sub(r"[^a-zA-Z0-9_]", "_", path.resolve().name)
+    main = bundle.entry_point(path, entry_point)
+    archive = bundle.pack(path)
+    key = f"{name}/{sha256(archive).hexdigest()[:16]}.zip"
+    variables = dict(_pair(text) for text in env or ())
+    with progress(f"uploading {len(archive) / 1024:.0f} KB", as_json):
+        deployment.request("PUT", f"/artifacts/{BUCKET}/{key}", archive)
+    if memory:
+        variables["BEDROCK_AGENTCORE_MEMORY_ID"] = _memory(deployment, memory)
+    request: dict[str, Any] = {
+        "agentRuntimeArtifact": {
+            "codeConfiguration": {
+                "code": {"s3": {"bucket": BUCKET, "prefix": key}},
+                "runtime": "PYTHON_3_11",
+                "entryPoint": [main],
+            }
+        },
+        "roleArn": f"arn:aws:iam::{deployment.running.account}:role/agentkeep",
+        "networkConfiguration": {"networkMode": "PUBLIC"},
+        "environmentVariables": variables,
+    }
+    if not iam:
+        discovery = f"{deployment.running.endpoint}{ISSUER_PATH}/.well-known/openid-configuration"
+        request["authorizerConfiguration"] = {
+            "customJWTAuthorizer": {"discoveryUrl": discovery, "allowedAudience": ["agentkeep"]}
+        }
+        request["requestHeaderConfiguration"] = {"requestHeaderAllowlist": ["Authorization"]}
+    known = _find(deployment, name)
+    with progress("installing the agent's packages (once per set of requirements)", as_json):
+        if known:
+            answer = deployment.control.update_agent_runtime(agentRuntimeId=known["agentRuntimeId"], **request)
+        else:
+            answer = deployment.control.create_agent_runtime(agentRuntimeName=name, **request)
+        runtime = _until_ready(deployment, answer["agentRuntimeId"])
+    show(
+        {key: runtime[key] for key in ("agentRuntimeArn", "agentRuntimeId", "agentRuntimeVersion", "status")}
+        | ({"memoryId": variables["BEDROCK_AGENTCORE_MEMORY_ID"]} if memory else {}),
+        as_json,
+        f"[bold]{name}[/] version {runtime['agentRuntimeVersion']} is {runtime['status']}",
+        f"[dim]{runtime['agentRuntimeArn']}[/]",
+        f'Talk to it:  agentkeep invoke {name} "Hello" {"" if iam else "--user alice"}',
+    )
+
+
+def invoke(
+    name: AgentName,
+    text: Annotated[str, typer.Argument(help='The prompt, sent as {"prompt": TEXT}; or a JSON object, sent as it is.')],
+    session_id: SessionId = None,
+    user: Annotated[str | None, typer.Option("--user", help="Speak as this user; default: who logged in last.")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="AGENTKEEP_BEARER_TOKEN", help="A user's token from your own identity provider."),
+    ] = None,
+    qualifier: Annotated[str, typer.Option(help="The endpoint.")] = "DEFAULT",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Invoke an agent and print its answer as it comes."""
+    deployment = Deployment(data_dir)
+    runtime = deployment.control.get_agent_runtime(agentRuntimeId=_id(deployment, name))
+    session_id = session_id or str(uuid.uuid4())
+    payload = (text if text.lstrip().startswith("{") else json.dumps({"prompt": text})).encode()
+    if runtime.get("authorizerConfiguration"):
+        bearer = token or fetch_token(deployment, _user(deployment, user))["access_token"]
+        headers, pieces = deployment.stream(
+            f"/runtimes/{quote(runtime['agentRuntimeArn'], safe='')}/invocations?qualifier={quote(qualifier)}",
+            payload,
+            {
+                "Authorization": f"Bearer {bearer}",
+                "Content-Type": "application/json",
+                "Accept": "text/event-stream, application/json",
+                SESSION_HEADER: session_id,
+            },
+        )
+        kind = headers.get("content-type", "")
+        session_id = headers.get(SESSION_HEADER) or session_id
+    else:
+        answer = deployment.data.invoke_agent_runtime(
+            agentRuntimeArn=runtime["agentRuntimeArn"],
+            runtimeSessionId=session_id,
+            qualifier=qualifier,
+            payload=payload,
+            contentType="application/json",
+            accept="text/event-stream, application/json",
+            **({"runtimeUserId": user} if user else {}),
+        )
+        kind, pieces = answer["contentType"], answer["response"].iter_chunks(1024)
+    words = _words(kind, pieces)
+    if as_json:
+        show({"session_id": session_id, "answer": "".join(words)}, True)
+        return
+    for word in words:
+        sys.stdout.write(word)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    console.print(f"[dim]session {session_id}[/]", highlight=False, soft_wrap=True)
+
+
+def sessions(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """List the sessions that live now."""
+    deployment = Deployment(data_dir)
+    found = json.loads(deployment.request("GET", "/sessions"))["sessions"]
+    if as_json:
+        show(found, True)
+        return
+    columns = ("sessionId", "agentRuntimeId", "agentRuntimeVersion", "user", "status", "createdAt")
+    table(
+        ("SESSION", "AGENT", "VERSION", "USER", "STATE", "SINCE"),
+        [[session.get(column) or "-" for column in columns] for session in found],
+        "No session lives.",
+    )
+
+
+def stop(
+    session_id: Annotated[str, typer.Argument(help="The session to end.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """End a session: its environment is destroyed, its credentials are dead."""
+    deployment = Deployment(data_dir)
+    found = [s for s in json.loads(deployment.request("GET", "/sessions"))["sessions"] if s["sessionId"] == session_id]
+    if not found:
+        raise CommandError(f"No session {session_id} lives.", "`agentkeep sessions` lists those that do.")
+    for session in found:
+        arn = deployment.control.get_agent_runtime(agentRuntimeId=session["agentRuntimeId"])["agentRuntimeArn"]
+        deployment.data.stop_runtime_session(agentRuntimeArn=arn, runtimeSessionId=session_id)
+    show({"stopped": session_id}, as_json, f"Session {session_id} is stopped.")
+
+
+def logs(
+    session_id: Annotated[str, typer.Argument(help="A session, living or ended.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Print what the agent wrote to standard output and error in a session, also after its end."""
+    text = Deployment(data_dir).request("GET", f"/logs/{quote(session_id, safe='')}").decode(errors="replace")
+    if as_json:
+        show({"session_id": session_id, "lines": text.splitlines()}, True)
+    else:
+        sys.stdout.write(text)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise CommandError(f"--env {text!r} is not NAME=VALUE.")
+    return name, value
+
+
+def _runtimes(deployment: Deployment) -> Iterator[dict[str, Any]]:
+    for page in deployment.control.get_paginator("list_agent_runtimes").paginate():
+        yield from page["agentRuntimes"]
+
+
+def _find(deployment: Deployment, name: str) -> dict[str, Any] | None:
+    wanted = (name, name.rsplit("/", 1)[-1])
+    return next(
+        (r for r in _runtimes(deployment) if r["agentRuntimeName"] == name or r["agentRuntimeId"] in wanted), None
+    )
+
+
+def _id(deployment: Deployment, name: str) -> str:
+    found = _find(deployment, name)
+    if found is None:
+        names = ", ".join(sorted(r["agentRuntimeName"] for r in _runtimes(deployment))) or "none yet"
+        raise CommandError(f"There is no agent {name!r}. Deployed: {names}.", "`agentkeep deploy PATH` deploys one.")
+    return str(found["agentRuntimeId"])
+
+
+def _user(deployment: Deployment, named: str | None) -> str:
+    user = named or last_user(deployment)
+    if user is None:
+        raise CommandError(
+            "This agent takes users' tokens only, and nobody is logged in.",
+            "Say who you are: `agentkeep login --user alice`, or `--user alice` on this command.",
+        )
+    return user
+
+
+def _memory(deployment: Deployment, name: str) -> str:
+    for page in deployment.control.get_paginator("list_memories").paginate():
+        for memory in page["memories"]:
+            if memory["id"].rpartition("-")[0] == name:
+                return str(memory["id"])
+    return str(deployment.control.create_memory(name=name, eventExpiryDuration=90)["memory"]["id"])
+
+
+def _until_ready(deployment: Deployment, runtime_id: str) -> dict[str, Any]:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        runtime: dict[str, Any] = deployment.control.get_agent_runtime(agentRuntimeId=runtime_id)
+        if runtime["status"] == "READY":
+            return runtime
+        if runtime["status"].endswith("_FAILED"):
+            raise CommandError(f"The deployment failed: {runtime.get('failureReason') or runtime['status']}")
+        time.sleep(0.1)
+    raise CommandError(f"The agent was not ready within {READY_SECONDS} seconds; it goes on being made ready.")
+
+
+def _words(kind: str, pieces: Iterable[bytes]) -> Iterator[str]:
+    """The answer's text: of server-sent events their data, else the body; JSON strings unquoted."""
+    if "text/event-stream" not in kind:
+        yield _text(b"".join(pieces).decode(errors="replace"))
+        return
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield _text(line[5:].strip().decode(errors="replace"))
+    if rest.startswith(b"data:"):
+        yield _text(rest[5:].strip().decode(errors="replace"))
+
+
+def _text(document: str) -> str:
+    try:
+        value = json.loads(document)
+    except ValueError:
+        return document
+    if isinstance(value, dict) and "error" in value:
+        raise CommandError(f"The agent failed: {value['error']}", "`agentkeep logs SESSION` shows what it wrote.")
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,56 @@
+"""The `agentkeep` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
+
+from agentkeep.cli import agents, platform, users
+from agentkeep.cli.output import CommandError
+
+app = typer.Typer(
+    name="agentkeep",
+    help="The AgentCore you keep yourself.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    platform.up,
+    platform.down,
+    platform.env,
+    platform.doctor,
+    agents.deploy,
+    agents.invoke,
+    agents.sessions,
+    agents.stop,
+    agents.logs,
+    users.login,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    as_json = "--json" in sys.argv
+    try:
+        app()
+    except CommandError as error:
+        error.show(as_json)
+        sys.exit(1)
+    except EndpointConnectionError as error:
+        CommandError(str(error), "Is the platform running? `agentkeep up` starts it.").show(as_json)
+        sys.exit(1)
+    except ClientError as error:
+        detail = error.response.get("Error", {})
+        CommandError(f"{detail.get('Code')}: {detail.get('Message')}").show(as_json)
+        sys.exit(1)
+    except BotoCoreError as error:
+        CommandError(str(error)).show(as_json)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""How commands speak: people get a few readable lines, `--json` one JSON document, errors what, why, and what to do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["AsJson", "CommandError", "console", "progress", "show", "table"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+#: What a command is asked for goes to standard output, all else (progress, errors) to standard error.
+console = Console()
+notes = Console(stderr=True)
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked. `fix` says what to do."""
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
+
+    def show(self, as_json: bool = False) -> None:
+        if as_json:
+            print(json.dumps({"error": self.what, "fix": self.fix}), file=sys.stderr)
+            return
+        notes.print("error:", style="bold red", end=" ")
+        notes.print(self.what, markup=False, highlight=False)
+        if self.fix:
+            notes.print(self.fix, markup=False, highlight=False)
+
+
+def show(document: Any, as_json: bool, *lines: str) -> None:
+    """The answer: `document` as JSON, or `lines` for people."""
+    if as_json:
+        print(json.dumps(document, default=_plain))
+        return
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
+    if not rows:
+        console.print(empty, style="dim")
+        return
+    grid = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*(str(cell) for cell in row))
+    console.print(grid)
+
+
+@contextmanager
+def progress(doing: str, as_json: bool = False) -> Iterator[None]:
+    """Says that something long is under way, where a person watches."""
+    if as_json or not notes.is_terminal:
+        if not as_json:
+            notes.print(f"{doing} ...", style="dim", highlight=False)
+        yield
+        return
+    with notes.status(doing):
+        yield
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,145 @@
+"""`agentkeep up`, `down`, `env`, `doctor`: the platform itself."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentkeep.cli.deployment import Deployment, Running, write_credentials
+from agentkeep.cli.options import DEFAULT_DATA_DIR, DataDir
+from agentkeep.cli.output import AsJson, CommandError, console, progress, show
+
+START_SECONDS = 60
+STOP_SECONDS = 30
+
+
+def up(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port to listen on; 0 picks a free one.")] = 4780,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when the platform is ready.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start the platform: all planes in one process, listening on loopback."""
+    data_dir = data_dir.absolute()
+    running = Running.read(data_dir)
+    if running and running.alive:
+        raise CommandError(
+            f"A platform (process {running.pid}) already runs with data folder {data_dir} at {running.endpoint}.",
+            "Use it, or stop it first with `agentkeep down`.",
+        )
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if detach:
+        running = _start_detached(port, data_dir, as_json)
+        show({"endpoint": running.endpoint, "pid": running.pid}, as_json, f"agentkeep is ready at {running.endpoint}")
+        return
+    _serve(port, data_dir, as_json)
+
+
+def _serve(port: int, data_dir: Path, as_json: bool) -> None:
+    from agentkeep.embedded.platform import Ready, run  # the planes are heavy to import; other commands need none
+
+    def ready(platform: Ready) -> None:
+        write_credentials(data_dir, platform.access_key_id, platform.secret_access_key)
+        running = Running(platform.endpoint, os.getpid(), platform.region, platform.account)
+        running.write(data_dir)
+        show(
+            {"endpoint": running.endpoint, "pid": running.pid},
+            as_json,
+            f"agentkeep is ready at [bold]{running.endpoint}[/] (Ctrl-C stops it)",
+            f'Point boto3 and the SDKs at it:  eval "$({_me()} env --data-dir {shlex.quote(str(data_dir))})"',
+        )
+
+    try:
+        run(data_dir, port, ready)
+    finally:
+        mine = Running.read(data_dir)
+        if mine and mine.pid == os.getpid():
+            (data_dir / "platform.json").unlink(missing_ok=True)
+
+
+def _start_detached(port: int, data_dir: Path, as_json: bool) -> Running:
+    log_path = data_dir / "platform.log"
+    command = [sys.executable, "-m", "agentkeep.cli", "up", "--port", str(port), "--data-dir", str(data_dir)]
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=data_dir
+        )
+    with progress("starting agentkeep", as_json):
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            running = Running.read(data_dir)
+            if running and running.pid == process.pid:
+                return running
+            if process.poll() is not None:
+                break
+            time.sleep(0.05)
+    if process.poll() is None:
+        process.terminate()
+        process.wait(STOP_SECONDS)
+        reason = f"The platform was not ready within {START_SECONDS} seconds and was stopped."
+    else:
+        reason = f"The platform ended with status {process.returncode} before it was ready."
+    tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])
+    raise CommandError(f"{reason} Its last words:\n{tail}", f"The whole log: {log_path}")
+
+
+def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """Stop the platform: sessions end, nothing acknowledged is lost."""
+    data_dir = data_dir.absolute()
+    running = Running.read(data_dir)
+    if running is None or not running.alive:
+        (data_dir / "platform.json").unlink(missing_ok=True)
+        show({"stopped": False}, as_json, f"No platform is running with data folder {data_dir}.")
+        return
+    os.kill(running.pid, signal.SIGTERM)
+    with progress("stopping agentkeep", as_json):
+        deadline = time.monotonic() + STOP_SECONDS
+        while running.alive and time.monotonic() < deadline:
+            time.sleep(0.05)
+    if running.alive:
+        raise CommandError(
+            f"Process {running.pid} has not stopped within {STOP_SECONDS} seconds.",
+            f"It may be ending a long answer: wait, or `kill -9 {running.pid}`; its sessions die with it.",
+        )
+    show({"stopped": True}, as_json, "Stopped.")
+
+
+def env(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """Print what points boto3, the AgentCore SDK and LangGraph here, as shell exports."""
+    variables = Deployment(data_dir).environment()
+    if as_json:
+        show(variables, as_json)
+        return
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+    print("unset AWS_SESSION_TOKEN AWS_PROFILE AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+
+
+def doctor(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """Try what this machine can and cannot do, with the fix for each."""
+    from agentkeep.embedded.doctor import examine
+
+    findings = examine(data_dir)
+    marks = {"ok": "[green]ok  [/]", "warning": "[yellow]warn[/]", "error": "[red]FAIL[/]"}
+    show([asdict(finding) for finding in findings], as_json)
+    if not as_json:
+        for finding in findings:
+            console.print(f"{marks[finding.severity]} {finding.check}: {finding.detail}", highlight=False)
+            if finding.fix and finding.severity != "ok":
+                console.print(f"     → {finding.fix}", highlight=False)
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _me() -> str:
+    """How this command was called, for lines a person pastes."""
+    return shlex.quote(sys.argv[0] if sys.argv[0].endswith("agentkeep") else "agentkeep")
