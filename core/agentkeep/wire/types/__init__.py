@@ -1,0 +1,1 @@
+"""Types of requests and responses, generated from the service models."""
