@@ -65,12 +65,26 @@ class Keys(Protocol):
 
 
 class Authorizers(Protocol):
-    """Inbound JWT verification (identity plane)."""
+    """Inbound JWT verification (identity plane). `authorizer` is the model's `customJWTAuthorizer` structure."""
+
+    def check(self, authorizer: Mapping[str, Any]) -> None:
+        """Refuses, when a resource is created or updated, an authorizer that could not be honoured.
+
+        Raises ValidationException: nothing to check is configured, an operator does not fit its claim's type, the
+        discovery URL is neither https nor loopback, a member is not supported here.
+        """
+        ...
+
+    def cached(self, authorizer: Mapping[str, Any], token: str) -> User | None:
+        """The user, if this token passed this authorizer here before and nothing has changed since; the hot path's
+        look-up, microseconds. None says nothing about the token."""
+        ...
 
     async def verify(self, authorizer: Mapping[str, Any], token: str) -> User:
-        """The token's user. `authorizer` is the model's `customJWTAuthorizer` structure.
+        """The token's user.
 
-        Raises UnauthorizedException (bad, expired, unknown issuer) or AccessDeniedException (claims not allowed).
+        Raises UnauthorizedException (bad, expired, unknown issuer), AccessDeniedException (claims not allowed), or
+        ServiceUnavailableException (the identity provider cannot be reached and its keys are not known; retry).
         """
         ...
 
@@ -91,7 +105,11 @@ class WorkloadTokens(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UsageRecord:
-    """One model call's use. Token counts as Bedrock's Converse reports them: `input_tokens` excludes cached ones."""
+    """One model call's use. Token counts as Bedrock's Converse reports them: `input_tokens` excludes cached ones.
+
+    `model_id` is the provider's name of the model that answered. `estimated`: the provider gave no counts (its answer
+    was cut short, say), so they were reckoned from the text's length.
+    """
 
     session: SessionRef | None
     user_id: str | None
@@ -104,6 +122,7 @@ class UsageRecord:
     latency_ms: float
     at: datetime
     request_id: str
+    estimated: bool = False
 
 
 class Usage(Protocol):
