@@ -15,6 +15,7 @@
     │   ├── UnsupportedOperationException 501  modelled by AWS, not implemented here
     │   ├── ServiceUnavailableException   503
     │   ├── ModelErrorException           424  the model provider failed
+    │   ├── ModelStreamErrorException     424  the same, while its answer was streaming
     │   ├── ModelTimeoutException         408
     │   └── ModelNotReadyException        429
     └── DependencyError                   what a dependency did to us; never reaches the wire raw
@@ -46,6 +47,7 @@ __all__ = [
     "InternalServerException",
     "ModelErrorException",
     "ModelNotReadyException",
+    "ModelStreamErrorException",
     "ModelTimeoutException",
     "ProviderError",
     "ResourceNotFoundException",
@@ -151,6 +153,10 @@ class ServiceUnavailableException(ServiceError):
 
 
 class ModelErrorException(ServiceError):
+    status = 424
+
+
+class ModelStreamErrorException(ServiceError):
     status = 424
 
 

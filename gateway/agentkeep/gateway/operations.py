@@ -1,0 +1,47 @@
+"""The gateway plane's operations: the models a session may call."""
+
+from __future__ import annotations
+
+from agentkeep.core.call import Call, CallerKind, allow
+from agentkeep.gateway.models.calls import ModelCalls
+from agentkeep.gateway.models.provider import Document, Request
+
+__all__ = ["GatewayPlane"]
+
+
+class GatewayPlane:
+    """Operations of bedrock-runtime, named as in boto3. Whoever calls is metered; a session's use counts as its own."""
+
+    name = "gateway"
+    arn_kinds = frozenset({"gateway"})
+
+    def __init__(self, models: ModelCalls) -> None:
+        self._models = models
+
+    @allow(CallerKind.SESSION)
+    async def converse(self, call: Call, request: Request) -> Document:
+        return await self._models.converse(call, request)
+
+    @allow(CallerKind.SESSION)
+    async def converse_stream(self, call: Call, request: Request) -> Document:
+        return {"stream": await self._models.converse_stream(call, request)}
+
+    @allow(CallerKind.SESSION)
+    async def invoke_model(self, call: Call, request: Request) -> Document:
+        return await self._models.invoke_model(call, request)
+
+    @allow(CallerKind.SESSION)
+    async def invoke_model_with_response_stream(self, call: Call, request: Request) -> Document:
+        stream, headers = await self._models.invoke_model_stream(call, request)
+        return {"body": stream, **headers}
+
+    @allow(CallerKind.SESSION)
+    async def count_tokens(self, call: Call, request: Request) -> Document:
+        return {"inputTokens": await self._models.count_tokens(request)}
+
+    @allow(CallerKind.SESSION)
+    async def apply_guardrail(self, call: Call, request: Request) -> Document:
+        return await self._models.apply_guardrail(request)
+
+    async def close(self) -> None:
+        await self._models.close()
