@@ -14,8 +14,10 @@ from urllib.parse import quote
 __all__ = [
     "ABSENT",
     "ANY",
+    "PRESENT",
     "Check",
     "Delete",
+    "Ensure",
     "Expected",
     "Item",
     "KeyValueStore",
@@ -30,12 +32,15 @@ __all__ = [
 class _Expect(Enum):
     ANY = "any"
     ABSENT = "absent"
+    PRESENT = "present"
 
 
 ANY: Final = _Expect.ANY
 ABSENT: Final = _Expect.ABSENT
-#: What a conditional write wants to find: anything, nothing, or exactly these bytes (the value read before).
-Expected = Literal[_Expect.ANY, _Expect.ABSENT] | bytes
+PRESENT: Final = _Expect.PRESENT
+#: What a conditional write wants to find: anything at all, no item, some item, or exactly these bytes (the value read
+#: before).
+Expected = Literal[_Expect.ANY, _Expect.ABSENT, _Expect.PRESENT] | bytes
 
 
 def partition(*parts: str) -> str:
@@ -52,7 +57,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """`expires_ms`: epoch milliseconds after which the item is gone for every reader; None keeps it for ever."""
+    """`expires_ms`: epoch milliseconds from which the item is gone for every reader; None keeps it for ever."""
 
     partition: str
     sort: str
@@ -77,7 +82,18 @@ class Check:
     expect: Expected
 
 
-Write = Put | Delete | Check
+@dataclass(frozen=True, slots=True)
+class Ensure:
+    """The item exists: where there is one, its value is kept and its end only ever moved later; else it is put. For
+    indexes (the sessions of an actor) that each write refreshes without reading."""
+
+    partition: str
+    sort: str
+    value: bytes
+    expires_ms: int | None = None
+
+
+Write = Put | Delete | Check | Ensure
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +129,11 @@ class KeyValueStore(Protocol):
         before: str | None = None,
         limit: int = 100,
         reverse: bool = False,
+        max_bytes: int | None = None,
     ) -> list[Item]:
         """Up to `limit` live items with after < sort < before (both exclusive), ascending, or descending with
-        `reverse`. Fewer than `limit` means the range is exhausted."""
+        `reverse`. Fewer than `limit` means the range is exhausted, unless their values together reach `max_bytes`:
+        the item that does so is the last returned."""
         ...
 
     async def transact(self, writes: Sequence[Write], once: Once | None = None) -> Replayed | None:
@@ -123,7 +141,8 @@ class KeyValueStore(Protocol):
 
         With `once`: if the token was spent by an equal request, writes nothing and returns `Replayed`; if by a
         different one, raises ValidationException(IdempotentParameterMismatchException). Token checks come before
-        conditions. Raises ConditionFailed with the index of the first write whose expectation was wrong.
+        conditions. Conditions are all checked before the first write. Raises ConditionFailed with the index of the
+        first write whose expectation was wrong. After StoreUnavailable the write may or may not have happened.
         """
         ...
 

@@ -1,0 +1,142 @@
+"""The key-value store on Valkey or Redis: each operation one script, one round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, Final
+
+from agentkeep.core.clock import Clock, epoch_ms
+from agentkeep.core.errors import ConditionFailed, ValidationException
+from agentkeep.storage.interface import ABSENT, ANY, PRESENT, Check, Delete, Item, Once, Put, Replayed, Write
+from agentkeep.storage.resp import Argument, Endpoint, RespClient, ServerError
+
+__all__ = ["ValkeyKeyValueStore"]
+
+
+class _Script:
+    def __init__(self, name: str) -> None:
+        folder = files("agentkeep.storage") / "lua"
+        self.text = (folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()
+        self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+_GET: Final = _Script("get")
+_QUERY: Final = _Script("query")
+_TRANSACT: Final = _Script("transact")
+_DELETE_PARTITION: Final = _Script("delete_partition")
+_SCRIPTS: Final = [script.text for script in (_GET, _QUERY, _TRANSACT, _DELETE_PARTITION)]
+
+_EXPECTATIONS: Final = {ANY: "*", ABSENT: "-", PRESENT: "+"}
+
+
+class ValkeyKeyValueStore:
+    """`url`: `unix:///path`, `redis://` or `rediss://`. `prefix` begins every key; its braces make it a cluster's hash
+    tag, so that transactions span partitions there too (all of a deployment is in one slot, that is, on one shard).
+
+    `time_limit`: seconds. `clock`: whose time ends items; None, the server's, on which all replicas agree.
+    """
+
+    def __init__(
+        self, url: str, *, prefix: str = "{agentkeep}", time_limit: float = 5.0, clock: Clock | None = None
+    ) -> None:
+        self._client = RespClient(Endpoint(url), time_limit, _SCRIPTS)
+        self._prefix = prefix
+        self._clock = clock
+
+    async def get(self, partition: str, sort: str) -> bytes | None:
+        values: list[bytes | None] = await self._run(_GET, self._keys(partition, "hx"), (self._now(), sort))
+        return values[0]
+
+    async def get_many(self, partition: str, sorts: Sequence[str]) -> list[bytes | None]:
+        if not sorts:
+            return []
+        values: list[bytes | None] = await self._run(_GET, self._keys(partition, "hx"), (self._now(), *sorts))
+        return values
+
+    async def query(
+        self,
+        partition: str,
+        *,
+        after: str | None = None,
+        before: str | None = None,
+        limit: int = 100,
+        reverse: bool = False,
+        max_bytes: int | None = None,
+    ) -> list[Item]:
+        low = "-" if after is None else f"({after}"
+        high = "+" if before is None else f"({before}"
+        start, end = (high, low) if reverse else (low, high)
+        found: list[bytes] = await self._run(
+            _QUERY,
+            self._keys(partition, "hzx"),
+            (self._now(), start, end, limit, int(reverse), max_bytes or 0),
+        )
+        pairs = iter(found)
+        return [Item(sort.decode(), value) for sort, value in zip(pairs, pairs, strict=True)]
+
+    async def transact(self, writes: Sequence[Write], once: Once | None = None) -> Replayed | None:
+        partitions: dict[str, int] = {}
+        arguments: list[Argument] = [self._now(), len(writes)]
+        for write in writes:
+            number = partitions.setdefault(write.partition, len(partitions))
+            if isinstance(write, Put):
+                expect, expected = _expectation(write.expect)
+                arguments += ("P" + expect, number, write.sort, write.value, expected, write.expires_ms or 0)
+            elif isinstance(write, Delete):
+                expect, expected = _expectation(write.expect)
+                arguments += ("D" + expect, number, write.sort, b"", expected, 0)
+            elif isinstance(write, Check):
+                expect, expected = _expectation(write.expect)
+                arguments += ("C" + expect, number, write.sort, b"", expected, 0)
+            else:
+                arguments += ("E*", number, write.sort, write.value, b"", write.expires_ms or 0)
+        keys = [key for partition in partitions for key in self._keys(partition, "hzx")]
+        if once is not None:
+            keys.append(f"{self._prefix}once:{once.key}")
+            arguments += (once.fingerprint, once.reference, once.expires_ms)
+        # With a token it may be repeated: if the first attempt was done, the second says so.
+        reply = await self._run(_TRANSACT, keys, arguments, repeatable=once is not None)
+        if reply == 0:
+            return None
+        verdict = reply[0]
+        if verdict == b"failed":
+            raise ConditionFailed(reply[1], reply[2] if len(reply) > 2 else None)
+        if verdict == b"replayed":
+            return Replayed(reply[1])
+        raise ValidationException(
+            "This client token was used before with different parameters: use a new token for a new request",
+            reason="IdempotentParameterMismatchException",
+        )
+
+    async def delete_partition(self, partition: str) -> int:
+        count: int = await self._run(_DELETE_PARTITION, self._keys(partition, "hzx"), (self._now(),))
+        return count
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _now(self) -> int:
+        return -1 if self._clock is None else epoch_ms(self._clock.now())
+
+    def _keys(self, partition: str, kinds: str) -> list[str]:
+        return [f"{self._prefix}{kind}:{partition}" for kind in kinds]
+
+    async def _run(
+        self, script: _Script, keys: Sequence[str], arguments: Sequence[Argument], *, repeatable: bool = True
+    ) -> Any:
+        try:
+            command = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
+            return await self._client.execute(command, repeatable=repeatable)
+        except ServerError as error:
+            if error.code != "NOSCRIPT":
+                raise
+        # Somebody flushed the scripts (loaded with each new connection), so it was not run.
+        return await self._client.execute(("EVAL", script.text, *command[2:]), repeatable=repeatable)
+
+
+def _expectation(expect: object) -> tuple[str, bytes]:
+    if isinstance(expect, bytes):
+        return "=", expect
+    return _EXPECTATIONS[expect], b""  # type: ignore[index]
