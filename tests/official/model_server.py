@@ -69,6 +69,17 @@ class ModelServer:
     def __init__(self, port: int) -> None:
         self.endpoint = f"http://127.0.0.1:{port}"
 
+    @property
+    def platform_settings(self) -> dict[str, str]:
+        """Makes a platform send every model call here."""
+        return {
+            "AGENTKEEP_GATEWAY_ROUTES": "*=bedrock",
+            "AGENTKEEP_GATEWAY_BEDROCK_ENDPOINT_URL": self.endpoint,
+            "AGENTKEEP_GATEWAY_BEDROCK_REGION": "us-west-2",
+            "AWS_ACCESS_KEY_ID": "stand-in",
+            "AWS_SECRET_ACCESS_KEY": "stand-in",
+        }
+
 
 @contextmanager
 def model_server() -> Iterator[ModelServer]:

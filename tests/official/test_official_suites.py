@@ -26,8 +26,8 @@ def distributions() -> Path:
     wanted = {suite.distribution for suite in SUITES}
     if not all((CACHE / f"{name}.tar.gz").exists() for name in wanted):
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--require-hashes",
-             "-r", str(REPOSITORY / "requirements" / "official.txt"), "-d", str(CACHE)],
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
+             "--require-hashes", "-r", str(REPOSITORY / "requirements" / "official.txt"), "-d", str(CACHE)],
             check=True,
         )  # fmt: skip
     for name in wanted:
@@ -43,7 +43,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlatformProce
         model_server() as models,
         running_platform(
             tmp_path_factory.mktemp("platform"),
-            AGENTKEEP_RUNTIME_PYTHON_FALLBACK="true",
             **models.platform_settings,
         ) as platform,
     ):
