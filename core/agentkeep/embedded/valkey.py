@@ -200,7 +200,7 @@ class EmbeddedValkey:
 
     def _keep(self) -> None:
         """Starts the server, waits for its end, starts it again unless it was told to stop."""
-        pause = 0.1
+        pause = 0.02
         while not self._stopping.is_set():
             started = time.monotonic()
             try:
@@ -214,7 +214,7 @@ class EmbeddedValkey:
             if self._stopping.is_set():
                 return
             logger.error("Valkey (process %d) ended by itself with status %d: starting it again", process.pid, code)
-            pause = 0.1 if time.monotonic() - started > 10 else min(pause * 2, 5)
+            pause = 0.02 if time.monotonic() - started > 10 else min(pause * 2, 5)
             self._stopping.wait(pause)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -234,7 +234,7 @@ class EmbeddedValkey:
         }
 
         arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
-        with (self._folder / "valkey.log").open("ab") as log:
+        with open(self._folder / "valkey.log", "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(self._binary), *arguments],
                 stdin=subprocess.DEVNULL,
