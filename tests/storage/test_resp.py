@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -78,6 +79,18 @@ async def test_commands_of_many_tasks_share_a_connection(valkey: EmbeddedValkey)
     listed = await client.execute(("CLIENT", "LIST"), repeatable=True)
     assert listed.count(b"name=agentkeep") == 1
     await client.close()
+
+
+def test_on_the_loop_of_the_platform(valkey: EmbeddedValkey) -> None:
+    async def main() -> list[bytes]:
+        client = client_of(valkey.url)
+        value = bytes(5_000_000)
+        assert await client.execute(("ECHO", value), repeatable=True) == value
+        replies = await asyncio.gather(*(client.execute(("ECHO", f"{n}"), repeatable=True) for n in range(100)))
+        await client.close()
+        return replies
+
+    assert uvloop.run(main()) == [b"%d" % n for n in range(100)]
 
 
 async def test_a_cancelled_command_does_not_shift_the_answers(valkey: EmbeddedValkey) -> None:

@@ -12,7 +12,7 @@ import logging
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import hiredis
 from redis.asyncio.connection import parse_url
@@ -124,8 +124,7 @@ class _Connection(asyncio.Protocol):
             self.resume_writing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not instances of it
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(f"connection closed: {exc}" if exc else "connection closed by the store")
