@@ -1,0 +1,54 @@
+"""Settings of the identity plane. Times are seconds, sizes bytes."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from agentkeep.identity.provider_documents import refuse_unsafe_url
+
+__all__ = ["IdentitySettings"]
+
+
+class IdentitySettings(BaseSettings):
+    """`AGENTKEEP_IDENTITY_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENTKEEP_IDENTITY_", extra="ignore")
+
+    # Access keys.
+    session_key_life: float = Field(3600, ge=60, le=43_200, description="How long a session's key is accepted.")
+    key_cache: float = Field(
+        5, ge=0, le=60, description="How long another replica may still accept a key after its end: its cache's age."
+    )
+    key_cache_size: int = Field(10_000, ge=1)
+
+    # Workload access tokens.
+    workload_token_life: float = Field(3600, ge=60, le=43_200)
+    trusted_issuers: tuple[str, ...] = Field(
+        (),
+        description="Discovery URLs of the OpenID providers whose user tokens GetWorkloadAccessTokenForJWT accepts.",
+    )
+
+    # JSON Web Tokens and where their keys come from.
+    clock_skew: float = Field(60, ge=0, le=300, description="Tolerance for exp, nbf and iat.")
+    token_limit: int = Field(16_384, ge=1024, le=131_072, description="Longer user tokens are refused unread.")
+    verified_tokens: int = Field(10_000, ge=1, description="Tokens remembered as verified, until they expire.")
+    provider_refresh: float = Field(600, gt=0, description="Age at which a provider's keys are fetched again.")
+    provider_outage: float = Field(
+        3600, gt=0, description="Age up to which known keys are used while their provider does not answer."
+    )
+    provider_retry: float = Field(
+        10, ge=0, description="Least time between two fetches from one provider, whatever key ids tokens name."
+    )
+    provider_timeout: float = Field(5, gt=0, description="For each document of a provider.")
+    provider_document_limit: int = Field(262_144, ge=1024)
+
+    # The development issuer.
+    development_token_life: float = Field(3600, ge=60, le=86_400)
+
+    @field_validator("trusted_issuers")
+    @classmethod
+    def _safe(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            refuse_unsafe_url(url)
+        return urls
