@@ -1,0 +1,143 @@
+"""The search store: documents with text, vector and metadata, searched inside one partition.
+
+A partition is one user's: every call names exactly one, and nothing of another is read, written or counted by it.
+Embedding texts and weighing the two scores against each other is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Condition", "Document", "Hit", "Operator", "Page", "SearchStore", "Selection", "Value", "Vector"]
+
+Vector = NDArray[np.float32]
+
+#: What metadata may hold. Times are aware.
+Value = str | float | datetime | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Document:
+    """`id` is unique in its partition. `text` is what is searched; `context` is text found near it (the turns before
+    and after), which counts for less. `vector` is None or of the store's dimensions; its length does not matter.
+    `namespaces` are paths, normalised by the caller to begin and end with a slash. `body` is the owner's and comes
+    back as it was. `expires_ms`: epoch milliseconds after which the document is gone for every reader."""
+
+    id: str
+    text: str
+    created_ms: int
+    context: str = ""
+    vector: Vector | None = None
+    namespaces: Sequence[str] = ()
+    metadata: Mapping[str, Value] = field(default_factory=dict)
+    body: bytes = b""
+    expires_ms: int | None = None
+
+
+class Operator(StrEnum):
+    """AgentCore's, on memory records' metadata."""
+
+    EQUALS_TO = "EQUALS_TO"
+    EXISTS = "EXISTS"
+    NOT_EXISTS = "NOT_EXISTS"
+    BEFORE = "BEFORE"
+    AFTER = "AFTER"
+    CONTAINS = "CONTAINS"
+    GREATER_THAN = "GREATER_THAN"
+    GREATER_THAN_OR_EQUALS = "GREATER_THAN_OR_EQUALS"
+    LESS_THAN = "LESS_THAN"
+    LESS_THAN_OR_EQUALS = "LESS_THAN_OR_EQUALS"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """On one metadata key. A value of another type than the operator compares never matches. EQUALS_TO takes a string
+    or a number, BEFORE and AFTER a time, CONTAINS strings that must all be in the list, the rest numbers; EXISTS and
+    NOT_EXISTS take none."""
+
+    key: str
+    operator: Operator
+    value: Value | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which documents of the partition count: all conditions, and the namespace itself or anything beneath it."""
+
+    namespace: str | None = None
+    namespace_path: str | None = None
+    conditions: Sequence[Condition] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """`lexical`: BM25, 0 where no word matches. `similarity`: cosine, None where the document or the query has no
+    vector. Both are exact for every hit, and comparable only within one answer."""
+
+    document: Document
+    lexical: float
+    similarity: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`after` continues the list; None at its end."""
+
+    documents: list[Document]
+    after: str | None
+
+
+EVERYTHING = Selection()
+
+
+class SearchStore(Protocol):
+    """A write is durable, and seen by every later read and search, when it returns. Raises StoreUnavailable when the
+    store does not answer, ValueError for documents and conditions that are none (a vector of other dimensions)."""
+
+    async def upsert(self, partition: str, documents: Sequence[Document]) -> None:
+        """All or none; a document of the same id is replaced."""
+        ...
+
+    async def delete(self, partition: str, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that were there."""
+        ...
+
+    async def delete_partition(self, partition: str) -> int:
+        """Erases all of it; returns how many documents there were."""
+        ...
+
+    async def get(self, partition: str, ids: Sequence[str]) -> list[Document | None]: ...
+
+    async def newest(
+        self, partition: str, selection: Selection = EVERYTHING, *, limit: int = 100, after: str | None = None
+    ) -> Page:
+        """A list, newest first: by creation and then id, both descending. `after` is an earlier page's, and stays good
+        when documents come and go in between."""
+        ...
+
+    async def search(
+        self,
+        partition: str,
+        *,
+        text: str = "",
+        vector: Vector | None = None,
+        selection: Selection = EVERYTHING,
+        limit: int = 100,
+    ) -> list[Hit]:
+        """The best `limit` by words and the best `limit` by vector, of what is selected, each hit once with both its
+        scores; best lexical score first. Without `text`, or `vector`, that half is left out. No syntax: `text` is
+        words, whatever signs are in it."""
+        ...
+
+    async def purge(self) -> int:
+        """Removes what has expired from the disk; returns how much."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,460 @@
+"""Search store on SQLite: words by FTS5, vectors exactly, by numpy over the partition's rows.
+
+A partition is one user's, so it is small: comparing every vector of it beats an index, and loses nothing (below some
+50,000 rows). BM25 is computed here, from FTS5's postings, because FTS5's own counts words over the whole table: how
+rare a word is among all users' memories would show in one user's scores.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import apsw
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from agentkeep.core.clock import Clock, SystemClock, epoch_ms
+from agentkeep.storage.search import EVERYTHING, Condition, Document, Hit, Operator, Page, Selection, Value, Vector
+from agentkeep.storage.sqlite import SqliteFile
+
+__all__ = ["SqliteSearchStore"]
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS partitions (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS documents (
+    number INTEGER PRIMARY KEY,
+    partition INTEGER NOT NULL REFERENCES partitions,
+    id TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    expires_ms INTEGER,
+    words REAL NOT NULL,
+    vector BLOB,
+    namespaces TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    body BLOB NOT NULL,
+    UNIQUE (partition, id)
+);
+CREATE INDEX IF NOT EXISTS documents_by_time ON documents (partition, created_ms DESC, id DESC);
+CREATE INDEX IF NOT EXISTS documents_by_expiry ON documents (expires_ms) WHERE expires_ms IS NOT NULL;
+CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5 (
+    partition, text, context, tokenize = 'porter unicode61 remove_diacritics 2'
+);
+INSERT INTO texts (texts, rank) VALUES ('secure-delete', 1);
+"""
+
+#: How the texts are split, without the stemming: a query's word is stemmed when it is looked up.
+TOKENIZER = ("unicode61", ["remove_diacritics", "2"])
+
+READ = """
+SELECT id, text, created_ms, context, vector, namespaces, metadata, body, expires_ms
+FROM documents JOIN texts ON texts.rowid = documents.number
+"""
+
+#: BM25's usual constants; the weight of a word found in `context` beside one in `text`.
+K1, B, CONTEXT_WEIGHT = 1.2, 0.75, 0.5
+#: Distinct words of a query that are looked up; the longest are kept, being the rarest.
+MAX_QUERY_WORDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A partition's vectors, one row each, of length 1. `numbers`: the documents', ascending."""
+
+    numbers: NDArray[np.int64]
+    rows: Vector
+
+    @property
+    def size(self) -> int:
+        return self.rows.nbytes + self.numbers.nbytes
+
+
+class SqliteSearchStore:
+    """`dimensions` of its vectors. `cache_bytes` bounds the matrices kept in memory, least recently used ones go."""
+
+    def __init__(
+        self, path: Path, *, dimensions: int, clock: Clock | None = None, cache_bytes: int = 64_000_000
+    ) -> None:
+        self._file = SqliteFile(path, _prepare)
+        self._dimensions = dimensions
+        self._clock = clock or SystemClock()
+        self._matrices: OrderedDict[int, _Matrix] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        self._cached_bytes = 0
+
+    async def upsert(self, partition: str, documents: Sequence[Document]) -> None:
+        rows = [(document, self._unit(document.vector), _encode(document.metadata)) for document in documents]
+
+        def work(connection: apsw.Connection) -> None:
+            connection.execute("INSERT OR IGNORE INTO partitions (name) VALUES (?)", (partition,))
+            number = _partition(connection, partition)
+            assert number is not None
+            for document, vector, metadata in rows:
+                _delete(connection, number, document.id)
+                self._insert(connection, number, document, vector, metadata)
+            self._forget(number)
+
+        await self._file.write(work)
+
+    async def delete(self, partition: str, ids: Sequence[str]) -> list[str]:
+        now = self._now()
+
+        def work(connection: apsw.Connection) -> list[str]:
+            number = _partition(connection, partition)
+            if number is None:
+                return []
+            self._forget(number)
+            return [id for id in dict.fromkeys(ids) if _delete(connection, number, id, now)]
+
+        return await self._file.write(work)
+
+    async def delete_partition(self, partition: str) -> int:
+        def work(connection: apsw.Connection) -> int:
+            number = _partition(connection, partition)
+            if number is None:
+                return 0
+            self._forget(number)
+            connection.execute(
+                "DELETE FROM texts WHERE rowid IN (SELECT number FROM documents WHERE partition = ?)", (number,)
+            )
+            connection.execute("DELETE FROM documents WHERE partition = ?", (number,))
+            deleted = connection.changes()
+            connection.execute("DELETE FROM partitions WHERE number = ?", (number,))
+            return deleted
+
+        deleted = await self._file.write(work)
+        # What was erased is gone from the write-ahead log too.
+        await self._file.read(lambda connection: connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE))
+        return deleted
+
+    async def get(self, partition: str, ids: Sequence[str]) -> list[Document | None]:
+        now = self._now()
+
+        def work(connection: apsw.Connection) -> list[Document | None]:
+            number = _partition(connection, partition)
+            found: list[Document | None] = []
+            for id in ids:
+                row = connection.execute(
+                    f"{READ} WHERE documents.partition = ? AND id = ? AND (expires_ms IS NULL OR expires_ms > ?)",
+                    (number, id, now),
+                ).fetchone()
+                found.append(_document(row) if row else None)
+            return found
+
+        return await self._file.read(work)
+
+    async def newest(
+        self, partition: str, selection: Selection = EVERYTHING, *, limit: int = 100, after: str | None = None
+    ) -> Page:
+        where, bindings = _where(selection, self._now())
+        if after is not None:
+            where += " AND (created_ms, id) < (?, ?)"
+            bindings += _cursor(after)
+
+        def work(connection: apsw.Connection) -> Page:
+            number = _partition(connection, partition)
+            rows = connection.execute(
+                f"{READ} WHERE documents.partition = ? AND {where} ORDER BY created_ms DESC, id DESC LIMIT ?",
+                (number, *bindings, limit + 1),
+            ).fetchall()
+            documents = [_document(row) for row in rows[:limit]]
+            more = len(rows) > limit
+            return Page(documents, f"{documents[-1].created_ms}.{documents[-1].id}" if more and documents else None)
+
+        return await self._file.read(work)
+
+    async def search(
+        self,
+        partition: str,
+        *,
+        text: str = "",
+        vector: Vector | None = None,
+        selection: Selection = EVERYTHING,
+        limit: int = 100,
+    ) -> list[Hit]:
+        where, bindings = _where(selection, self._now())
+        query = None if vector is None else np.frombuffer(self._unit(vector) or b"", np.float32)
+
+        def work(connection: apsw.Connection) -> list[Hit]:
+            number = _partition(connection, partition)
+            if number is None or limit < 1:
+                return []
+            rows = connection.execute(
+                f"SELECT number FROM documents WHERE partition = ? AND {where}",  # noqa: S608 (clauses of our own)
+                (number, *bindings),
+            ).fetchall()
+            selected = np.array([row[0] for row in rows], np.int64)
+            lexical = _bm25(connection, number, text, selected)
+            similar = self._similar(connection, number, query, selected)
+            best = sorted(lexical, key=lambda found: (-lexical[found], found))[:limit]
+            chosen = dict.fromkeys(best)
+            chosen |= dict.fromkeys(sorted(similar, key=lambda found: (-similar[found], found))[:limit])
+            return [
+                Hit(document, lexical.get(found, 0.0), similar.get(found))
+                for found, document in _documents(connection, list(chosen))
+            ]
+
+        return sorted(await self._file.read(work), key=lambda hit: (-hit.lexical, -(hit.similarity or -1.0)))
+
+    async def purge(self) -> int:
+        now = self._now()
+
+        def work(connection: apsw.Connection) -> int:
+            connection.execute(
+                "DELETE FROM texts WHERE rowid IN (SELECT number FROM documents WHERE expires_ms <= ?)", (now,)
+            )
+            connection.execute("DELETE FROM documents WHERE expires_ms <= ?", (now,))
+            deleted = connection.changes()
+            if deleted:
+                self._matrices.clear()
+                self._cached_bytes = 0
+            return deleted
+
+        return await self._file.write(work)
+
+    async def close(self) -> None:
+        await self._file.close()
+
+    def _now(self) -> int:
+        return epoch_ms(self._clock.now())
+
+    def _unit(self, vector: Vector | None) -> bytes | None:
+        if vector is None:
+            return None
+        values = np.asarray(vector, np.float32)
+        length = float(np.linalg.norm(values)) if values.shape == (self._dimensions,) else math.nan
+        if not math.isfinite(length) or length == 0:
+            raise ValueError(f"a vector of {self._dimensions} finite numbers, not all zero, is wanted")
+        return (values / length).tobytes()
+
+    def _insert(
+        self, connection: apsw.Connection, number: int, document: Document, vector: bytes | None, metadata: bytes
+    ) -> None:
+        words = len(_words(connection, document.text)) + CONTEXT_WEIGHT * len(_words(connection, document.context))
+        connection.execute(
+            "INSERT INTO documents (partition, words, id, created_ms, vector, namespaces, metadata, body, expires_ms)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(number, words, document.id, document.created_ms, vector),
+                orjson.dumps(list(document.namespaces)).decode(),
+                *(metadata.decode(), document.body, document.expires_ms),
+            ),
+        )
+        connection.execute(
+            "INSERT INTO texts (rowid, partition, text, context) VALUES (?, ?, ?, ?)",
+            (connection.last_insert_rowid(), _token(number), document.text, document.context),
+        )
+
+    # The matrices belong to the file's thread: all of this runs there.
+
+    def _similar(
+        self, connection: apsw.Connection, number: int, query: Vector | None, selected: NDArray[np.int64]
+    ) -> dict[int, float]:
+        if query is None or not selected.size:
+            return {}
+        matrix = self._matrix(connection, number)
+        wanted = np.isin(matrix.numbers, selected, assume_unique=True)
+        scores = matrix.rows @ query
+        return dict(zip(matrix.numbers[wanted].tolist(), scores[wanted].tolist(), strict=True))
+
+    def _matrix(self, connection: apsw.Connection, number: int) -> _Matrix:
+        if (matrix := self._matrices.get(number)) is not None:
+            self._matrices.move_to_end(number)
+            return matrix
+        rows: list[Any] = connection.execute(
+            "SELECT number, vector FROM documents WHERE partition = ? AND vector IS NOT NULL ORDER BY number", (number,)
+        ).fetchall()
+        numbers = np.array([row[0] for row in rows], np.int64)
+        vectors = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(-1, self._dimensions)
+        matrix = _Matrix(numbers, vectors)
+        if matrix.size <= self._cache_bytes:
+            self._matrices[number] = matrix
+            self._cached_bytes += matrix.size
+            while self._cached_bytes > self._cache_bytes:
+                _, oldest = self._matrices.popitem(last=False)
+                self._cached_bytes -= oldest.size
+        return matrix
+
+    def _forget(self, number: int) -> None:
+        if (matrix := self._matrices.pop(number, None)) is not None:
+            self._cached_bytes -= matrix.size
+
+
+def _prepare(connection: apsw.Connection) -> None:
+    connection.register_fts5_function("occurrences", _occurrences)
+    connection.execute(SCHEMA).close()
+
+
+def _partition(connection: apsw.Connection, name: str) -> int | None:
+    row = connection.execute("SELECT number FROM partitions WHERE name = ?", (name,)).fetchone()
+    return row[0] if row else None
+
+
+def _delete(connection: apsw.Connection, partition: int, id: str, now: int | None = None) -> bool:
+    """Whether it was there, and (given `now`) not expired."""
+    row = connection.execute(
+        "SELECT number, expires_ms FROM documents WHERE partition = ? AND id = ?", (partition, id)
+    ).fetchone()
+    if row is None:
+        return False
+    connection.execute("DELETE FROM texts WHERE rowid = ?", (row[0],))
+    connection.execute("DELETE FROM documents WHERE number = ?", (row[0],))
+    return now is None or row[1] is None or row[1] > now
+
+
+def _documents(connection: apsw.Connection, numbers: Sequence[int]) -> list[tuple[int, Document]]:
+    read = f"{READ} WHERE number = ?"
+    return [(number, _document(connection.execute(read, (number,)).fetchone())) for number in numbers]
+
+
+def _token(partition: int) -> str:
+    """The word that stands for a partition in the texts' column of that name."""
+    return f"p{partition}"
+
+
+def _words(connection: apsw.Connection, text: str) -> list[str]:
+    tokenize = connection.fts5_tokenizer(*TOKENIZER)
+    # Each word is a tuple of its variants; this tokenizer makes one.
+    found: Any = tokenize(text.encode(), apsw.FTS5_TOKENIZE_DOCUMENT, None, include_offsets=False)
+    return [variants[0] for variants in found]
+
+
+def _bm25(connection: apsw.Connection, partition: int, query: str, selected: NDArray[np.int64]) -> dict[int, float]:
+    """Scores of the selected documents with at least one of the words. Rarity is counted in the whole partition."""
+    words = sorted(dict.fromkeys(_words(connection, query)), key=len, reverse=True)[:MAX_QUERY_WORDS]
+    if not words or not selected.size:
+        return {}
+    quoted = " OR ".join(f'"{word}"' for word in words)
+    match = f'partition : "{_token(partition)}" AND {{text context}} : ({quoted})'
+    found: list[Any] = connection.execute(
+        "SELECT rowid, occurrences(texts) FROM texts WHERE texts MATCH ?", (match,)
+    ).fetchall()
+    if not found:
+        return {}
+    numbers = np.array([row[0] for row in found], np.int64)
+    counts = np.frombuffer(b"".join(row[1] for row in found), np.float64).reshape(len(found), -1)
+    lengths = dict(connection.execute("SELECT number, words FROM documents WHERE partition = ?", (partition,)))
+    length = np.array([lengths[number] for number in numbers.tolist()])
+    average = sum(lengths.values()) / len(lengths) or 1.0
+    documents_with = np.count_nonzero(counts, axis=0)
+    rarity = np.log1p((len(lengths) - documents_with + 0.5) / (documents_with + 0.5))
+    saturated = counts * (K1 + 1) / (counts + K1 * (1 - B + B * length[:, None] / average))
+    scores = saturated @ rarity
+    wanted = np.isin(numbers, selected)
+    return dict(zip(numbers[wanted].tolist(), scores[wanted].tolist(), strict=True))
+
+
+def _occurrences(row: apsw.FTS5ExtensionApi, *_: object) -> bytes:
+    """How often each word of the query is in the row, as numbers. Phrase 0 of the query is the partition, and so is
+    column 0 of the row."""
+    return array(
+        "d",
+        [
+            len(in_text) + CONTEXT_WEIGHT * len(in_context)
+            for _, in_text, in_context in map(row.phrase_locations, range(1, row.phrase_count))
+        ],
+    ).tobytes()
+
+
+def _where(selection: Selection, now: int) -> tuple[str, tuple[Any, ...]]:
+    """The condition on `documents` besides the partition, and its bindings."""
+    clauses = ["(expires_ms IS NULL OR expires_ms > ?)"]
+    bindings: list[Any] = [now]
+    among = "EXISTS (SELECT 1 FROM json_each(namespaces) WHERE {})"
+    if selection.namespace is not None:
+        clauses.append(among.format("value = ?"))
+        bindings.append(selection.namespace)
+    if selection.namespace_path is not None:
+        clauses.append(among.format("substr(value, 1, length(?)) = ?"))
+        bindings += [selection.namespace_path, selection.namespace_path]
+    for condition in selection.conditions:
+        clause, more = _condition(condition)
+        clauses.append(clause)
+        bindings += more
+    return " AND ".join(clauses), tuple(bindings)
+
+
+COMPARISONS = {
+    Operator.GREATER_THAN: ">",
+    Operator.GREATER_THAN_OR_EQUALS: ">=",
+    Operator.LESS_THAN: "<",
+    Operator.LESS_THAN_OR_EQUALS: "<=",
+}
+
+
+def _condition(condition: Condition) -> tuple[str, list[Any]]:
+    path = _path(condition.key)
+    match condition.operator, condition.value:
+        case Operator.EXISTS, None:
+            return "json_type(metadata, ?) IS NOT NULL", [path]
+        case Operator.NOT_EXISTS, None:
+            return "json_type(metadata, ?) IS NULL", [path]
+        case Operator.EQUALS_TO, str() as text:
+            return "json_extract(metadata, ?) = ?", [f"{path}.string", text]
+        case Operator.EQUALS_TO, float() | int() as number:
+            return "json_extract(metadata, ?) = ?", [f"{path}.number", number]
+        case (Operator.BEFORE | Operator.AFTER) as operator, datetime() as moment:
+            sign = "<" if operator is Operator.BEFORE else ">"
+            return f"json_extract(metadata, ?) {sign} ?", [f"{path}.time", moment.timestamp()]
+        case Operator.CONTAINS, [*texts] if texts and all(isinstance(text, str) for text in texts):
+            one = "EXISTS (SELECT 1 FROM json_each(metadata, ?) WHERE value = ?)"
+            return " AND ".join([one] * len(texts)), [part for text in texts for part in (f"{path}.strings", text)]
+        case operator, float() | int() as number if operator in COMPARISONS:
+            return f"json_extract(metadata, ?) {COMPARISONS[operator]} ?", [f"{path}.number", number]
+    raise ValueError(f"{condition.operator} does not take {condition.value!r}")
+
+
+def _path(key: str) -> str:
+    """The JSON path of a metadata key. SQLite's paths know no escapes, so a key with a quote cannot be named."""
+    if '"' in key or "\\" in key:
+        raise ValueError(f"metadata key {key!r}: quotes and backslashes are not allowed")
+    return f'$."{key}"'
+
+
+def _encode(metadata: dict[str, Value] | Any) -> bytes:
+    """Each value under its type's name, so that a comparison meets only its own type."""
+
+    def typed(value: Value) -> dict[str, object]:
+        match value:
+            case str():
+                return {"string": value}
+            case datetime():
+                return {"time": value.timestamp()}
+            case int() | float():
+                return {"number": value}
+        return {"strings": list(value)}
+
+    for key in metadata:
+        _path(key)
+    return orjson.dumps({key: typed(value) for key, value in metadata.items()})
+
+
+DECODE: dict[str, Callable[[Any], Value]] = {
+    "string": str,
+    "number": float,
+    "strings": list,
+    "time": lambda seconds: datetime.fromtimestamp(seconds, UTC),
+}
+
+
+def _document(row: Any) -> Document:
+    id, text, created_ms, context, vector, namespaces, metadata, body, expires_ms = row
+    decoded = {
+        key: DECODE[kind](value) for key, typed in orjson.loads(metadata).items() for kind, value in typed.items()
+    }
+    unit = None if vector is None else np.frombuffer(vector, np.float32)
+    return Document(id, text, created_ms, context, unit, orjson.loads(namespaces), decoded, body, expires_ms)
+
+
+def _cursor(after: str) -> tuple[int, str]:
+    created_ms, separator, id = after.partition(".")
+    if not separator or not created_ms.lstrip("-").isdigit():
+        raise ValueError("not a continuation of this list")
+    return int(created_ms), id
