@@ -20,6 +20,7 @@ TYPES = Path(__file__).parent.parent / "core" / "agentkeep" / "wire" / "types"
 SCALARS = {
     "string": "str",
     "integer": "int",
+    "long": "int",
     "float": "float",
     "boolean": "bool",
     "timestamp": "datetime",

@@ -14,8 +14,22 @@ __all__ = ["CORRECTIONS", "Correction"]
 
 @dataclass(frozen=True, slots=True)
 class Correction:
+    """`traits` as they are called in botocore's files."""
+
     traits: Mapping[str, Any]
     reason: str
 
 
-CORRECTIONS: Final[Mapping[tuple[str, str], Correction]] = {}
+_ANY_MODEL: Final = Correction(
+    {"pattern": r"\S+", "max": 2048},
+    "Models are any configured provider's, so their names are too (`meta-llama/Llama-3.1-8B`, `qwen3:8b`).",
+)
+
+CORRECTIONS: Final[Mapping[tuple[str, str], Correction]] = {
+    ("bedrock-agentcore-control", "RuntimeContainerUri"): Correction(
+        {"pattern": r"\S+"}, "An agent's image may come from any registry, not only from Amazon ECR."
+    ),
+    ("bedrock-runtime", "ConversationalModelId"): _ANY_MODEL,
+    ("bedrock-runtime", "InvokeModelIdentifier"): _ANY_MODEL,
+    ("bedrock-runtime", "FoundationModelVersionIdentifier"): _ANY_MODEL,
+}

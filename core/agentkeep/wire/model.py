@@ -21,9 +21,9 @@ from agentkeep.wire.corrections import CORRECTIONS
 
 __all__ = ["SERVICES", "ErrorModel", "Kind", "Location", "Member", "OperationModel", "ServiceModel", "Shape", "service"]
 
-#: What kinds of value there are. `integer` and `long` are one kind, `float` and `double` too; a `document` is any JSON.
+#: What kinds of value there are. `float` is `double` too; a `document` is any JSON.
 Kind: TypeAlias = Literal[
-    "structure", "document", "list", "map", "string", "integer", "float", "boolean", "timestamp", "blob"
+    "structure", "document", "list", "map", "string", "integer", "long", "float", "boolean", "timestamp", "blob"
 ]
 #: Where a member travels; None is the body.
 Location: TypeAlias = Literal["uri", "querystring", "header", "headers", "statusCode"]
@@ -44,12 +44,15 @@ SERVICES: Final[Mapping[str, frozenset[str] | None]] = {
     ),
 }
 
-_SAME_KIND: Final = {"long": "integer", "double": "float"}
+_SAME_KIND: Final = {"double": "float"}
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of a structure. `wire` is its name in JSON, header, query or path label."""
+    """A member of a structure. `wire` is its name in JSON, header, query or path label.
+
+    An idempotency token is never required: AWS's clients fill it in, other callers may leave it out.
+    """
 
     name: str
     wire: str
@@ -90,7 +93,7 @@ class Shape:
                 name,
                 ref.get("locationName", name),
                 self._model.shape(ref["shape"]),
-                name in required,
+                name in required and not ref.get("idempotencyToken"),
                 ref.get("location"),
                 ref.get("idempotencyToken", False),
             )
@@ -205,6 +208,10 @@ class ServiceModel:
             found = self._made[name] = Shape(name, definition, self)
         return found
 
+    def error(self, name: str) -> ErrorModel | None:
+        """The error of that name, whichever operations model it."""
+        return _error(self.shape(name)) if self._shapes.get(name, {}).get("exception") else None
+
     def route(self, operation: str) -> tuple[str, str]:
         """Method and path template, without making the operation's shapes."""
         http = self._operations[operation]["http"]
@@ -213,10 +220,7 @@ class ServiceModel:
     def operation(self, name: str) -> OperationModel:
         definition = self._operations[name]
         method, path = self.route(name)
-        errors = {
-            shape.name: ErrorModel(shape.name, shape.http_status or 500, frozenset(shape.members))
-            for shape in (self.shape(ref["shape"]) for ref in definition.get("errors", ()))
-        }
+        errors = {ref["shape"]: _error(self.shape(ref["shape"])) for ref in definition.get("errors", ())}
         return OperationModel(
             self,
             name,
@@ -227,6 +231,10 @@ class ServiceModel:
             self.shape(definition["output"]["shape"]) if "output" in definition else None,
             errors,
         )
+
+
+def _error(shape: Shape) -> ErrorModel:
+    return ErrorModel(shape.name, shape.http_status or 500, frozenset(shape.members))
 
 
 class _Files:
