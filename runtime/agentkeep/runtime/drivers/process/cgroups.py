@@ -152,7 +152,7 @@ def process_start(pid: int) -> int:
 
 def _own_groups(proc: Path) -> dict[str, str]:
     """Controller ("" for version 2) → path of the group this process is in."""
-    groups = {}
+    groups: dict[str, str] = {}
     for line in (proc / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         groups |= dict.fromkeys(controllers.split(","), path)

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -269,7 +270,8 @@ class ProcessEnvironment:
         if self.sealed is None:
             return Exit(None, "failed to start")
         status = self._server.exit_of(self.sealed.inner_pid)
-        await asyncio.wait([status, self._server.ended], timeout=2, return_when=asyncio.FIRST_COMPLETED)
+        first: list[asyncio.Future[Any]] = [status, self._server.ended]
+        await asyncio.wait(first, timeout=2, return_when=asyncio.FIRST_COMPLETED)
         self._server.forget(self.sealed.inner_pid)
         if not status.done():
             return Exit(-signal.SIGKILL, self._reason or "its fork server ended")

@@ -93,7 +93,7 @@ class ForkServer:
         name = f"{version.runtime_id}/{version.version}"
         log = self._log = LogPipe(lambda text: logger.info("fork server %s: %s", name, text.decode(errors="replace")))
         # In this thread, the event loop's: bubblewrap is told to die with the *thread* that started it.
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: ASYNC220 -- a vfork, a millisecond
             command,
             env={},
             stdin=subprocess.DEVNULL,

@@ -30,8 +30,8 @@ class Interpreter:
 
 _DESCRIBE = """
 import json, os, site, sys, sysconfig
-print(json.dumps([os.path.realpath(sys._base_executable), sys.base_prefix, sys.base_exec_prefix,
-                  [*site.getsitepackages([sys.base_prefix]), sysconfig.get_path("purelib", vars={"base": sys.base_prefix})]]))
+packages = [*site.getsitepackages([sys.base_prefix]), sysconfig.get_path("purelib", vars={"base": sys.base_prefix})]
+print(json.dumps([os.path.realpath(sys._base_executable), sys.base_prefix, sys.base_exec_prefix, packages]))
 """
 
 
@@ -41,7 +41,7 @@ async def find_interpreter(version: str) -> Interpreter:
     Raises EnvironmentStartFailed where there is none.
     """
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
-        executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+        executable = getattr(sys, "_base_executable", sys.executable)
         packages = site.getsitepackages([sys.base_prefix])
         packages.append(sysconfig.get_path("purelib", vars={"base": sys.base_prefix}))
         return _interpreter(executable, sys.base_prefix, sys.base_exec_prefix, packages)
@@ -65,7 +65,7 @@ def _interpreter(executable: str, prefix: str, exec_prefix: str, packages: list[
     # Debian keeps packages for all versions of Python 3 in one folder.
     hidden = {*(Path(path) for path in packages), Path("/usr/lib/python3/dist-packages")}
     return Interpreter(
-        executable=Path(executable),
+        executable=Path(executable).resolve(),
         prefixes=tuple(sorted(path for path in prefixes if path not in (Path("/usr"), Path("/")))),
         hidden=tuple(sorted(path for path in hidden if path.is_dir())),
     )

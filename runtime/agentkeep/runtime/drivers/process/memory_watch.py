@@ -1,7 +1,7 @@
 """Where no control group limits memory: looks at what sessions hold, and ends those over their limit.
 
-Weaker than a control group (a session can overshoot between two looks), better than nothing: an ordinary user's sessions
-could otherwise take all there is. Each process is also limited by RLIMIT_DATA.
+Weaker than a control group (a session can overshoot between two looks), better than nothing: an ordinary user's
+sessions could otherwise take all there is. Each process is also limited by RLIMIT_DATA.
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ class MemoryWatch:
         while True:
             await self._clock.sleep(INTERVAL)
             living = [environment for environment in self._environments() if environment.alive]
-            held = await in_thread(lambda: [resident(environment.pid) for environment in living])
+            held = await in_thread(_resident, [environment.pid for environment in living])
             for environment, size in zip(living, held, strict=True):
                 limit = environment.spec.limits.memory
                 if environment.alive and size > limit:
                     environment.kill(f"out of memory: it held {size >> 20} MiB, its limit is {limit >> 20} MiB")
+
+
+def _resident(pids: list[int]) -> list[int]:
+    return [resident(pid) for pid in pids]
 
 
 def resident(pid: int) -> int:

@@ -1,7 +1,7 @@
 """The fork server of one agent version: PID 1 of its sandbox, without network, capabilities, writable files or secrets.
 
 It imports the libraries it is told to, once, and then forks a child for each session. It learns nothing of a session:
-environment and credentials go from the platform to the sealed child, so that no later child can inherit a trace of them.
+environment and credentials go from the platform to the sealed child, so that no later child can inherit a trace of it.
 
 Messages (SEQPACKET, descriptor 3):
     platform ▶ `setup` + a file in memory (JSON)       `ready` + JSON ▶ platform
@@ -109,12 +109,12 @@ def _serve(control: socket.socket) -> tuple[int, int] | None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
     while True:
-        ready, _, _ = select.select([control, reader], [], [])
+        ready, _, _ = select.select([control.fileno(), reader], [], [])
         if reader in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(reader, 4096)
             _report_exits(control)
-        if control not in ready:
+        if control.fileno() not in ready:
             continue
         message, descriptors = kernel.receive(control)
         if not message:

@@ -25,6 +25,14 @@ SESSION = 3  # where the session socket stands from the second fork on
 ENDPOINT = ("169.254.170.2", 80)
 AGENT_ID = 1000
 PATIENCE = 60.0  # seconds; the platform has deadlines of its own, this ends us should it hang
+# Writable, one tmpfs for all of them. /tmp comes last: it covers the root of that tmpfs.
+PRIVATE_FOLDERS = (
+    ("/home", 0o755),
+    ("/run", 0o755),
+    ("/dev/shm", 0o1777),  # noqa: S108
+    ("/var/tmp", 0o1777),  # noqa: S108
+    ("/tmp", 0o1777),  # noqa: S108
+)
 MASKED_FILES = ("kcore", "keys", "key-users", "kallsyms", "modules", "timer_list", "sysrq-trigger", "sched_debug")
 MASKED_FOLDERS = ("acpi", "bus", "fs", "irq", "scsi", "driver")
 
@@ -113,19 +121,13 @@ def _private_mounts(disk: int, step: list[str]) -> None:
     flags = kernel.NOSUID | kernel.NODEV
     inodes = max(1024, disk >> 14)
     kernel.mount("session", "/tmp", "tmpfs", flags, f"size={disk},nr_inodes={inodes},mode=0755,uid=0,gid=0")  # noqa: S108
-    for place, mode in (
-        ("/home", 0o755),
-        ("/run", 0o755),
-        ("/dev/shm", 0o1777),
-        ("/var/tmp", 0o1777),
-        ("/tmp", 0o1777),
-    ):  # noqa: S108
+    for place, mode in PRIVATE_FOLDERS:
         folder = f"/tmp/{place.strip('/').replace('/', '-')}"  # noqa: S108
         os.mkdir(folder)
         os.chmod(folder, mode)
         if place == "/home":
             os.mkdir(f"{folder}/agent", 0o700)
-        kernel.mount(folder, place, None, kernel.BIND)  # /tmp last: it covers the tmpfs's own root
+        kernel.mount(folder, place, None, kernel.BIND)
     step[0] = "proc"
     kernel.mount("proc", "/proc", "proc", flags | kernel.NOEXEC)
     kernel.mount("/proc/sys", "/proc/sys", None, kernel.BIND)
