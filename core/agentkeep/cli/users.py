@@ -66,7 +66,14 @@ def _exchange(deployment: Deployment, user: str) -> dict[str, Any]:
     response = urllib3.request(
         "POST",
         f"{deployment.running.endpoint}{ISSUER_PATH}/token",
-        body=urlencode({"grant_type": "client_credentials", "user": user, "scope": "openid"}),
+        body=urlencode(
+            {
+                "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",  # RFC 8693
+                "subject_token": user,
+                "subject_token_type": "urn:agentkeep:token-type:development-user",
+                "scope": "openid",
+            }
+        ),
         headers={**headers, "content-type": "application/x-www-form-urlencoded"},
         timeout=10,
         retries=False,
