@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
-from typing import Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class Clock(Protocol):
@@ -34,5 +37,6 @@ class SystemClock:
 
 
 def epoch_ms(moment: datetime) -> int:
-    """Milliseconds since 1970, the resolution in which AgentCore orders events."""
-    return int(moment.timestamp() * 1000)
+    """Milliseconds since 1970, the resolution in which AgentCore orders events. Rounded down, exactly: the detour by
+    a float of seconds is one off for some."""
+    return (moment - _EPOCH) // _MILLISECOND
