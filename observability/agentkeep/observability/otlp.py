@@ -1,0 +1,222 @@
+"""OTLP over HTTP, as agents send it: spans are kept, under the session they came from.
+
+Source: the OpenTelemetry protocol specification 1.x, OTLP/HTTP (protobuf and JSON, gzip). Logs and metrics are not kept
+yet: they are answered with the protocol's partial success, which says so and fails no agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+from google.protobuf import json_format  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
+
+from agentkeep.core.call import SessionRef
+from agentkeep.core.errors import StoreUnavailable
+from agentkeep.observability.asgi import BodyTooLarge, Receive, Scope, Send, body, header, respond
+from agentkeep.observability.settings import ObservabilitySettings
+from agentkeep.observability.spans import Span, SqliteSpanStore
+
+__all__ = ["OtlpApp"]
+
+logger = logging.getLogger(__name__)
+
+PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
+
+#: Nesting of JSON and of attribute values beyond this is refused.
+MAX_DEPTH = 32
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class OtlpApp:
+    """An ASGI application for session listeners: `scope["agentkeep.session"]` is the session whose listener accepted
+    the connection, and what is sent counts as that session's."""
+
+    def __init__(self, spans: SqliteSpanStore, settings: ObservabilitySettings | None = None) -> None:
+        self._spans = spans
+        self._settings = settings or ObservabilitySettings()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        content_type = header(scope, b"content-type").partition(b";")[0].strip().lower()
+        as_json = content_type != PROTOBUF
+        try:
+            answer = await self._answer(scope, receive, content_type)
+        except _Refused as refusal:
+            await respond(send, refusal.status, orjson.dumps({"message": str(refusal)}), JSON)
+        except StoreUnavailable:
+            logger.exception("spans were not kept")
+            await respond(send, 503, orjson.dumps({"message": "spans cannot be kept now; try again"}), JSON)
+        except ConnectionError:
+            pass  # the agent ended while it was sending
+        else:
+            content = json_format.MessageToJson(answer).encode() if as_json else answer.SerializeToString()
+            await respond(send, 200, content, JSON if as_json else PROTOBUF)
+
+    async def _answer(self, scope: Scope, receive: Receive, content_type: bytes) -> Message:
+        requests: dict[str, type[Message]] = {
+            "/v1/traces": ExportTraceServiceRequest,
+            "/v1/logs": ExportLogsServiceRequest,
+            "/v1/metrics": ExportMetricsServiceRequest,
+        }
+        wanted = requests.get(scope["path"])
+        if wanted is None:
+            raise _Refused(404, "OTLP is served at /v1/traces, /v1/logs and /v1/metrics")
+        if scope["method"] != "POST":
+            raise _Refused(405, "OTLP is sent by POST")
+        if content_type not in (PROTOBUF, JSON):
+            raise _Refused(415, "OTLP comes as application/x-protobuf or application/json")
+        session = scope.get("agentkeep.session")
+        if not isinstance(session, SessionRef):
+            raise _Refused(403, "OTLP is taken from a session, through its session endpoint")
+        try:
+            data = await body(receive, self._settings.body_bytes)
+        except BodyTooLarge:
+            raise _Refused(413, f"more than {self._settings.body_bytes} bytes: send smaller batches") from None
+        encoding = header(scope, b"content-encoding").strip().lower()
+        request = await asyncio.to_thread(self._decode, wanted, data, content_type, encoding)
+        return await self._take(session, request)
+
+    async def _take(self, session: SessionRef, request: Message) -> Message:
+        match request:
+            case ExportTraceServiceRequest():
+                spans = await asyncio.to_thread(lambda: list(_spans(request)))
+                traces = ExportTraceServiceResponse()
+                if rejected := await self._spans.add(session, spans):
+                    traces.partial_success.rejected_spans = rejected
+                    traces.partial_success.error_message = "the session has as many spans as are kept of one"
+                return traces
+            case ExportLogsServiceRequest():
+                logs = ExportLogsServiceResponse()
+                records = [scope.log_records for resource in request.resource_logs for scope in resource.scope_logs]
+                logs.partial_success.rejected_log_records = sum(map(len, records))
+                logs.partial_success.error_message = "log records are not kept; what the agent writes to its output is"
+                return logs
+            case ExportMetricsServiceRequest():
+                metrics = ExportMetricsServiceResponse()
+                metrics.partial_success.rejected_data_points = sum(
+                    len(getattr(metric, metric.WhichOneof("data") or "gauge").data_points)
+                    for resource in request.resource_metrics
+                    for scope in resource.scope_metrics
+                    for metric in scope.metrics
+                )
+                metrics.partial_success.error_message = "metrics are not kept"
+                return metrics
+        raise _Refused(404, "not an OTLP request")
+
+    def _decode(self, wanted: type[Message], data: bytes, content_type: bytes, encoding: bytes) -> Message:
+        if encoding == b"gzip":
+            data = _unzipped(data, self._settings.decoded_bytes)
+        elif encoding not in (b"", b"identity"):
+            raise _Refused(415, "the only content encoding taken is gzip")
+        request = wanted()
+        try:
+            if content_type == PROTOBUF:
+                request.ParseFromString(data)
+            else:
+                document = _ids_in_base64(orjson.loads(data))
+                if not isinstance(document, dict):
+                    raise ValueError("not an object")
+                json_format.ParseDict(document, request, ignore_unknown_fields=True, max_recursion_depth=MAX_DEPTH * 3)
+        except (DecodeError, json_format.ParseError, ValueError, RecursionError) as error:
+            raise _Refused(400, f"not an OTLP message: {type(error).__name__}") from None
+        return request
+
+
+def _unzipped(data: bytes, limit: int) -> bytes:
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        whole = inflate.decompress(data, limit)
+    except zlib.error:
+        raise _Refused(400, "the body is not gzip") from None
+    if inflate.unconsumed_tail:
+        raise _Refused(413, f"more than {limit} bytes after decompression: send smaller batches")
+    if not inflate.eof:
+        raise _Refused(400, "the body is not whole")
+    return whole
+
+
+def _ids_in_base64(value: Any, depth: int = 0) -> Any:
+    """OTLP's JSON has ids in hex, where protobuf's own JSON has base64."""
+    if depth > MAX_DEPTH * 3:
+        raise ValueError("nested too deeply")
+    if isinstance(value, list):
+        return [_ids_in_base64(item, depth + 1) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: base64.b64encode(bytes.fromhex(item)).decode()
+        if key in ("traceId", "spanId", "parentSpanId") and isinstance(item, str)
+        else _ids_in_base64(item, depth + 1)
+        for key, item in value.items()
+    }
+
+
+def _spans(request: ExportTraceServiceRequest) -> Iterator[Span]:
+    for resource_spans in request.resource_spans:
+        resource = _attributes(resource_spans.resource.attributes)
+        for scope_spans in resource_spans.scope_spans:
+            for span in scope_spans.spans:
+                yield _span(span, scope_spans.scope.name, resource)
+
+
+def _span(span: WireSpan, scope: str, resource: dict[str, Any]) -> Span:
+    return Span(
+        trace_id=span.trace_id.hex(),
+        span_id=span.span_id.hex(),
+        parent_id=span.parent_span_id.hex(),
+        name=span.name,
+        kind=span.kind,
+        # SQLite's integers are signed: a time past the year 2262 is no time.
+        start_ns=min(span.start_time_unix_nano, 2**63 - 1),
+        end_ns=min(span.end_time_unix_nano, 2**63 - 1),
+        status=span.status.code,
+        status_message=span.status.message,
+        scope=scope,
+        attributes=_attributes(span.attributes),
+        events=[
+            {"name": event.name, "time_ns": event.time_unix_nano, "attributes": _attributes(event.attributes)}
+            for event in span.events
+        ],
+        resource=resource,
+    )
+
+
+def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Any]:
+    return {pair.key: _value(pair.value) for pair in pairs}
+
+
+def _value(value: AnyValue, depth: int = 0) -> Any:
+    if depth > MAX_DEPTH:
+        return None
+    match value.WhichOneof("value"):
+        case "array_value":
+            return [_value(item, depth + 1) for item in value.array_value.values]
+        case "kvlist_value":
+            return {pair.key: _value(pair.value, depth + 1) for pair in value.kvlist_value.values}
+        case "bytes_value":
+            return base64.b64encode(value.bytes_value).decode()
+        case str() as kind:
+            return getattr(value, kind)
+    return None
