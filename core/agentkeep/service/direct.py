@@ -53,6 +53,7 @@ class ClientConnection(Protocol):
     """What an exchange uses of the connection that carries it."""
 
     transport: asyncio.Transport
+    memo: object  # whatever an exchange leaves for the next one on the connection
 
     @property
     def date(self) -> bytes:
@@ -74,7 +75,7 @@ class DirectRoute(Protocol):
         ...
 
     def open(self, head: Head, connection: ClientConnection) -> Exchange:
-        """Takes the request. Called at the end of its head; must not raise."""
+        """Takes the request, at the end of its head. `on_open` follows at once."""
         ...
 
     def sweep(self, now: float) -> None:
@@ -119,6 +120,9 @@ class Exchange:
         self._out: list[bytes] = []
 
     # What happens to it.
+
+    def on_open(self) -> None:
+        """It has its connection, and may answer."""
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""

@@ -41,6 +41,7 @@ class FrontProtocol(HttpToolsProtocol):
         self.front = front
         self.session = session
         self.exchange: Exchange | None = None
+        self.memo: object = None
         self.deadline = _NEVER  # of what the client has to do next; looked at by the front's sweep
         self.blocked_since = 0.0
         self.in_head = False
@@ -177,6 +178,7 @@ class FrontProtocol(HttpToolsProtocol):
         keep_alive = version == "1.1" and parser.should_keep_alive()
         head = Head(method, path, query, fields, length, version, keep_alive, websocket, self.session)
         exchange = self.exchange = self.cycle = route.open(head, self)  # type: ignore[assignment]
+        exchange.on_open()
         if b"expect" in fields and not exchange.response_complete:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

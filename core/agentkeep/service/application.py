@@ -1,0 +1,226 @@
+"""The ASGI application of the planes: one chain from a request to its answer.
+
+    route ▶ authenticate (receives the body) ▶ parse ▶ idempotency ▶ invoke ▶ serialise
+
+`Application._serve` is that chain; errors are answered around it. Health and mounts leave before it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol
+
+from agentkeep.backend.backend import Backend
+from agentkeep.core.call import Call, Caller, CallerKind, SessionRef
+from agentkeep.core.errors import (
+    AccessDeniedException,
+    InternalServerException,
+    ServiceError,
+    UnauthorizedException,
+    ValidationException,
+)
+from agentkeep.core.parity import COMPATIBILITY_PAGE
+from agentkeep.service.asgi import Body, ClientLeft, Receive, Scope, Send, read_body, send_response
+from agentkeep.service.authentication import Authenticator
+from agentkeep.service.idempotency import idempotency
+from agentkeep.service.mounts import Access, AnswerCut, Mount
+from agentkeep.service.request_id import new_request_id
+from agentkeep.service.spool import Spools
+from agentkeep.wire import Match, Response, Router, error_response
+
+__all__ = ["Application", "Bearers", "MissingAuthenticationTokenException", "UnknownOperationException"]
+
+logger = logging.getLogger(__name__)
+
+#: Of one operation's request, bytes. The largest modelled are Converse's, with images.
+MAX_BODY = 25_000_000
+#: Of all mounts' request bodies that wait on disk to be proved.
+MAX_SPOOLED = 2 << 30
+_HEALTH = frozenset((b"/healthz", b"/ping"))
+_READY = b"/readyz"
+_JSON = [(b"content-type", b"application/json")]
+
+
+class UnknownOperationException(ServiceError):
+    """No operation has this path and method."""
+
+    status = 404
+
+
+class MissingAuthenticationTokenException(ServiceError):
+    """What AWS says to unsigned requests for nothing it knows."""
+
+    status = 403
+
+
+class Bearers(Protocol):
+    """Who calls with a bearer token. Some operations on a resource take a user's token where its authorizer asks for
+    one (StopRuntimeSession); only the plane that owns the resource can say."""
+
+    async def caller(self, operation: str, labels: Mapping[str, str], query: bytes, token: str) -> Caller:
+        """Raises UnauthorizedException, AccessDeniedException, ResourceNotFoundException."""
+        ...
+
+
+class _Request:
+    """What the chain knows of a request; `match` once it is routed, `body_read` once all of it is here."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.id = new_request_id()
+        self.scope = scope
+        self.receive = receive
+        self.method: str = scope["method"]
+        self.path: bytes = scope["raw_path"]
+        self.query: bytes = scope["query_string"]
+        self.session: SessionRef | None = scope.get("agentkeep.session")
+        self.raw_headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            before = self.raw_headers.get(name)
+            self.raw_headers[name] = value if before is None else before + b"," + value
+        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.raw_headers.items()}
+        self.match: Match | None = None
+        self.body_read = False
+
+    @property
+    def bearer(self) -> str | None:
+        authorization = self.headers.get("authorization", "")
+        return authorization[7:].strip() if authorization[:7].lower() == "bearer " else None
+
+    @property
+    def name(self) -> str:
+        return self.match.operation.name if self.match is not None else "no operation"
+
+
+class Application:
+    """`mounts` are looked at before the operations, the longest prefix first; each is on one kind of listener only.
+    `ready` says whether the platform can serve (/readyz)."""
+
+    def __init__(
+        self,
+        router: Router,
+        backend: Backend,
+        authenticator: Authenticator,
+        mounts: Iterable[Mount] = (),
+        bearers: Bearers | None = None,
+        ready: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        self._router = router
+        self._backend = backend
+        self._authenticator = authenticator
+        self._mounts = sorted(mounts, key=lambda mount: -len(mount.prefix))
+        self._bearers = bearers
+        self._ready = ready
+        self._spools = Spools(MAX_SPOOLED)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = _Request(scope, receive)
+        try:
+            mount = self._mount(request)
+            if mount is not None:
+                await self._serve_mount(mount, request, send)
+                return
+            response = await self._serve(request)
+        except ServiceError as error:
+            response = self._error(request, error)
+        except ClientLeft:
+            return
+        except AnswerCut:
+            logger.exception("request %s (%s) failed in its answer", request.id, request.path.decode("latin-1"))
+            return
+        except Exception:
+            # A defect, or what a dependency did to us: the log gets all, the caller only where to look.
+            logger.exception("request %s (%s) failed", request.id, request.name)
+            response = self._error(
+                request, InternalServerException(f"The service failed. Its log tells more of request {request.id}")
+            )
+        await send_response(response, request.id, receive, send, close=self._ends_connection(request))
+
+    async def _serve(self, request: _Request) -> Response:
+        if request.method == "GET" and (request.path in _HEALTH or request.path == _READY):
+            return await self._health(request.path)
+        request.match = self._router.find(request.method, request.path)
+        caller, body = await self._authenticate(request)
+        if request.match is None:
+            raise UnknownOperationException(
+                f"No operation has this method and path. What is implemented: {COMPATIBILITY_PAGE}"
+            )
+        operation, labels = request.match
+        document = operation.parse(labels, request.query, request.headers, body.whole())
+        token = idempotency(operation, document, caller)
+        call = Call(operation.service, operation.name, caller, request.id, token, request.headers)
+        return operation.serialize(await self._backend.invoke(call, document))
+
+    async def _authenticate(self, request: _Request) -> tuple[Caller, Body]:
+        """The caller, and the body: a signature covers it, so it is proved only when all of it is there."""
+        bearer = request.bearer
+        if bearer is not None and request.match is not None and request.session is None and self._bearers is not None:
+            operation, labels = request.match
+            caller = await self._bearers.caller(operation.name, labels, request.query, bearer)
+            return caller, await self._body(request)
+        try:
+            key, claim = await self._authenticator.identify(
+                request.method.encode(), request.path, request.query, request.raw_headers, request.session
+            )
+        except UnauthorizedException as error:
+            if request.match is not None:
+                raise
+            raise MissingAuthenticationTokenException(error.message) from None
+        body = await self._body(request)
+        self._authenticator.prove(claim, key, body.sha256)
+        return key.caller, body
+
+    async def _body(self, request: _Request, limit: int = MAX_BODY, spools: Spools | None = None) -> Body:
+        body = await read_body(request.receive, request.headers, limit, spools)
+        request.body_read = True
+        return body
+
+    # What is no operation.
+
+    async def _health(self, path: bytes) -> Response:
+        if path == _READY and self._ready is not None and not await self._ready():
+            return Response(503, list(_JSON), b'{"status":"NotReady"}')
+        return Response(200, list(_JSON), b'{"status":"Healthy"}')
+
+    def _mount(self, request: _Request) -> Mount | None:
+        """The mount at this path, if it is on this listener. Public ones are not for sessions: an agent has no business
+        with, say, the development issuer, which signs tokens for any user."""
+        for mount in self._mounts:
+            if mount.covers(request.path):
+                inside = request.session is not None
+                return mount if inside == (mount.access is Access.SESSION) else None
+        return None
+
+    async def _serve_mount(self, mount: Mount, request: _Request, send: Send) -> None:
+        if mount.access is not Access.OPERATOR:
+            if int(request.headers.get("content-length", "0")) > mount.max_body:
+                raise ValidationException(f"The request's body is larger than {mount.max_body} bytes", "CannotParse")
+            await mount.serve(request.scope, request.receive, send, request.id)
+            return
+        key, claim = await self._authenticator.identify(
+            request.method.encode(), request.path, request.query, request.raw_headers, None
+        )
+        if key.caller.kind is not CallerKind.OPERATOR:
+            raise AccessDeniedException(f"{key.caller.principal} is not an operator")
+        body = await self._body(request, mount.max_body, self._spools)
+        try:
+            self._authenticator.prove(claim, key, body.sha256)
+            request.scope["agentkeep.caller"] = key.caller
+            await mount.serve(request.scope, body.replay(request.receive), send, request.id)
+        finally:
+            body.close()
+
+    # Errors.
+
+    @staticmethod
+    def _error(request: _Request, error: ServiceError) -> Response:
+        return error_response(error, request.match.operation.model if request.match is not None else None)
+
+    @staticmethod
+    def _ends_connection(request: _Request) -> bool:
+        """Answered before a large body was read: rather than take it in, the connection ends."""
+        if request.body_read:
+            return False
+        return "transfer-encoding" in request.headers or int(request.headers.get("content-length", "0")) > 65536

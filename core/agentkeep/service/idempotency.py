@@ -1,0 +1,38 @@
+"""Client tokens: what names a request so that doing it twice does it once."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from agentkeep.core.call import Caller, Idempotency
+from agentkeep.wire import Operation
+
+__all__ = ["idempotency"]
+
+
+def idempotency(operation: Operation, request: Mapping[str, Any], caller: Caller) -> Idempotency | None:
+    """None where the operation has no token or the caller gave none. Tokens of two callers, or of two operations, are
+    two tokens."""
+    member = operation.idempotency_member
+    token = request.get(member) if member is not None else None
+    if token is None:
+        return None
+    key = "/".join(quote(part, safe="") for part in (caller.principal, operation.service, operation.name, token))
+    rest = {name: value for name, value in request.items() if name != member}
+    return Idempotency(key, sha256(_canonical(rest)).digest())
+
+
+def _canonical(request: dict[str, Any]) -> bytes:
+    return orjson.dumps(request, default=_plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {"bytes": base64.b64encode(value).decode()}
+    raise TypeError(type(value).__name__)

@@ -1,0 +1,104 @@
+"""What the head of an invocation says: which runtime, whose session, which attempt.
+
+The operation is `InvokeAgentRuntime` of the `bedrock-agentcore` model; its members travel in path, query and headers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from agentkeep.core.errors import FieldError, ValidationException
+
+__all__ = ["DEFAULT_QUALIFIER", "Attempt", "Target", "attempt", "parse_target", "text_headers"]
+
+DEFAULT_QUALIFIER: Final = "DEFAULT"
+SESSION_ID: Final = "x-amzn-bedrock-agentcore-runtime-session-id"
+USER_ID: Final = "x-amzn-bedrock-agentcore-runtime-user-id"
+
+#: Member, least and greatest length, by header, as the model says.
+_LENGTHS: Final[Mapping[str, tuple[str, int, int]]] = {
+    "content-type": ("contentType", 1, 256),
+    "accept": ("accept", 1, 256),
+    "mcp-session-id": ("mcpSessionId", 1, 1024),
+    SESSION_ID: ("runtimeSessionId", 33, 256),
+    "mcp-protocol-version": ("mcpProtocolVersion", 1, 1024),
+    "mcp-method": ("mcpMethod", 1, 1024),
+    "mcp-name": ("mcpName", 1, 1024),
+    USER_ID: ("runtimeUserId", 1, 1024),
+    "x-amzn-trace-id": ("traceId", 0, 128),
+    "traceparent": ("traceParent", 0, 128),
+    "tracestate": ("traceState", 0, 512),
+    "baggage": ("baggage", 0, 8192),
+}
+#: Not in the model, which leaves session ids open; here they travel in headers and name log files.
+_VISIBLE: Final = re.compile(r"[!-~]+")
+_ACCOUNT: Final = re.compile(r"[0-9]{12}")
+
+
+class Target(NamedTuple):
+    """`query` are all parameters: a presigned WebSocket carries there what others send as headers."""
+
+    runtime: str
+    qualifier: str
+    account_id: str | None
+    query: Mapping[str, str]
+
+
+@lru_cache(4096)
+def parse_target(path: bytes, query: bytes) -> Target:
+    """`path` is raw, `/runtimes/{label}/...`. Raises ValidationException."""
+    try:
+        runtime = unquote_to_bytes(path.split(b"/", 3)[2]).decode()
+        # A plus sign is a plus sign, as it is when signed.
+        plain = query.decode("ascii").replace("+", "%2B")
+        given = dict(parse_qsl(plain, keep_blank_values=True, errors="strict"))
+    except ValueError:
+        raise ValidationException("The request's path or query is not UTF-8", "CannotParse") from None
+    account_id = given.get("accountId")
+    if account_id is not None and not _ACCOUNT.fullmatch(account_id):
+        raise _invalid([FieldError("accountId", "must be 12 digits")])
+    return Target(runtime, given.get("qualifier") or DEFAULT_QUALIFIER, account_id, given)
+
+
+def text_headers(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+    """The headers as text, those of the model checked. Raises ValidationException naming every wrong one."""
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw.items()}
+    faults = None
+    for name in headers.keys() & _LENGTHS.keys():
+        member, low, high = _LENGTHS[name]
+        if not low <= len(headers[name]) <= high:
+            faults = faults or []
+            faults.append(FieldError(member, f"must have a length of {low} to {high}"))
+    session_id = headers.get(SESSION_ID)
+    if session_id and not _VISIBLE.fullmatch(session_id):
+        faults = faults or []
+        faults.append(FieldError("runtimeSessionId", "must be visible ASCII characters"))
+    if faults:
+        raise _invalid(sorted(faults))
+    return headers
+
+
+def _invalid(faults: list[FieldError]) -> ValidationException:
+    return ValidationException("; ".join(f"{name} {message}" for name, message in faults), fields=faults)
+
+
+class Attempt(NamedTuple):
+    """Of one invocation, as SDKs count it (`amz-sdk-request: attempt=2; max=3`)."""
+
+    number: int
+    last: bool
+
+
+@lru_cache(256)
+def attempt(field: str) -> Attempt:
+    """Anything unreadable is a first attempt."""
+    parts = dict(part.strip().partition("=")[::2] for part in field.split(";"))
+    number, greatest = parts.get("attempt", ""), parts.get("max", "")
+    if not (number.isascii() and number.isdigit()):
+        return Attempt(1, False)
+    last = greatest.isascii() and greatest.isdigit() and int(number) >= int(greatest)
+    return Attempt(int(number), last)

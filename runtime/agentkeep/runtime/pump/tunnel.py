@@ -1,0 +1,279 @@
+"""An agent's WebSocket: the upgrade is authenticated and answered by us, then bytes are moved both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import httptools
+
+from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError, UnauthorizedException
+from agentkeep.runtime.drivers.driver import Connection
+from agentkeep.runtime.pump.target import SESSION_ID, USER_ID, parse_target, text_headers
+from agentkeep.runtime.turn import InvocationRequest, Turn
+from agentkeep.service.direct import ClientConnection, Exchange, Head
+
+if TYPE_CHECKING:
+    from agentkeep.runtime.pump.route import InvocationRoute
+
+__all__ = ["Tunnel"]
+
+logger = logging.getLogger(__name__)
+
+_PATH = b"/ws"
+_NO_BODY = sha256(b"").hexdigest()
+_TO_AGENT = (
+    b"sec-websocket-key",
+    b"sec-websocket-version",
+    b"sec-websocket-protocol",
+    b"sec-websocket-extensions",
+    b"origin",
+)
+_TO_CLIENT = frozenset((b"sec-websocket-accept", b"sec-websocket-protocol", b"sec-websocket-extensions"))
+_NEVER = float("inf")
+
+
+class Tunnel(Exchange):
+    """States: opening (head proved, turn and agent's connection awaited), upgrading (the agent's 101 awaited),
+    tunnelled."""
+
+    def __init__(self, route: InvocationRoute, head: Head, connection: ClientConnection) -> None:
+        super().__init__(head, connection)
+        self._route = route
+        self._turn: Turn | None = None
+        self._agent: _AgentEnd | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._early: list[bytes] = []
+        self.deadline = _NEVER
+
+    def on_open(self) -> None:
+        # What follows the head is the WebSocket's; an answer instead of it ends the connection.
+        self.keep_alive = False
+        self.tunnelled = True
+        self.received = True
+        self._route.tunnels.add(self)
+        self._task = asyncio.get_running_loop().create_task(self._open())
+
+    async def _open(self) -> None:
+        route = self._route
+        try:
+            request = await self._authenticated()
+            turn = await route.invocations.begin(request)
+            if self.response_complete:
+                turn.end()
+                return
+            self._turn = turn
+            opened = await turn.connect()
+            _, agent = await asyncio.get_running_loop().create_connection(
+                lambda: _AgentEnd(self, opened), sock=opened.socket
+            )
+            if self.response_complete:
+                agent.transport.abort()
+                return
+        except ServiceError as error:
+            self._fail(error)
+        except OSError:
+            self._fail(RuntimeClientError("The runtime's environment closed the connection"))
+        except Exception:
+            logger.exception("WebSocket %s failed", self.request_id)
+            self._fail(InternalServerException("The WebSocket failed. The platform's log says more"))
+        else:
+            self._agent = agent
+            self.deadline = route.now + route.limits.first_byte
+            self._ask(agent, turn)
+
+    async def _authenticated(self) -> InvocationRequest:
+        head, authenticator = self.head, self._route.authenticator
+        headers = text_headers(head.headers)
+        target = parse_target(head.path, head.query)
+        bearer = None
+        caller = None
+        authorization = headers.get("authorization", "")
+        if authorization[:7].lower() == "bearer ":
+            if head.session is not None:
+                raise UnauthorizedException("Inside a session, calls are signed with the session's own credentials")
+            bearer = authorization[7:].strip()
+        else:
+            claim = authenticator.claim(head.method, head.path, head.query, head.headers)
+            access = authenticator.cached(claim, head.session) or await authenticator.find(claim, head.session)
+            authenticator.prove(claim, access, _NO_BODY)
+            caller = access.caller
+        # A presigned request carries in its query what others send as headers.
+        given = {name.lower(): value for name, value in target.query.items()}
+        return InvocationRequest(
+            target.runtime,
+            target.qualifier,
+            target.account_id,
+            headers.get(SESSION_ID) or given.get(SESSION_ID),
+            headers.get(USER_ID) or given.get(USER_ID),
+            None,
+            caller,
+            bearer,
+            self.request_id,
+            headers,
+        )
+
+    def _ask(self, agent: _AgentEnd, turn: Turn) -> None:
+        out = [b"GET ", _PATH, b" HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"]
+        for name, value in turn.headers:
+            out += (name, b": ", value, b"\r\n")
+        for name in _TO_AGENT:
+            value_sent = self.head.headers.get(name)
+            if value_sent is not None:
+                out += (name, b": ", value_sent, b"\r\n")
+        out.append(b"\r\n")
+        agent.transport.write(b"".join(out))
+
+    # The agent's end.
+
+    def agreed(self, fields: list[tuple[bytes, bytes]], rest: bytes) -> None:
+        """The agent took the upgrade."""
+        assert self._turn is not None
+        out = [b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\nx-amzn-requestid: "]
+        out += (self.request_id.encode(), b"\r\n", SESSION_ID.encode(), b": ", self._turn.session_id.encode(), b"\r\n")
+        for name, value in fields:
+            if name in _TO_CLIENT:
+                out += (name, b": ", value, b"\r\n")
+        out += (b"\r\n", rest)
+        self.started = True
+        self.deadline = self._route.now + self._route.limits.tunnel
+        self.connection.transport.write(b"".join(out))
+        early, self._early = self._early, []
+        if self._agent is not None and early:
+            self._agent.transport.write(b"".join(early))
+        self.connection.resume_body()
+
+    def declined(self, status: int) -> None:
+        self._fail(
+            RuntimeClientError(
+                f"Received error ({status}) from runtime. Please check your CloudWatch logs for more information"
+            )
+        )
+
+    def from_agent(self, data: bytes) -> None:
+        self.connection.transport.write(data)
+
+    def agent_blocked(self, blocked: bool) -> None:
+        if blocked:
+            self.connection.pause_body()
+        else:
+            self.connection.resume_body()
+
+    def agent_lost(self) -> None:
+        self._agent = None
+        if self.started:
+            self._over()
+            self.connection.transport.close()
+        else:
+            self._fail(RuntimeClientError("The runtime closed the connection before its answer was complete"))
+
+    # The client's end.
+
+    def on_upgrade(self, rest: bytes) -> None:
+        if rest:
+            self.on_tunnel_data(rest)
+
+    def on_tunnel_data(self, data: bytes) -> None:
+        if self.started and self._agent is not None:
+            self._agent.transport.write(data)
+        elif not self.response_complete:
+            self._early.append(data)
+            self.connection.pause_body()
+
+    def on_client_blocked(self, blocked: bool) -> None:
+        if self._agent is not None:
+            self._agent.pause(blocked)
+
+    def on_client_lost(self) -> None:
+        self._over()
+
+    def expire(self) -> None:
+        if self.started:
+            self._over()
+            self.cut()
+        else:
+            self._fail(RuntimeClientError("The runtime did not take the WebSocket in time"))
+
+    # Endings.
+
+    def _fail(self, error: ServiceError) -> None:
+        self._over()
+        if not self.response_complete:
+            self.tunnelled = False
+            status, fields, body = self._route.error_answer(error)
+            self.answer(status, fields, body)
+
+    def _over(self) -> None:
+        self.deadline = _NEVER
+        self._route.tunnels.discard(self)
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            agent.leave()
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.end()
+
+
+class _AgentEnd(asyncio.Protocol):
+    transport: asyncio.Transport
+
+    def __init__(self, tunnel: Tunnel, connection: Connection) -> None:
+        self._tunnel: Tunnel | None = tunnel
+        self._connection = connection
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._fields: list[tuple[bytes, bytes]] = []
+
+    def leave(self) -> None:
+        self._tunnel = None
+        self.transport.abort()
+
+    def pause(self, paused: bool) -> None:
+        if not self.transport.is_closing():
+            if paused:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        tunnel = self._tunnel
+        if tunnel is None:
+            return
+        if self._parser is None:
+            tunnel.from_agent(data)
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parser = None
+            tunnel.agreed(self._fields, data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.transport.abort()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if status != 101 and self._tunnel is not None:
+            self._tunnel.declined(status)
+
+    def pause_writing(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.agent_blocked(True)
+
+    def resume_writing(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.agent_blocked(False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.release()
+        tunnel, self._tunnel = self._tunnel, None
+        if tunnel is not None:
+            tunnel.agent_lost()
