@@ -1,0 +1,121 @@
+"""Who may invoke a runtime, and for which user.
+
+runtime with customJWTAuthorizer   a token that passes it; the user is the token's
+runtime without                    SigV4: operators, for the user they name (or none); agents, for their own user
+                                   only, and only where a resource policy of the runtime allows them
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from agentkeep.core.call import Caller, CallerKind, User
+from agentkeep.core.errors import AccessDeniedException, UnauthorizedException
+from agentkeep.core.identifiers import Arn
+from agentkeep.core.ports import Authorizers
+from agentkeep.runtime.catalogue import Catalogue
+from agentkeep.runtime.policies import Decision, decide
+from agentkeep.runtime.targets import Target
+
+__all__ = ["Authorization"]
+
+#: The action of an invocation that names a user, needed beside the plain one (IAM's split of the two).
+FOR_USER = "ForUser"
+
+
+class Authorization:
+    def __init__(self, catalogue: Catalogue, authorizers: Authorizers, public_url: str) -> None:
+        self._catalogue = catalogue
+        self._authorizers = authorizers
+        self._public_url = public_url.rstrip("/")
+
+    def operator(self, target: Target, caller: Caller, user_id: str | None, action: str) -> User | None:
+        """The user an operator acts for. Raises AccessDeniedException."""
+        if target.settings.authorizer is not None:
+            raise AccessDeniedException(
+                f"Agent runtime {target.runtime_id} has a JWT authorizer: invoke it with a user's bearer token, not "
+                "with a SigV4 signature."
+            )
+        principals = self._principals(caller)
+        self._refuse_denied(target, principals, action)
+        if user_id is None:
+            return None
+        if action == "InvokeAgentRuntime":
+            self._refuse_denied(target, principals, action + FOR_USER)
+        return User(user_id)
+
+    async def agent(self, target: Target, caller: Caller, user_id: str | None, action: str) -> User:
+        """The user an agent acts for: its session's own. Raises AccessDeniedException."""
+        assert caller.session is not None
+        if caller.user is None:
+            raise AccessDeniedException(
+                "This session has no user, so it may not invoke agents; invoke it with a user JWT or runtimeUserId."
+            )
+        if user_id is not None and user_id != caller.user.id:
+            raise AccessDeniedException("An agent acts for its session's own user only; it cannot name another.")
+        if target.settings.authorizer is not None:
+            raise AccessDeniedException(
+                f"Agent runtime {target.runtime_id} takes users' tokens only; agents sign with their session's keys."
+            )
+        # The role under which operators know an agent, and that policies written for AWS name.
+        own = await self._catalogue.find_runtime(caller.session.runtime_id)
+        version = None if own is None else await self._catalogue.find_version(own.record.id, own.record.version)
+        role = frozenset() if version is None else frozenset({version.record.settings["roleArn"]})
+        if decide(target.policies, self._principals(caller) | role, action) is not Decision.ALLOW:
+            raise AccessDeniedException(
+                f"{caller.principal} is not authorized to perform bedrock-agentcore:{action} on {target.runtime_arn}: "
+                "an agent may invoke another only where that one's resource policy allows it."
+            )
+        return caller.user
+
+    def cached_token(self, target: Target, bearer: str, action: str) -> User | None:
+        """The token's user if that is known without waiting."""
+        if target.settings.authorizer is None:
+            return None
+        user = self._authorizers.cached(target.settings.authorizer, bearer)
+        if user is not None:
+            self._refuse_denied(target, frozenset(), action)
+        return user
+
+    async def token(self, target: Target, bearer: str, action: str) -> User:
+        """The user of a bearer token. Raises UnauthorizedException, with the challenge by which clients find out where
+        to get one, or AccessDeniedException."""
+        if target.settings.authorizer is None:
+            raise not_accepted()
+        try:
+            if not bearer:
+                raise UnauthorizedException("Missing authentication token")
+            user = await self._authorizers.verify(target.settings.authorizer, bearer)
+        except UnauthorizedException as error:
+            raise UnauthorizedException(error.message, error.challenge or self._challenge(target)) from None
+        self._refuse_denied(target, frozenset(), action)
+        return user
+
+    def _challenge(self, target: Target) -> str:
+        place = f"{self._public_url}/runtimes/{quote(target.runtime_arn, safe='')}/invocations"
+        qualifier = quote(target.endpoint, safe="")
+        return f'Bearer resource_metadata="{place}/.well-known/oauth-protected-resource?qualifier={qualifier}"'
+
+    def _refuse_denied(self, target: Target, principals: frozenset[str], action: str) -> None:
+        if target.policies and decide(target.policies, principals, action) is Decision.DENY:
+            raise AccessDeniedException(
+                f"bedrock-agentcore:{action} on {target.runtime_arn} is denied by its resource policy."
+            )
+
+    def _principals(self, caller: Caller) -> frozenset[str]:
+        """Every name policies may know a caller by: its ARN, the role it has assumed, its account."""
+        names = {caller.principal}
+        arn = Arn.parse(caller.principal)
+        if arn is not None:
+            names |= {arn.account, f"arn:{arn.partition}:iam::{arn.account}:root"}
+            kind, _, rest = arn.resource.partition("/")
+            if caller.kind is CallerKind.SESSION and kind == "assumed-role":
+                names.add(f"arn:{arn.partition}:iam::{arn.account}:role/{rest.split('/')[0]}")
+        return frozenset(names)
+
+
+def not_accepted() -> AccessDeniedException:
+    """The same for a runtime that takes no tokens and one that does not exist: who is not known learns of neither."""
+    return AccessDeniedException(
+        "The bearer token is not accepted: there is no such agent runtime, or it is invoked with SigV4 signatures."
+    )

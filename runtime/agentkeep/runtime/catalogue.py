@@ -1,0 +1,170 @@
+"""Agent runtimes, versions and endpoints in the key-value store: where each lies, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+from agentkeep.core.errors import ConditionFailed, ResourceNotFoundException
+from agentkeep.core.identifiers import Deployment
+from agentkeep.runtime.records import AgentRuntime, Endpoint, Stored, Version, decode, encode
+from agentkeep.storage.interface import ANY, Check, Delete, Expected, KeyValueStore, Once, Put, partition
+
+__all__ = ["DEFAULT_ENDPOINT", "Catalogue", "replayed"]
+
+DEFAULT_ENDPOINT = "DEFAULT"
+RUNTIMES = partition("runtime", "runtimes")
+NAMES = partition("runtime", "names")
+TAGS = partition("runtime", "tags")
+POLICIES = partition("runtime", "policies")
+
+R = TypeVar("R")
+
+
+def _versions(runtime_id: str) -> str:
+    return partition("runtime", "versions", runtime_id)
+
+
+def _endpoints(runtime_id: str) -> str:
+    return partition("runtime", "endpoints", runtime_id)
+
+
+class Catalogue:
+    def __init__(self, store: KeyValueStore, deployment: Deployment) -> None:
+        self.store = store
+        self.deployment = deployment
+
+    # ARNs.
+
+    def runtime_arn(self, runtime_id: str) -> str:
+        return self.deployment.arn(f"runtime/{runtime_id}")
+
+    def endpoint_arn(self, runtime_id: str, name: str) -> str:
+        return self.deployment.arn(f"runtime/{runtime_id}/runtime-endpoint/{name}")
+
+    # Reading.
+
+    async def find_runtime(self, runtime_id: str) -> Stored[AgentRuntime] | None:
+        return await self._find(AgentRuntime, RUNTIMES, runtime_id)
+
+    async def runtime(self, runtime_id: str) -> Stored[AgentRuntime]:
+        found = await self.find_runtime(runtime_id)
+        if found is None:
+            raise ResourceNotFoundException(f"Agent runtime {runtime_id} does not exist.")
+        return found
+
+    async def find_version(self, runtime_id: str, number: int) -> Stored[Version] | None:
+        return await self._find(Version, _versions(runtime_id), _version_key(number))
+
+    async def version(self, runtime_id: str, number: int) -> Stored[Version]:
+        found = await self.find_version(runtime_id, number)
+        if found is None:
+            raise ResourceNotFoundException(f"Agent runtime {runtime_id} has no version {number}.")
+        return found
+
+    async def find_endpoint(self, runtime_id: str, name: str) -> Stored[Endpoint] | None:
+        return await self._find(Endpoint, _endpoints(runtime_id), name)
+
+    async def endpoint(self, runtime_id: str, name: str) -> Stored[Endpoint]:
+        found = await self.find_endpoint(runtime_id, name)
+        if found is None:
+            raise ResourceNotFoundException(f"Agent runtime {runtime_id} has no endpoint {name}.")
+        return found
+
+    async def runtimes(self, after: str | None, limit: int) -> list[Stored[AgentRuntime]]:
+        return await self._page(AgentRuntime, RUNTIMES, after, limit)
+
+    async def versions(self, runtime_id: str, after: str | None, limit: int) -> list[Stored[Version]]:
+        return await self._page(Version, _versions(runtime_id), after, limit)
+
+    async def endpoints(self, runtime_id: str, after: str | None, limit: int) -> list[Stored[Endpoint]]:
+        return await self._page(Endpoint, _endpoints(runtime_id), after, limit)
+
+    def all_runtimes(self) -> AsyncIterator[Stored[AgentRuntime]]:
+        return self._all(AgentRuntime, RUNTIMES)
+
+    def all_versions(self, runtime_id: str) -> AsyncIterator[Stored[Version]]:
+        return self._all(Version, _versions(runtime_id))
+
+    def all_endpoints(self, runtime_id: str) -> AsyncIterator[Stored[Endpoint]]:
+        return self._all(Endpoint, _endpoints(runtime_id))
+
+    async def _find(self, kind: type[R], where: str, sort: str) -> Stored[R] | None:
+        raw = await self.store.get(where, sort)
+        return None if raw is None else Stored(decode(kind, raw), raw)
+
+    async def _page(self, kind: type[R], where: str, after: str | None, limit: int) -> list[Stored[R]]:
+        items = await self.store.query(where, after=after, limit=limit)
+        return [Stored(decode(kind, item.value), item.value) for item in items]
+
+    async def _all(self, kind: type[R], where: str) -> AsyncIterator[Stored[R]]:
+        after: str | None = None
+        while True:
+            items = await self.store.query(where, after=after, limit=100)
+            for item in items:
+                yield Stored(decode(kind, item.value), item.value)
+            if len(items) < 100:
+                return
+            after = items[-1].sort
+
+    # Writes, to be put together into one transaction.
+
+    @staticmethod
+    def put_runtime(record: AgentRuntime, expect: Expected = ANY) -> Put:
+        return Put(RUNTIMES, record.id, encode(record), expect)
+
+    @staticmethod
+    def put_version(record: Version, expect: Expected = ANY) -> Put:
+        return Put(_versions(record.runtime_id), _version_key(record.number), encode(record), expect)
+
+    @staticmethod
+    def put_endpoint(record: Endpoint, expect: Expected = ANY) -> Put:
+        return Put(_endpoints(record.runtime_id), record.name, encode(record), expect)
+
+    @staticmethod
+    def reserve_name(name: str, runtime_id: str, expect: Expected) -> Put:
+        return Put(NAMES, name, runtime_id.encode(), expect)
+
+    @staticmethod
+    def free_name(name: str) -> Delete:
+        return Delete(NAMES, name)
+
+    @staticmethod
+    def delete_runtime(stored: Stored[AgentRuntime]) -> Delete:
+        return Delete(RUNTIMES, stored.record.id, stored.raw)
+
+    @staticmethod
+    def delete_version(stored: Stored[Version]) -> Delete:
+        return Delete(_versions(stored.record.runtime_id), _version_key(stored.record.number), stored.raw)
+
+    @staticmethod
+    def delete_endpoint(stored: Stored[Endpoint]) -> Delete:
+        return Delete(_endpoints(stored.record.runtime_id), stored.record.name, stored.raw)
+
+    @staticmethod
+    def check_version(stored: Stored[Version]) -> Check:
+        return Check(_versions(stored.record.runtime_id), _version_key(stored.record.number), stored.raw)
+
+    async def forget(self, runtime_id: str) -> None:
+        """Versions and endpoints of a runtime that is being deleted."""
+        await self.store.delete_partition(_endpoints(runtime_id))
+        await self.store.delete_partition(_versions(runtime_id))
+
+
+def _version_key(number: int) -> str:
+    return f"{number:05d}"
+
+
+async def replayed(store: KeyValueStore, once: Once | None) -> bytes | None:
+    """What the client token made, if an equal request has spent it; asks without spending it.
+
+    For refusals that depend on what the first request changed: a retry must get the first answer, not the refusal.
+    Token checks come before conditions, and this condition is never met.
+    """
+    if once is None:
+        return None
+    try:
+        found = await store.transact([Check(RUNTIMES, "-", b"never")], once=once)
+    except ConditionFailed:
+        return None
+    return found.reference if found is not None else None

@@ -1,0 +1,110 @@
+"""InvokeAgentRuntime as an operation like the others, for callers in this process (the backend seam); clients of the
+HTTP endpoint are served by the pump, over the same turns."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+from agentkeep.core.call import Call, CallerKind
+from agentkeep.core.errors import RuntimeClientError
+from agentkeep.runtime.exchange import AgentAnswer, AgentProtocolError, request
+from agentkeep.runtime.headers import SESSION_HEADER
+from agentkeep.runtime.invocations import RuntimeInvocations, SessionTurn
+from agentkeep.runtime.turn import InvocationRequest
+
+__all__ = ["AnswerStream", "invoke"]
+
+#: Members of the operation's input and output that are headers.
+_SENT: Final = {
+    "contentType": "content-type",
+    "accept": "accept",
+    "mcpSessionId": "mcp-session-id",
+    "mcpProtocolVersion": "mcp-protocol-version",
+    "mcpMethod": "mcp-method",
+    "mcpName": "mcp-name",
+    "traceId": "x-amzn-trace-id",
+    "traceParent": "traceparent",
+    "traceState": "tracestate",
+    "baggage": "baggage",
+}
+_RETURNED: Final = {
+    "contentType": "content-type",
+    "mcpSessionId": "mcp-session-id",
+    "mcpProtocolVersion": "mcp-protocol-version",
+    "traceId": "x-amzn-trace-id",
+    "traceParent": "traceparent",
+    "traceState": "tracestate",
+    "baggage": "baggage",
+}
+
+
+class AnswerStream:
+    """The agent's answer, piece by piece. The session is busy until it has been read to its end or closed."""
+
+    def __init__(self, answer: AgentAnswer, held: AsyncExitStack) -> None:
+        self._answer = answer
+        self._held = held
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._answer:
+                yield piece
+        except (AgentProtocolError, OSError):
+            raise RuntimeClientError("The agent's answer was cut short.") from None
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._held.aclose()
+
+
+async def invoke(invocations: RuntimeInvocations, call: Call, document: Mapping[str, Any]) -> dict[str, Any]:
+    """The operation's output; `response` is an `AnswerStream`. Raises ServiceError."""
+    turn = await invocations.begin(_request(call, document))
+    async with AsyncExitStack() as held:
+        held.callback(turn.end)
+        answer = await _exchange(held, turn, document.get("payload", b""))
+        headers = dict(answer.headers)
+        output: dict[str, Any] = {name: headers[header] for name, header in _RETURNED.items() if header in headers}
+        output.setdefault("contentType", "application/json")
+        output |= {"runtimeSessionId": turn.session_id, "statusCode": answer.status}
+        output["response"] = AnswerStream(answer, held.pop_all())
+        return output
+
+
+async def _exchange(held: AsyncExitStack, turn: SessionTurn, payload: bytes) -> AgentAnswer:
+    connection = await turn.connect()
+    try:
+        answer = await held.enter_async_context(request(connection, "POST", turn.path, turn.headers, payload))
+    except (AgentProtocolError, OSError):
+        raise RuntimeClientError(
+            f"The agent closed the connection before it answered. Its output: agentkeep logs {turn.session_id}"
+        ) from None
+    if answer.status >= 400:
+        raise RuntimeClientError(
+            f"Received error ({answer.status}) from runtime. Please check your CloudWatch logs for more information. "
+            f"(agentkeep logs {turn.session_id})"
+        )
+    return answer
+
+
+def _request(call: Call, document: Mapping[str, Any]) -> InvocationRequest:
+    headers = {name: value for name, value in call.headers.items() if name != SESSION_HEADER}
+    headers |= {header: document[name] for name, header in _SENT.items() if name in document}
+    authorization = call.headers.get("authorization", "")
+    # Who comes with a token is whom the runtime's authorizer says, whatever was found out before.
+    by_token = call.caller.kind is CallerKind.USER
+    return InvocationRequest(
+        runtime=document["agentRuntimeArn"],
+        qualifier=document.get("qualifier") or "DEFAULT",
+        account_id=document.get("accountId"),
+        session_id=document.get("runtimeSessionId"),
+        user_id=document.get("runtimeUserId"),
+        invocation_id=call.headers.get("amz-sdk-invocation-id"),
+        caller=None if by_token else call.caller,
+        bearer=authorization[7:].strip() if by_token and authorization[:7].lower() == "bearer " else None,
+        request_id=call.request_id,
+        headers=headers,
+    )

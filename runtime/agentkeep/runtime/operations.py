@@ -1,0 +1,236 @@
+"""The runtime plane's operations: translate, call the domain, translate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from agentkeep.core.call import Call, CallerKind, allow
+from agentkeep.core.clock import Clock
+from agentkeep.core.identifiers import Deployment
+from agentkeep.core.ports import Authorizers, Keys, WorkloadTokens
+from agentkeep.runtime import in_process
+from agentkeep.runtime.artifacts import ArtifactStore
+from agentkeep.runtime.documents import Documents
+from agentkeep.runtime.drivers.driver import Driver
+from agentkeep.runtime.pages import page
+from agentkeep.runtime.parts import EndpointFactory, Parts
+from agentkeep.runtime.rules import check_settings
+from agentkeep.runtime.settings import RuntimeSettings
+from agentkeep.runtime.tags import check_tags
+from agentkeep.storage.interface import KeyValueStore
+
+__all__ = ["RuntimePlane"]
+
+Document = dict[str, Any]
+
+#: Members of CreateAgentRuntime and UpdateAgentRuntime that are not settings of the version.
+_NOT_SETTINGS: Final = frozenset({"agentRuntimeName", "agentRuntimeId", "clientToken", "tags"})
+
+
+class RuntimePlane:
+    """Beside the operations: `invocations` for the pump, `credentials_app` for session listeners (at
+    `environment.CREDENTIALS_PATH`), `admin_app` (/sessions, /logs) and `artifacts_app` (/artifacts) for operators."""
+
+    name: Final = "runtime"
+    arn_kinds: Final = frozenset({"runtime", "runtime-endpoint"})
+
+    def __init__(
+        self,
+        store: KeyValueStore,
+        deployment: Deployment,
+        clock: Clock,
+        driver: Driver,
+        artifacts: ArtifactStore,
+        keys: Keys,
+        authorizers: Authorizers,
+        workload_tokens: WorkloadTokens,
+        endpoint_factory: EndpointFactory,
+        settings: RuntimeSettings,
+        data_dir: Path,
+    ) -> None:
+        """`data_dir`: a folder of this plane's own; a replica keeps its name, bundles and logs there."""
+        self._parts = parts = Parts(
+            store,
+            deployment,
+            clock,
+            driver,
+            artifacts,
+            keys,
+            authorizers,
+            workload_tokens,
+            endpoint_factory,
+            settings,
+            data_dir,
+        )
+        self._deployment = deployment
+        self._settings = settings
+        self._authorizers = authorizers
+        self._documents = Documents(parts.catalogue)
+        self.invocations = parts.invocations
+        self.credentials_app = parts.credentials_app
+        self.admin_app = parts.admin_app
+        self.artifacts_app = parts.artifacts_app
+
+    async def start(self) -> None:
+        """Ends what a platform before left half done, and takes up what it left to do."""
+        await self._parts.start()
+
+    async def stop(self) -> None:
+        """Ends every session of this process."""
+        await self._parts.stop()
+
+    # Agent runtimes and versions.
+
+    async def create_agent_runtime(self, call: Call, request: Document) -> Document:
+        settings = self._checked(request)
+        check_tags(request.get("tags", {}))
+        runtime = await self._parts.runtimes.create(
+            request["agentRuntimeName"], settings, request.get("tags", {}), call.idempotency
+        )
+        identity = await self._parts.provisioning.identity(runtime)
+        return self._documents.created(runtime, 1, identity)
+
+    async def update_agent_runtime(self, call: Call, request: Document) -> Document:
+        runtime, number = await self._parts.runtimes.update(
+            request["agentRuntimeId"], self._checked(request), call.idempotency
+        )
+        return self._documents.updated(runtime, number)
+
+    def _checked(self, request: Document) -> Document:
+        settings = {name: value for name, value in request.items() if name not in _NOT_SETTINGS}
+        settings = check_settings(settings, self._deployment, self._settings.public_url)
+        authorizer = settings.get("authorizerConfiguration", {}).get("customJWTAuthorizer")
+        if authorizer is not None:
+            self._authorizers.check(authorizer)
+        return settings
+
+    async def get_agent_runtime(self, call: Call, request: Document) -> Document:
+        number = request.get("agentRuntimeVersion")
+        runtime, version = await self._parts.runtimes.get(request["agentRuntimeId"], int(number) if number else None)
+        return self._documents.runtime(runtime, version)
+
+    async def list_agent_runtimes(self, call: Call, request: Document) -> Document:
+        found, token = await page(request, self._parts.runtimes.page, lambda stored: stored.record.id)
+        documents = []
+        for stored in found:
+            version = await self._parts.catalogue.find_version(stored.record.id, stored.record.version)
+            documents.append(self._documents.listed_runtime(stored.record, version.record if version else None))
+        return _listing("agentRuntimes", documents, token)
+
+    async def list_agent_runtime_versions(self, call: Call, request: Document) -> Document:
+        runtime_id = request["agentRuntimeId"]
+        runtime = (await self._parts.catalogue.runtime(runtime_id)).record
+        found, token = await page(
+            request,
+            lambda after, limit: self._parts.catalogue.versions(runtime_id, after, limit),
+            lambda stored: f"{stored.record.number:05d}",
+        )
+        documents = [self._documents.listed_version(runtime, stored.record) for stored in found]
+        return _listing("agentRuntimes", documents, token)
+
+    async def delete_agent_runtime(self, call: Call, request: Document) -> Document:
+        runtime_id, number = request["agentRuntimeId"], request.get("agentRuntimeVersion")
+        answer = {"status": "DELETING", "agentRuntimeId": runtime_id}
+        if number is None:
+            await self._parts.runtimes.delete(runtime_id, call.idempotency)
+            return answer
+        await self._parts.runtimes.delete_version(runtime_id, int(number), call.idempotency)
+        return answer | {"agentRuntimeVersion": number}
+
+    # Endpoints.
+
+    async def create_agent_runtime_endpoint(self, call: Call, request: Document) -> Document:
+        check_tags(request.get("tags", {}))
+        endpoint = await self._parts.endpoints.create(
+            request["agentRuntimeId"],
+            request["name"],
+            _number(request),
+            request.get("description"),
+            request.get("tags", {}),
+            call.idempotency,
+        )
+        return self._documents.created_endpoint(endpoint)
+
+    async def update_agent_runtime_endpoint(self, call: Call, request: Document) -> Document:
+        endpoint = await self._parts.endpoints.update(
+            request["agentRuntimeId"],
+            request["endpointName"],
+            _number(request),
+            request.get("description"),
+            call.idempotency,
+        )
+        return self._documents.updated_endpoint(endpoint)
+
+    async def get_agent_runtime_endpoint(self, call: Call, request: Document) -> Document:
+        endpoint = await self._parts.endpoints.get(request["agentRuntimeId"], request["endpointName"])
+        return self._documents.endpoint(endpoint)
+
+    async def delete_agent_runtime_endpoint(self, call: Call, request: Document) -> Document:
+        runtime_id, name = request["agentRuntimeId"], request["endpointName"]
+        await self._parts.endpoints.delete(runtime_id, name, call.idempotency)
+        return {"status": "DELETING", "agentRuntimeId": runtime_id, "endpointName": name}
+
+    async def list_agent_runtime_endpoints(self, call: Call, request: Document) -> Document:
+        found, token = await page(
+            request,
+            lambda after, limit: self._parts.endpoints.page(request["agentRuntimeId"], after, limit),
+            lambda stored: stored.record.name,
+        )
+        documents = [self._documents.listed_endpoint(stored.record) for stored in found]
+        return _listing("runtimeEndpoints", documents, token)
+
+    # Tags and resource policies.
+
+    async def tag_resource(self, call: Call, request: Document) -> Document:
+        await self._parts.tags.add(request["resourceArn"], request["tags"])
+        return {}
+
+    async def untag_resource(self, call: Call, request: Document) -> Document:
+        await self._parts.tags.remove(request["resourceArn"], request["tagKeys"])
+        return {}
+
+    async def list_tags_for_resource(self, call: Call, request: Document) -> Document:
+        return {"tags": await self._parts.tags.of(request["resourceArn"])}
+
+    async def put_resource_policy(self, call: Call, request: Document) -> Document:
+        arn, policy = request["resourceArn"], request["policy"]
+        runtime_id, _ = await self._parts.tags.resource(arn)
+        _, version = await self._parts.runtimes.get(runtime_id, None)
+        takes_tokens = "customJWTAuthorizer" in version.settings.get("authorizerConfiguration", {})
+        await self._parts.policies.put(arn, policy, jwt=takes_tokens)
+        self._parts.targets.changed(runtime_id)
+        return {"policy": policy}
+
+    async def get_resource_policy(self, call: Call, request: Document) -> Document:
+        await self._parts.tags.resource(request["resourceArn"])
+        return {"policy": await self._parts.policies.get(request["resourceArn"])}
+
+    async def delete_resource_policy(self, call: Call, request: Document) -> Document:
+        runtime_id, _ = await self._parts.tags.resource(request["resourceArn"])
+        await self._parts.policies.delete(request["resourceArn"])
+        self._parts.targets.changed(runtime_id)
+        return {}
+
+    # Sessions.
+
+    @allow(CallerKind.SESSION, CallerKind.USER)
+    async def invoke_agent_runtime(self, call: Call, request: Document) -> Document:
+        return await in_process.invoke(self.invocations, call, request)
+
+    @allow(CallerKind.SESSION, CallerKind.USER)
+    async def stop_runtime_session(self, call: Call, request: Document) -> Document:
+        session_id = request["runtimeSessionId"]
+        qualifier = request.get("qualifier") or "DEFAULT"
+        await self.invocations.stop(call, request["agentRuntimeArn"], qualifier, session_id)
+        return {"runtimeSessionId": session_id, "statusCode": 200}
+
+
+def _number(request: Mapping[str, Any]) -> int | None:
+    number = request.get("agentRuntimeVersion")
+    return int(number) if number is not None else None
+
+
+def _listing(member: str, documents: list[Document], token: str | None) -> Document:
+    return {member: documents, **({"nextToken": token} if token else {})}

@@ -1,0 +1,161 @@
+"""The runtime plane's domain objects, put together, and their common life."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from agentkeep.core.call import SessionRef
+from agentkeep.core.clock import Clock
+from agentkeep.core.identifiers import Deployment
+from agentkeep.core.ports import Authorizers, Keys, WorkloadTokens
+from agentkeep.runtime.admin import AdminApp, ArtifactsApp
+from agentkeep.runtime.artifacts import ArtifactStore
+from agentkeep.runtime.authorization import Authorization
+from agentkeep.runtime.bundles import Bundles
+from agentkeep.runtime.catalogue import Catalogue
+from agentkeep.runtime.dependencies import Dependencies, uv_environment
+from agentkeep.runtime.drivers.driver import Driver
+from agentkeep.runtime.endpoints import Endpoints
+from agentkeep.runtime.environment import platform_variables, session_environment
+from agentkeep.runtime.invocations import RuntimeInvocations
+from agentkeep.runtime.logs import Logs
+from agentkeep.runtime.policies import Policies
+from agentkeep.runtime.prepared import PreparedVersions
+from agentkeep.runtime.provisioning import Provisioning
+from agentkeep.runtime.reaper import Reaper
+from agentkeep.runtime.records import Version
+from agentkeep.runtime.runtimes import Runtimes
+from agentkeep.runtime.session_endpoint import CredentialsApp
+from agentkeep.runtime.session_table import SessionTable
+from agentkeep.runtime.sessions import Sessions
+from agentkeep.runtime.settings import RuntimeSettings
+from agentkeep.runtime.tags import Tags
+from agentkeep.runtime.targets import Targets
+from agentkeep.storage.interface import KeyValueStore
+
+__all__ = ["EndpointFactory", "Parts"]
+
+#: Of a session: what makes the protocol that serves one connection to its session endpoint.
+EndpointFactory = Callable[[SessionRef], Callable[[], asyncio.Protocol]]
+
+
+class Parts:
+    """Everything but the operations. `folder` is the plane's own."""
+
+    def __init__(
+        self,
+        store: KeyValueStore,
+        deployment: Deployment,
+        clock: Clock,
+        driver: Driver,
+        artifacts: ArtifactStore,
+        keys: Keys,
+        authorizers: Authorizers,
+        workload_tokens: WorkloadTokens,
+        endpoint_factory: EndpointFactory,
+        settings: RuntimeSettings,
+        folder: Path,
+    ) -> None:
+        self._deployment = deployment
+        self._settings = settings
+        self._driver = driver
+        self.catalogue = Catalogue(store, deployment)
+        self.policies = Policies(store)
+        self.targets = Targets(self.catalogue, self.policies, clock)
+        self.logs = Logs(folder / "logs", settings.log_limit, settings.log_retention, clock)
+        self.bundles = Bundles(
+            folder / "bundles",
+            artifacts,
+            Dependencies(folder / "dependencies", _uv(settings), settings.install_timeout),
+            size_limit=settings.bundle_limit,
+            unpacked_limit=settings.unpacked_limit,
+            python_substitution=settings.python_substitution,
+        )
+        prepared = PreparedVersions(self.bundles, driver, fork_server=settings.fork_server)
+        self.table = SessionTable(store, clock, _replica(folder), settings.lease, settings.session_record_retention)
+        self.sessions = Sessions(
+            self.table,
+            clock,
+            settings,
+            prepared=prepared,
+            driver=driver,
+            keys=keys,
+            logs=self.logs,
+            endpoint_of=endpoint_factory,
+            variables_of=self._variables,
+        )
+        self.reaper = Reaper(self.sessions, self.logs, clock, settings)
+        self.provisioning = Provisioning(
+            self.catalogue, clock, prepared, workload_tokens, self.sessions.end_runtime, self.targets.changed
+        )
+        self.runtimes = Runtimes(self.catalogue, clock, self._changed)
+        self.endpoints = Endpoints(self.catalogue, clock, self._changed)
+        self.tags = Tags(self.catalogue)
+        authorization = Authorization(self.catalogue, authorizers, settings.public_url)
+        self.invocations = RuntimeInvocations(
+            self.targets, authorization, self.sessions, workload_tokens, clock, settings
+        )
+        self.credentials_app = CredentialsApp(self.sessions, keys, clock)
+        self.admin_app = AdminApp(self.table, self.logs)
+        self.artifacts_app = ArtifactsApp(artifacts, settings.bundle_limit)
+
+    def _changed(self, runtime_id: str) -> None:
+        self.targets.changed(runtime_id)
+        self.provisioning.take_up(runtime_id)
+
+    def _variables(self, version: Version, endpoint: str) -> Mapping[str, str]:
+        settings = self._settings
+        platform = platform_variables(
+            self._deployment, settings.public_url, version.runtime_id, endpoint, settings.observability
+        )
+        return session_environment(platform, version.settings.get("environmentVariables", {}))
+
+    async def start(self) -> None:
+        await self.sessions.recover(self._version)
+        await self.bundles.collect(await self._digests_in_use())
+        self.reaper.start()
+        await self.provisioning.start()
+
+    async def stop(self) -> None:
+        await self.provisioning.stop()
+        await self.reaper.stop()
+        await self.sessions.close()
+        await self.table.retire_heartbeat()
+        self.logs.close()
+
+    async def _version(self, runtime_id: str, number: int) -> Version | None:
+        found = await self.catalogue.find_version(runtime_id, number)
+        return None if found is None else found.record
+
+    async def _digests_in_use(self) -> set[str]:
+        used = set()
+        async for runtime in self.catalogue.all_runtimes():
+            async for version in self.catalogue.all_versions(runtime.record.id):
+                if version.record.artifact is not None:
+                    used.add(version.record.artifact.digest)
+        return used
+
+
+def _uv(settings: RuntimeSettings) -> dict[str, str]:
+    return uv_environment(
+        default_index=settings.default_index,
+        extra_index=settings.extra_index,
+        find_links=settings.find_links,
+        certificates=settings.certificates,
+        https_proxy=settings.https_proxy,
+        no_proxy=settings.no_proxy,
+    )
+
+
+def _replica(folder: Path) -> str:
+    """This replica's name, the same as long as its data is."""
+    path = folder / "replica"
+    if path.exists():
+        return path.read_text().strip()
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"replica-{secrets.token_hex(8)}"
+    path.write_text(name)
+    return name

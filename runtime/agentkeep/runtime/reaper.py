@@ -1,0 +1,113 @@
+"""The reaper: keeps this replica's heartbeat, and ends sessions that are idle, too old or no longer answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from agentkeep.core.clock import Clock
+from agentkeep.core.errors import DependencyError, EnvironmentStartFailed
+from agentkeep.runtime.health import ping, supports_ping
+from agentkeep.runtime.logs import Logs
+from agentkeep.runtime.records import EndReason, SessionState
+from agentkeep.runtime.session import Session
+from agentkeep.runtime.sessions import Sessions
+from agentkeep.runtime.settings import RuntimeSettings
+
+__all__ = ["Reaper"]
+
+log = logging.getLogger(__name__)
+
+PINGS_AT_ONCE = 32
+COLLECT_SECONDS = 3600.0
+
+
+class Reaper:
+    def __init__(self, sessions: Sessions, logs: Logs, clock: Clock, settings: RuntimeSettings) -> None:
+        self._sessions = sessions
+        self._logs = logs
+        self._clock = clock
+        self._settings = settings
+        self._pings = asyncio.Semaphore(PINGS_AT_ONCE)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._reap(), name="reaper"),
+            asyncio.create_task(self._beat(), name="heartbeat"),
+            asyncio.create_task(self._collect(), name="log-retention"),
+        ]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _reap(self) -> None:
+        while True:
+            await self._clock.sleep(self._settings.reap_interval)
+            for session in self._sessions.all_live():
+                self._look_at(session)
+
+    def _look_at(self, session: Session) -> None:
+        if session.state is not SessionState.READY or session.prepared is None:
+            return
+        now = self._clock.monotonic()
+        limits = session.prepared.settings
+        if now - session.opened >= limits.lifetime:
+            self._sessions.end(session, EndReason.LIFETIME)
+        elif session.turns == 0 and session.checking is None:
+            # Before it is ended for idleness it is asked once more: it may be busy of its own accord.
+            is_idle = session.idle_for(now, limits.idle) >= limits.idle
+            if is_idle or now - session.last_ping >= self._settings.ping_interval:
+                session.checking = asyncio.create_task(self._check(session))
+                session.checking.add_done_callback(lambda _: setattr(session, "checking", None))
+
+    async def _check(self, session: Session) -> None:
+        assert session.environment is not None
+        assert session.prepared is not None
+        limits = session.prepared.settings
+        async with self._pings:
+            asked = self._clock.monotonic()
+            session.last_ping = asked
+            if supports_ping(limits.protocol):
+                try:
+                    connection = await session.environment.connect(self._settings.ping_timeout)
+                    health = await ping(connection, self._settings.ping_timeout)
+                except EnvironmentStartFailed:
+                    return  # it is gone; whoever watches it has been told
+                except (OSError, TimeoutError):
+                    health = None
+                if health is None:
+                    self._missed(session)
+                    return
+                session.answered_ping(health, asked, self._clock.monotonic(), self._clock.now().timestamp())
+        # Nothing is awaited from here on: a turn that begins now finds the session READY or STOPPING, never between.
+        now = self._clock.monotonic()
+        if session.state is SessionState.READY and session.idle_for(now, limits.idle) >= limits.idle:
+            self._sessions.end(session, EndReason.IDLE)
+
+    def _missed(self, session: Session) -> None:
+        session.failed_pings += 1
+        # An agent at work in a turn may be too busy to answer.
+        if session.failed_pings >= self._settings.ping_failures and session.turns == 0:
+            self._sessions.end(session, EndReason.UNHEALTHY)
+
+    async def _beat(self) -> None:
+        table, lease = self._sessions.table, self._settings.lease
+        last = self._clock.monotonic()
+        while True:
+            await self._clock.sleep(lease / 3)
+            try:
+                await table.heartbeat()
+                if self._clock.monotonic() - last > lease:
+                    await self._sessions.verify_leases()
+                last = self._clock.monotonic()
+            except DependencyError as error:
+                # Sessions go on without the store; it is asked again soon.
+                log.warning("the heartbeat could not be written: %s", error)
+
+    async def _collect(self) -> None:
+        while True:
+            await self._logs.collect()
+            await self._clock.sleep(COLLECT_SECONDS)

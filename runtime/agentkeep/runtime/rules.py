@@ -1,0 +1,175 @@
+"""What a runtime's settings must satisfy beyond the service model, and what is added to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agentkeep.core.errors import FieldError, ValidationException
+from agentkeep.core.identifiers import Deployment
+from agentkeep.runtime.environment import is_reserved, platform_variables
+from agentkeep.runtime.headers import why_not_forwardable
+
+__all__ = ["DEFAULT_IDLE", "DEFAULT_LIFETIME", "Settings", "check_settings", "invalid"]
+
+DEFAULT_IDLE: Final = 900
+DEFAULT_LIFETIME: Final = 28_800
+ENVIRONMENT_LIMIT: Final = 4096
+PORTS: Final = {"HTTP": 8080, "AGUI": 8080, "MCP": 8000, "A2A": 9000}
+PATHS: Final = {"HTTP": "/invocations", "AGUI": "/invocations", "MCP": "/mcp", "A2A": "/"}
+
+#: Members that change how a session runs and that this deployment cannot honour. Ignoring them would be a lie; the
+#: rest (network mode, platform version, metadata service, hooks) is stored and echoed.
+_UNSUPPORTED: Final = {
+    "capacityProviderConfiguration": "capacity providers are AWS infrastructure",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A version's settings, as the platform acts on them (from the stored document)."""
+
+    protocol: str
+    port: int
+    path: str
+    idle: float
+    lifetime: float
+    authorizer: Mapping[str, Any] | None
+    forwarded_headers: frozenset[str]  # lower case
+    environment: Mapping[str, str]
+    entry_point: tuple[str, ...]
+    role_arn: str
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Settings:
+        protocol = document.get("protocolConfiguration", {})
+        name = protocol.get("serverProtocol", "HTTP")
+        lifecycle = document["lifecycleConfiguration"]
+        code = document["agentRuntimeArtifact"].get("codeConfiguration", {})
+        allowed = document.get("requestHeaderConfiguration", {}).get("requestHeaderAllowlist", ())
+        return cls(
+            protocol=name,
+            port=protocol.get("port", PORTS[name]),
+            path=protocol.get("path", PATHS[name]),
+            idle=lifecycle["idleRuntimeSessionTimeout"],
+            lifetime=lifecycle["maxLifetime"],
+            authorizer=document.get("authorizerConfiguration", {}).get("customJWTAuthorizer"),
+            forwarded_headers=frozenset(header.lower() for header in allowed),
+            environment=document.get("environmentVariables", {}),
+            entry_point=tuple(code.get("entryPoint", ())),
+            role_arn=document["roleArn"],
+        )
+
+
+def invalid(*fields: FieldError) -> ValidationException:
+    """All failing fields at once, worded as AWS words its own."""
+    count = len(fields)
+    text = "; ".join(f"Value at '{field.name}' failed to satisfy constraint: {field.message}" for field in fields)
+    return ValidationException(f"{count} validation error{'s' if count > 1 else ''} detected: {text}", fields=fields)
+
+
+def check_settings(request: Mapping[str, Any], deployment: Deployment, public_url: str) -> dict[str, Any]:
+    """The settings of a new version: the request's members with defaults filled in.
+
+    Raises ValidationException naming every member at fault.
+    """
+    document = dict(request)
+    document.setdefault("networkConfiguration", {"networkMode": "PUBLIC"})
+    lifecycle, faults = _lifecycle(document.get("lifecycleConfiguration", {}))
+    document["lifecycleConfiguration"] = lifecycle
+    faults += _artifact(document["agentRuntimeArtifact"])
+    faults += _headers(document)
+    faults += _environment(document.get("environmentVariables", {}), deployment, public_url)
+    faults += _protocol(document.get("protocolConfiguration", {}))
+    faults += [FieldError(name, f"not supported here: {why}") for name, why in _UNSUPPORTED.items() if name in document]
+    if faults:
+        raise invalid(*faults)
+    return document
+
+
+def _artifact(artifact: Mapping[str, Any]) -> list[FieldError]:
+    where = "agentRuntimeArtifact"
+    if "containerConfiguration" in artifact:
+        return [
+            FieldError(
+                f"{where}.containerConfiguration",
+                "container images need the docker driver, which this deployment does not have; "
+                "deploy the code as a bundle (codeConfiguration)",
+            )
+        ]
+    code = artifact["codeConfiguration"]
+    faults = []
+    if "s3" not in code["code"]:
+        faults.append(FieldError(f"{where}.codeConfiguration.code", "the bundle's place (s3) is missing"))
+    if not code["runtime"].startswith("PYTHON_"):
+        faults.append(FieldError(f"{where}.codeConfiguration.runtime", "only Python bundles run here"))
+    main = code["entryPoint"][-1]
+    if not main.endswith(".py") or main.startswith("/") or "\\" in main or ".." in main.split("/"):
+        faults.append(
+            FieldError(f"{where}.codeConfiguration.entryPoint", "its last part must be a .py file inside the bundle")
+        )
+    if len(code["entryPoint"]) == 2 and code["entryPoint"][0] != "opentelemetry-instrument":
+        faults.append(
+            FieldError(
+                f"{where}.codeConfiguration.entryPoint", "of two parts the first must be opentelemetry-instrument"
+            )
+        )
+    return faults
+
+
+def _lifecycle(given: Mapping[str, int]) -> tuple[dict[str, int], list[FieldError]]:
+    lifetime = given.get("maxLifetime", DEFAULT_LIFETIME)
+    idle = given.get("idleRuntimeSessionTimeout", min(DEFAULT_IDLE, lifetime))
+    faults = []
+    if idle > lifetime:
+        faults.append(
+            FieldError(
+                "lifecycleConfiguration.idleRuntimeSessionTimeout",
+                f"must not be greater than maxLifetime ({idle} > {lifetime})",
+            )
+        )
+    for name, value in (("idleRuntimeSessionTimeout", idle), ("maxLifetime", lifetime)):
+        if value > DEFAULT_LIFETIME:
+            faults.append(
+                FieldError(f"lifecycleConfiguration.{name}", f"must be between 60 and {DEFAULT_LIFETIME} seconds")
+            )
+    return {"idleRuntimeSessionTimeout": idle, "maxLifetime": lifetime}, faults
+
+
+def _headers(document: Mapping[str, Any]) -> list[FieldError]:
+    allowed: Sequence[str] = document.get("requestHeaderConfiguration", {}).get("requestHeaderAllowlist", ())
+    has_authorizer = "customJWTAuthorizer" in document.get("authorizerConfiguration", {})
+    faults = []
+    seen: set[str] = set()
+    for index, name in enumerate(allowed, 1):
+        where = f"requestHeaderConfiguration.requestHeaderAllowlist.{index}.member"
+        if name.lower() in seen:
+            faults.append(FieldError(where, f"{name} is there more than once (case does not matter)"))
+        seen.add(name.lower())
+        if reason := why_not_forwardable(name, has_authorizer):
+            faults.append(FieldError(where, reason))
+    return faults
+
+
+def _environment(variables: Mapping[str, str], deployment: Deployment, public_url: str) -> list[FieldError]:
+    faults = []
+    own = platform_variables(deployment, public_url, "-", "DEFAULT", observability=True)
+    for name, value in variables.items():
+        where = f"environmentVariables.{name}"
+        if "=" in name or "\0" in name or "\0" in value:
+            faults.append(FieldError(where, "a name holds no '=', and neither name nor value a NUL character"))
+        elif is_reserved(name) and own.get(name) != value:
+            faults.append(FieldError(where, "the platform sets this variable; leave it out"))
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in variables.items())
+    if size > ENVIRONMENT_LIMIT:
+        faults.append(
+            FieldError("environmentVariables", f"names and values together take at most {ENVIRONMENT_LIMIT} bytes")
+        )
+    return faults
+
+
+def _protocol(protocol: Mapping[str, Any]) -> list[FieldError]:
+    if protocol.get("port") == 8443:
+        return [FieldError("protocolConfiguration.port", "8443 is taken")]
+    return []

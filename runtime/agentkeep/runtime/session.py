@@ -1,0 +1,155 @@
+"""A session that lives in this process: its environment, its turns, and how long it has been idle."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from agentkeep.core.call import Idempotency, SessionRef, User
+from agentkeep.runtime.drivers.driver import Connection, Environment
+from agentkeep.runtime.health import Health, PingStatus
+from agentkeep.runtime.logs import SessionLog
+from agentkeep.runtime.prepared import PreparedVersion
+from agentkeep.runtime.records import SESSION_MOVES, EndReason, SessionRecord, SessionState
+
+__all__ = ["Session", "TrackedConnection"]
+
+
+class Session:
+    """Made by `Sessions`, which alone moves it from state to state. Times are the clock's monotonic seconds."""
+
+    def __init__(
+        self, ref: SessionRef, user: User | None, version: int, endpoint: str, log: SessionLog, now: float
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.ref = ref
+        self.user = user
+        self.version = version
+        self.endpoint = endpoint
+        self.log = log
+        self.state = SessionState.PROVISIONING
+        self.opened = now
+        #: Set when the lease is ours (or the claim's failure), and when the agent answers (or the start's failure).
+        self.claimed: asyncio.Future[SessionRecord] = loop.create_future()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.ended = asyncio.Event()
+        self.end_reason: EndReason | None = None
+        self.record: SessionRecord | None = None  # as last written
+        self.stop_token: Idempotency | None = None  # spent by the write that ends the session
+        self.prepared: PreparedVersion | None = None
+        self.environment: Environment | None = None
+        self.starting: asyncio.Task[Environment] | None = None
+        self.provisioning: asyncio.Task[None] | None = None
+        self.ending: asyncio.Task[None] | None = None
+        self.watching: asyncio.Task[None] | None = None
+        self.checking: asyncio.Task[None] | None = None
+        self.turns = 0
+        self.last_ping = now
+        self.failed_pings = 0
+        #: For which user token ("" if none), the token, since when.
+        self.workload_token: tuple[str, str | None, float] | None = None
+        self._last_activity = now
+        self._status_changed = now
+        self._connections: set[TrackedConnection] = set()
+        self._end_callbacks: list[Callable[[], None]] = []
+        # Nobody may be waiting for them any more when they fail.
+        self.claimed.add_done_callback(_retrieve)
+        self.ready.add_done_callback(_retrieve)
+
+    def move(self, to: SessionState) -> None:
+        assert to in SESSION_MOVES[self.state], (self.state, to)
+        self.state = to
+
+    def fail_start(self, error: Exception) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(error)
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        self._end_callbacks.append(callback)
+
+    def mark_ended(self) -> None:
+        self.ended.set()
+        for callback in self._end_callbacks:
+            callback()
+
+    # Turns.
+
+    def begin_turn(self) -> None:
+        self.turns += 1
+
+    def end_turn(self, now: float) -> None:
+        self.turns -= 1
+        self._last_activity = now
+
+    def touch(self, now: float) -> None:
+        self._last_activity = now
+
+    # Idleness.
+
+    def idle_for(self, now: float, limit: float) -> float:
+        """Seconds since the agent was last busy, 0 while it has a turn.
+
+        The agent's own word for when its status last changed counts, but prolongs nothing beyond one more `limit`: an
+        agent that reports a new time at every ping would never be idle.
+        """
+        if self.turns:
+            return 0.0
+        since = max(self._last_activity, min(self._status_changed, self._last_activity + limit))
+        return now - since
+
+    def answered_ping(self, health: Health, asked: float, now: float, wall: float) -> None:
+        """`asked` and `now`: when the ping began and ended; `wall`: epoch seconds at `now`."""
+        self.last_ping = now
+        self.failed_pings = 0
+        if health.status is PingStatus.HEALTHY_BUSY:
+            self._last_activity = now
+        elif health.changed is not None:
+            ago = max(0.0, wall - health.changed)
+            self._status_changed = max(self._status_changed, min(now - ago, asked))
+
+    # Connections.
+
+    async def connect(self, timeout: float) -> Connection:
+        assert self.environment is not None
+        connection = TrackedConnection(await self.environment.connect(timeout), self._connections)
+        if self.state is not SessionState.READY:
+            connection.cut()
+        return connection
+
+    def cut_connections(self) -> None:
+        """Ends every stream to and from the agent at once."""
+        for connection in list(self._connections):
+            connection.cut()
+
+
+class TrackedConnection:
+    """A driver's connection that the session can cut."""
+
+    __slots__ = ("_all", "_connection")
+
+    def __init__(self, connection: Connection, all_of_session: set[TrackedConnection]) -> None:
+        self._connection = connection
+        self._all = all_of_session
+        all_of_session.add(self)
+
+    @property
+    def socket(self) -> socket.socket:
+        return self._connection.socket
+
+    def release(self) -> None:
+        if self in self._all:
+            self._all.discard(self)
+            self._connection.release()
+
+    def cut(self) -> None:
+        try:
+            self._connection.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # closed before
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

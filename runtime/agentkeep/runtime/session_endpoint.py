@@ -1,0 +1,98 @@
+"""The container-credentials endpoint, as an agent's AWS SDK asks it at 169.254.170.2 (ECS's protocol).
+
+Who asks is known by the listener that accepted the connection (`scope["agentkeep.session"]`), never by what is said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from datetime import UTC
+from typing import Any
+
+import orjson
+
+from agentkeep.core.call import SessionRef
+from agentkeep.core.clock import Clock
+from agentkeep.core.errors import AccessDeniedException
+from agentkeep.core.ports import Keys, SessionCredentials
+from agentkeep.runtime.asgi import Receive, Scope, Send, respond
+from agentkeep.runtime.environment import CREDENTIALS_PATH
+from agentkeep.runtime.records import SessionState
+from agentkeep.runtime.session import Session
+from agentkeep.runtime.sessions import Sessions
+
+__all__ = ["CredentialsApp"]
+
+
+class CredentialsApp:
+    """ASGI application for `CREDENTIALS_PATH`, to be served on session listeners only; elsewhere it refuses."""
+
+    def __init__(self, sessions: Sessions, keys: Keys, clock: Clock) -> None:
+        self._sessions = sessions
+        self._keys = keys
+        self._clock = clock
+        self._issued: MutableMapping[SessionRef, tuple[Session, SessionCredentials, float]] = {}
+        self._issuing: dict[SessionRef, asyncio.Lock] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        ref: SessionRef | None = scope.get("agentkeep.session")
+        if ref is None or scope["path"] != CREDENTIALS_PATH:
+            await respond(send, 404, {"code": "NotFound", "message": "There are no credentials here."})
+        elif scope["method"] != "GET":
+            await respond(send, 405, {"code": "MethodNotAllowed", "message": "Credentials are read with GET."})
+        else:
+            try:
+                session, credentials = await self._credentials(ref)
+            except AccessDeniedException as error:
+                await respond(send, 403, {"code": error.code, "message": error.message})
+                return
+            await respond(send, 200, _document(session, credentials), ((b"cache-control", b"no-store"),))
+
+    async def _credentials(self, ref: SessionRef) -> tuple[Session, SessionCredentials]:
+        """Keys of this session, the same until half of their life has gone: an agent that asks all the time makes no
+        more of them."""
+        session = self._living(ref)
+        async with self._issuing.setdefault(ref, asyncio.Lock()):
+            kept = self._issued.get(ref)
+            if kept is not None and kept[0] is session and self._clock.monotonic() < kept[2]:
+                return session, kept[1]
+            credentials = await self._keys.issue_for_session(ref, session.user)
+            if self._sessions.live(ref) is not session or session.state is SessionState.STOPPING:
+                # It ended meanwhile, perhaps after its keys had been revoked: these must not outlive it.
+                await self._keys.end_session(ref)
+                raise _ended()
+            life = (credentials.expiration - self._clock.now()).total_seconds()
+            self._issued[ref] = (session, credentials, self._clock.monotonic() + life / 2)
+            session.on_end(lambda: self._forget(session))
+            return session, credentials
+
+    def _living(self, ref: SessionRef) -> Session:
+        session = self._sessions.live(ref)
+        if session is None or session.state is SessionState.STOPPING or not session.claimed.done():
+            raise _ended()
+        return session
+
+    def _forget(self, session: Session) -> None:
+        kept = self._issued.get(session.ref)
+        if kept is not None and kept[0] is session:
+            del self._issued[session.ref]
+            self._issuing.pop(session.ref, None)
+
+
+def _ended() -> AccessDeniedException:
+    return AccessDeniedException("The session has ended, and its credentials with it.")
+
+
+def _document(session: Session, credentials: SessionCredentials) -> bytes:
+    assert session.prepared is not None
+    document: dict[str, Any] = {
+        "AccessKeyId": credentials.access_key_id,
+        "SecretAccessKey": credentials.secret_access_key,
+        "Token": credentials.session_token,
+        "Expiration": credentials.expiration.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "RoleArn": session.prepared.settings.role_arn,
+    }
+    return orjson.dumps(document)

@@ -1,0 +1,179 @@
+"""The session table: who runs which session, in the key-value store, so that any number of replicas agree.
+
+A replica proves that it lives by a heartbeat, one small write for all its sessions. A session whose owner's heartbeat
+has run out may be taken by another replica; the fence number tells the two apart.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from agentkeep.core.call import Idempotency, SessionRef, User
+from agentkeep.core.clock import Clock, epoch_ms
+from agentkeep.core.errors import (
+    AccessDeniedException,
+    ConditionFailed,
+    ResourceNotFoundException,
+    RetryableConflictException,
+)
+from agentkeep.runtime.catalogue import replayed
+from agentkeep.runtime.records import EndReason, SessionRecord, SessionState, Stored, decode, encode
+from agentkeep.runtime.runtimes import once
+from agentkeep.storage.interface import ABSENT, Check, Expected, KeyValueStore, Put, Write, partition
+
+__all__ = ["LeaseLost", "SessionTable", "in_progress", "other_user"]
+
+log = logging.getLogger(__name__)
+
+SESSIONS = partition("runtime", "sessions")
+REPLICAS = partition("runtime", "replicas")
+
+
+class LeaseLost(Exception):
+    """The session is no longer this replica's: another took it after our heartbeat had run out."""
+
+
+def in_progress() -> RetryableConflictException:
+    """AgentCore's words."""
+    return RetryableConflictException("Session operation in progress, please retry")
+
+
+def other_user(session_id: str) -> AccessDeniedException:
+    return AccessDeniedException(
+        f"Session {session_id} belongs to another user. A session is used only by the user who opened it; take a new "
+        "session id."
+    )
+
+
+class SessionTable:
+    """`replica` names this process, the same after a restart with the same data."""
+
+    def __init__(self, store: KeyValueStore, clock: Clock, replica: str, lease: float, retention: float) -> None:
+        self.replica = replica
+        self._store = store
+        self._clock = clock
+        self._lease_ms = int(lease * 1000)
+        self._retention_ms = int(retention * 1000)
+
+    async def heartbeat(self) -> None:
+        now = epoch_ms(self._clock.now())
+        await self._store.transact([Put(REPLICAS, self.replica, b"alive", expires_ms=now + self._lease_ms)])
+
+    async def retire_heartbeat(self) -> None:
+        now = epoch_ms(self._clock.now())
+        await self._store.transact([Put(REPLICAS, self.replica, b"gone", expires_ms=now + 1)])
+
+    async def find(self, ref: SessionRef) -> Stored[SessionRecord] | None:
+        raw = await self._store.get(SESSIONS, _key(ref))
+        return None if raw is None else Stored(decode(SessionRecord, raw), raw)
+
+    async def claim(self, ref: SessionRef, user: User | None, version: int, endpoint: str) -> SessionRecord:
+        """Takes the session for this replica, in PROVISIONING. Exactly one claim of several succeeds.
+
+        Raises AccessDeniedException (another user's), RetryableConflictException (another replica's, or it was faster).
+        """
+        found = await self.find(ref)
+        fence, expect, writes = 1, ABSENT, list[Write]()
+        if found is not None:
+            record = found.record
+            if record.user != user:
+                raise other_user(ref.session_id)
+            if record.state is not SessionState.STOPPED and record.owner != self.replica:
+                # Free only if its owner is dead, and still dead when the transaction happens.
+                writes.append(Check(REPLICAS, record.owner, ABSENT))
+            fence = record.fence + 1
+        now = self._clock.now()
+        claimed = SessionRecord(
+            runtime_id=ref.runtime_id,
+            session_id=ref.session_id,
+            state=SessionState.PROVISIONING,
+            owner=self.replica,
+            fence=fence,
+            user_id=user.id if user else None,
+            user_issuer=user.issuer if user else None,
+            version=version,
+            endpoint=endpoint,
+            created_at=now,
+            updated_at=now,
+        )
+        writes.append(self._put(claimed, found.raw if found else expect))
+        try:
+            await self._store.transact(writes)
+        except ConditionFailed:
+            raise in_progress() from None
+        return claimed
+
+    async def ready(self, record: SessionRecord, environment_id: str) -> SessionRecord:
+        """Raises LeaseLost."""
+        ready = replace(record, state=SessionState.READY, environment_id=environment_id, updated_at=self._clock.now())
+        try:
+            await self._store.transact([self._put(ready, encode(record))])
+        except ConditionFailed:
+            raise LeaseLost(record.session_id) from None
+        return ready
+
+    async def stopped(self, record: SessionRecord, reason: EndReason, token: Idempotency | None = None) -> None:
+        """Whatever the state before; does nothing if the session has a newer environment, here or elsewhere."""
+        found = await self.find(record.ref)
+        if found is None or found.record.fence != record.fence or found.record.state is SessionState.STOPPED:
+            return
+        ended: SessionRecord = found.but(
+            state=SessionState.STOPPED, end_reason=reason, updated_at=self._clock.now(), environment_id=None
+        )
+        try:
+            await self._store.transact([self._put(ended, found.raw)], once=once(self._clock, token, ""))
+        except ConditionFailed:
+            # Only a claim can have come between, and a claim means the session has gone on without us.
+            log.info("session %s of %s was taken while it ended", record.session_id, record.runtime_id)
+
+    async def spend(self, token: Idempotency | None) -> None:
+        """Notes a StopRuntimeSession that joined another one's."""
+        if token is not None:
+            await self._store.transact([], once=once(self._clock, token, ""))
+
+    def _put(self, record: SessionRecord, expect: Expected) -> Put:
+        ended = record.state is SessionState.STOPPED
+        expires = epoch_ms(record.updated_at) + self._retention_ms if ended else None
+        return Put(SESSIONS, _key(record.ref), encode(record), expect, expires)
+
+    async def was_stopped(self, token: Idempotency | None) -> bool:
+        """Whether an equal StopRuntimeSession has succeeded before."""
+        return await replayed(self._store, once(self._clock, token, "")) is not None
+
+    async def refuse_stop(self, ref: SessionRef) -> Exception:
+        """Why a session that does not live here cannot be stopped here."""
+        found = await self.find(ref)
+        if found is None or found.record.state is SessionState.STOPPED:
+            return ResourceNotFoundException(
+                f"Session {ref.session_id} of agent runtime {ref.runtime_id} does not exist or has ended."
+            )
+        return in_progress()
+
+    async def orphans(self) -> AsyncIterator[SessionRecord]:
+        """Sessions not ended that are this replica's (call it when nothing runs here yet) or a dead one's."""
+        alive: dict[str, bool] = {self.replica: False}
+        async for record in self.all():
+            if record.state is SessionState.STOPPED:
+                continue
+            if record.owner not in alive:
+                alive[record.owner] = await self._store.get(REPLICAS, record.owner) is not None
+            if not alive[record.owner]:
+                yield record
+
+    async def all(self, runtime_id: str | None = None) -> AsyncIterator[SessionRecord]:
+        """Every session known, ended ones too."""
+        # "0" follows "/": all keys that begin with the runtime's.
+        after, before = (None, None) if runtime_id is None else (partition(runtime_id, ""), partition(runtime_id) + "0")
+        while True:
+            items = await self._store.query(SESSIONS, after=after, before=before, limit=200)
+            for item in items:
+                yield decode(SessionRecord, item.value)
+            if len(items) < 200:
+                return
+            after = items[-1].sort
+
+
+def _key(ref: SessionRef) -> str:
+    return partition(ref.runtime_id, ref.session_id)

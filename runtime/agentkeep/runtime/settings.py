@@ -1,0 +1,86 @@
+"""Settings of the runtime plane. Times are seconds, sizes bytes."""
+
+from __future__ import annotations
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["RuntimeSettings"]
+
+_GB = 1 << 30
+_MB = 1 << 20
+
+
+class RuntimeSettings(BaseSettings):
+    """`AGENTKEEP_RUNTIME_*`. The package index is read from uv's or pip's own variables, so that a machine set up for
+    either needs nothing more."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENTKEEP_RUNTIME_", populate_by_name=True, extra="ignore")
+
+    # Sessions.
+    start_timeout: float = Field(120, gt=0, description="An agent that does not answer /ping by then has failed.")
+    stop_grace: float = Field(5, ge=0, description="Between asking an environment to end and killing it.")
+    connect_timeout: float = Field(10, gt=0, description="For a connection to a running agent.")
+    reap_interval: float = Field(5, gt=0, description="How often sessions are checked against their time limits.")
+    ping_interval: float = Field(30, gt=0, description="How often an idle session is asked whether it is busy.")
+    ping_timeout: float = Field(5, gt=0)
+    ping_failures: int = Field(3, ge=1, description="So many unanswered pings in a row end a session.")
+    lease: float = Field(30, gt=0, description="A replica silent for this long has lost its sessions.")
+    max_sessions: int = Field(500, ge=1, description="Sessions alive at once on this replica; more are refused (402).")
+    session_record_retention: float = Field(30 * 86_400, gt=0, description="How long an ended session's user is known.")
+    workload_token_reuse: float = Field(300, ge=0, description="How long turns share one workload access token.")
+
+    # Limits of one session.
+    session_memory: int = Field(_GB, ge=64 * _MB)
+    session_processes: int = Field(128, ge=8)
+    session_open_files: int = Field(1024, ge=64)
+    session_cpus: float = Field(2.0, gt=0)
+    session_disk: int = Field(512 * _MB, ge=_MB)
+    fork_server: bool = Field(True, description="False: `cold`, every session is a process started afresh.")
+
+    # Code bundles.
+    bundle_limit: int = Field(250 * _MB, ge=1, description="Of the zip file.")
+    unpacked_limit: int = Field(750 * _MB, ge=1)
+    python_substitution: bool = Field(
+        True,
+        description="Accept bundles for another Python 3 than the platform's, if they compile on it and hold no "
+        "extension modules built for another.",
+    )
+    install_timeout: float = Field(600, gt=0, description="For installing a bundle's requirements.")
+
+    # Logs.
+    log_limit: int = Field(10 * _MB, ge=4096, description="Kept of one session's output: the newest.")
+    log_retention: float = Field(30 * 86_400, gt=0)
+
+    # What agents are told.
+    public_url: str = Field("http://127.0.0.1:4780", description="Where clients reach the platform.")
+    oauth2_callback_url: str | None = Field(None, description="Default of the OAuth2CallbackUrl header agents receive.")
+    observability: bool = Field(True, description="Agents' telemetry is exported to the session endpoint.")
+
+    # The package index for requirements, by the names of uv and pip.
+    default_index: str | None = Field(
+        None,
+        validation_alias=AliasChoices(
+            "default_index", "AGENTKEEP_RUNTIME_DEFAULT_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"
+        ),
+    )
+    extra_index: str | None = Field(
+        None,
+        validation_alias=AliasChoices(
+            "extra_index", "AGENTKEEP_RUNTIME_EXTRA_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL"
+        ),
+    )
+    find_links: str | None = Field(
+        None,
+        validation_alias=AliasChoices("find_links", "AGENTKEEP_RUNTIME_FIND_LINKS", "UV_FIND_LINKS", "PIP_FIND_LINKS"),
+    )
+    certificates: str | None = Field(
+        None,
+        validation_alias=AliasChoices("certificates", "AGENTKEEP_RUNTIME_CERTIFICATES", "SSL_CERT_FILE", "PIP_CERT"),
+    )
+    https_proxy: str | None = Field(
+        None, validation_alias=AliasChoices("https_proxy", "AGENTKEEP_RUNTIME_HTTPS_PROXY", "HTTPS_PROXY")
+    )
+    no_proxy: str | None = Field(
+        None, validation_alias=AliasChoices("no_proxy", "AGENTKEEP_RUNTIME_NO_PROXY", "NO_PROXY")
+    )
