@@ -141,7 +141,8 @@ class ForkServer:
         if not self.cold_reason and report["shadowed"]:
             self.cold_reason = f"the bundle has modules named as preloaded ones: {report['shadowed']}"
         if self.cold_reason:
-            logger.warning("sessions of %s start cold, with an interpreter of their own: %s", name, self.cold_reason)
+            level = logging.WARNING if self.version.fork_server else logging.INFO
+            logger.log(level, "sessions of %s start cold, with an interpreter of their own: %s", name, self.cold_reason)
 
     async def fork(self, session: int, log: int) -> None:
         """Asks for a child that has these two descriptors. Raises OSError when the server has ended."""

@@ -121,7 +121,9 @@ async def _session(driver: ProcessDriver, folder: Path) -> list[Finding]:
     findings = [Finding(what, Severity.OK, "works") for what, _ in _STEPS.values()]
     findings.append(Finding("inspection from outside", Severity.OK, "the kernel confirms that the session is sealed"))
     try:
-        (await environment.connect(_TIMEOUT)).release()
+        connection = await environment.connect(_TIMEOUT)
+        connection.socket.close()
+        connection.release()
         findings.append(Finding("an agent in the sandbox", Severity.OK, "its interpreter runs, and it can be reached"))
     except (DriverError, TimeoutError) as error:
         detail = f"{error}; it wrote: {b''.join(log).decode(errors='replace')[-2000:]}"
