@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Final
 
-__all__ = ["MAX_UNBOUNDED", "matcher"]
+__all__ = ["MAX_UNBOUNDED", "matcher", "translate"]
 
 #: Longest string that is held against a pattern where the model gives no maximum. Every identifier and ARN is shorter.
 MAX_UNBOUNDED: Final = 2048
@@ -45,11 +45,15 @@ _INVISIBLE: Final = (
 )
 
 
+def translate(pattern: str) -> str:
+    """The pattern in Python's syntax, in a form that takes linear time."""
+    return _LINEAR.get(pattern, pattern).replace(r"\p{C}", _INVISIBLE)
+
+
 @cache
 def matcher(pattern: str) -> Callable[[str], object]:
     """A function that is truthy for a string the whole of which matches. `pattern` is a model's, in Java's syntax.
 
     Java's \\d, \\w and \\s are ASCII's. The caller checks the length first: time grows with it.
     """
-    text = _LINEAR.get(pattern, pattern).replace(r"\p{C}", _INVISIBLE)
-    return re.compile(text, re.ASCII).fullmatch
+    return re.compile(translate(pattern), re.ASCII).fullmatch
