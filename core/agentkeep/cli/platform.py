@@ -45,11 +45,12 @@ def up(
 
 
 def _serve(port: int, data_dir: Path, as_json: bool) -> None:
-    from agentkeep.embedded.platform import Ready, run  # the planes are heavy to import; other commands need none
+    # The planes are heavy to import, and the other commands need none of them.
+    from agentkeep.embedded.platform import EmbeddedPlatform, run
 
-    def ready(platform: Ready) -> None:
-        write_credentials(data_dir, platform.access_key_id, platform.secret_access_key)
-        running = Running(platform.endpoint, os.getpid(), platform.region, platform.account)
+    def ready(platform: EmbeddedPlatform) -> None:
+        write_credentials(data_dir, platform.operator.access_key_id, platform.operator.secret_access_key)
+        running = Running(platform.url, os.getpid(), platform.deployment.region, platform.deployment.account)
         running.write(data_dir)
         show(
             {"endpoint": running.endpoint, "pid": running.pid},

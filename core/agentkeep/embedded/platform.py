@@ -1,0 +1,208 @@
+"""Embedded mode: all planes in one process. This is its composition root; every object is made here, once.
+
+<data dir>/master.key   what all secrets are derived from or sealed with      (0600)
+           valkey/      resources, events, sessions, keys, usage
+           spans.db     spans sent by agents
+           artifacts/   uploaded code
+           runtime/     unpacked bundles, installed dependencies, logs
+           driver/      the process driver's own
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvloop
+
+from agentkeep.backend.backend import Switch
+from agentkeep.backend.own import SelfBackend
+from agentkeep.core.call import SessionRef
+from agentkeep.core.clock import SystemClock
+from agentkeep.core.identifiers import Deployment
+from agentkeep.embedded.settings import EmbeddedSettings
+from agentkeep.embedded.valkey import EmbeddedValkey
+from agentkeep.gateway.plane import gateway_plane
+from agentkeep.gateway.settings import GatewaySettings
+from agentkeep.identity.issuer import DevelopmentIssuer, discovery_url
+from agentkeep.identity.master_key import FileMasterKey
+from agentkeep.identity.operations import IdentityPlane
+from agentkeep.identity.settings import IdentitySettings
+from agentkeep.memory.operations import MemoryPlane
+from agentkeep.observability.otlp import OtlpApp
+from agentkeep.observability.settings import ObservabilitySettings
+from agentkeep.observability.spans import SqliteSpanStore
+from agentkeep.observability.usage import KeyValueUsage
+from agentkeep.observability.usage_app import UsageApp
+from agentkeep.runtime.artifacts import FolderArtifactStore
+from agentkeep.runtime.drivers.process.driver import ProcessDriver
+from agentkeep.runtime.environment import CREDENTIALS_PATH
+from agentkeep.runtime.operations import RuntimePlane
+from agentkeep.runtime.pump import InvocationRoute
+from agentkeep.runtime.settings import RuntimeSettings
+from agentkeep.service.application import Application
+from agentkeep.service.authentication import Authenticator
+from agentkeep.service.front import Front, Server
+from agentkeep.service.mounts import Access, Mount
+from agentkeep.storage.valkey import ValkeyKeyValueStore
+from agentkeep.wire import Router
+
+__all__ = ["EmbeddedPlatform", "OperatorCredentials", "run"]
+
+logger = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+ISSUER_PATH = "/oidc"
+OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorCredentials:
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+
+
+class EmbeddedPlatform:
+    """The platform on `data_dir`, listening on loopback at `port` (0: any free one). `start`, then `stop`."""
+
+    def __init__(self, data_dir: Path, port: int, settings: EmbeddedSettings) -> None:
+        self.data_dir = data_dir
+        self.settings = settings
+        self.deployment = Deployment(settings.region, settings.account)
+        self.port = port or _free_port()
+        self.url = f"http://{HOST}:{self.port}"
+        self.operator: OperatorCredentials
+        self._exit = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Returns when it serves. Raises AgentkeepError or OSError with the reason; then nothing is left running."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._exit.aclose()
+            raise
+
+    async def stop(self) -> None:
+        """Lets answers under way end for a while, ends every session, then closes what is below them."""
+        await self._exit.aclose()
+
+    async def _start(self) -> None:
+        # What is made first is closed last.
+        clock = SystemClock()
+        on_exit = self._exit.push_async_callback
+        master_key = FileMasterKey.load_or_create(self.data_dir / "master.key")
+        valkey = await self._exit.enter_async_context(EmbeddedValkey(self.data_dir / "valkey"))
+        store = ValkeyKeyValueStore(valkey.url)
+        on_exit(store.close)
+
+        # Planes. They know each other only as ports.
+        issuer_url = self.url + ISSUER_PATH
+        identity_settings = IdentitySettings()
+        identity = IdentityPlane(
+            store, master_key, self.deployment, clock, identity_settings, trusted_issuers=(discovery_url(issuer_url),)
+        )
+        on_exit(identity.close)
+        issuer = DevelopmentIssuer(issuer_url, identity.keys, store, master_key, clock, identity_settings)
+        observed = ObservabilitySettings()
+        usage = KeyValueUsage(store, days=observed.usage_days)
+        spans = SqliteSpanStore(
+            self.data_dir / "spans.db", days=observed.span_days, per_session=observed.spans_per_session, clock=clock
+        )
+        on_exit(spans.close)
+        gateway = gateway_plane(GatewaySettings(), usage, clock)
+        on_exit(gateway.close)
+        memory = MemoryPlane(store, self.deployment, clock)
+        driver = ProcessDriver(self.data_dir / "driver", clock=clock)
+        on_exit(driver.close)
+
+        def session_endpoint(session: SessionRef) -> Callable[[], asyncio.Protocol]:
+            return front.protocol(session)
+
+        runtime_settings = RuntimeSettings()
+        if "public_url" not in runtime_settings.model_fields_set:
+            runtime_settings = runtime_settings.model_copy(update={"public_url": self.url})
+        runtime = RuntimePlane(
+            store,
+            self.deployment,
+            clock,
+            driver,
+            FolderArtifactStore(self.data_dir / "artifacts"),
+            identity.keys,
+            identity.authorizers,
+            identity.workload_tokens,
+            session_endpoint,
+            runtime_settings,
+            self.data_dir / "runtime",
+        )
+
+        # What serves them.
+        authenticator = Authenticator(identity.keys, clock)
+        otlp = OtlpApp(spans, observed)
+        application = Application(
+            Router(),
+            Switch(SelfBackend([runtime, gateway, memory, identity])),
+            authenticator,
+            mounts=[
+                Mount(ISSUER_PATH, issuer.app, Access.PUBLIC),
+                Mount("/artifacts", runtime.artifacts_app, Access.OPERATOR, runtime_settings.bundle_limit),
+                Mount("/sessions", runtime.admin_app, Access.OPERATOR),
+                Mount("/logs", runtime.admin_app, Access.OPERATOR),
+                Mount("/usage", UsageApp(usage), Access.OPERATOR),
+                Mount(CREDENTIALS_PATH, runtime.credentials_app, Access.SESSION),
+                Mount("/v1", otlp, Access.SESSION),
+            ],
+        )
+        invocations = InvocationRoute(runtime.invocations, authenticator)
+        front = Front(application, [invocations])
+        self._exit.callback(invocations.close)
+        on_exit(front.close)
+        await front.start()
+        on_exit(runtime.stop)
+        await runtime.start()
+        self.operator = await _operator(identity)
+        server = Server(front, HOST, self.port)
+        on_exit(server.stop, self.settings.stop_timeout)
+        await server.start()
+
+
+async def _operator(identity: IdentityPlane) -> OperatorCredentials:
+    """The operator key of embedded mode: made at the first start, the same ever after."""
+    for known in await identity.keys.list_operator_keys():
+        if known.name == OPERATOR and (key := await identity.keys.find(known.id)) is not None:
+            return OperatorCredentials(key.id, key.secret)
+    issued = await identity.keys.issue_operator_key(OPERATOR)
+    return OperatorCredentials(issued.id, issued.secret)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def run(data_dir: Path, port: int, ready: Callable[[EmbeddedPlatform], None]) -> None:
+    """Serves until SIGINT or SIGTERM. Calls `ready` when it does. Raises what `EmbeddedPlatform.start` raises."""
+    settings = EmbeddedSettings()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    uvloop.run(_run(EmbeddedPlatform(data_dir, port, settings), ready))
+
+
+async def _run(platform: EmbeddedPlatform, ready: Callable[[EmbeddedPlatform], None]) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    await platform.start()
+    try:
+        ready(platform)
+        await stopping.wait()
+        logger.info("stopping")
+    finally:
+        await platform.stop()
