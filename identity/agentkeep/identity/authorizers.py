@@ -129,7 +129,7 @@ class JwtAuthorizers:
 
 def _digest(authorizer: Mapping[str, Any], token: str) -> bytes:
     configured = hashlib.sha256(orjson.dumps(authorizer, option=orjson.OPT_SORT_KEYS)).digest()
-    return hashlib.sha256(configured + token.encode()).digest()
+    return hashlib.sha256(configured + token.encode("utf-8", "surrogatepass")).digest()
 
 
 def _read(authorizer: Mapping[str, Any]) -> _Rules:

@@ -57,12 +57,12 @@ class FileMasterKey:
 
 def _read(path: Path) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise MasterKeyError(f"The master key {path} cannot be read: {error.strerror}.") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise MasterKeyError(f"The master key {path} is not a regular file.")
@@ -77,7 +77,9 @@ def _read(path: Path) -> bytes:
                 "If others may have read it, replace it: every key and token made with it must be issued again. "
                 f"Otherwise: chmod 600 {path}"
             )
-        key = file.read(_LENGTH + 1)
+        key = os.read(descriptor, _LENGTH + 1)
+    finally:
+        os.close(descriptor)
     if len(key) != _LENGTH:
         raise MasterKeyError(
             f"The master key {path} is damaged: it must be {_LENGTH} bytes long. Restore it from your backup; without "
