@@ -200,6 +200,10 @@ async def test_logs_and_metrics_are_declined_without_failing_the_agent(url: str)
         (b"x" * 20_001, PROTOBUF, "/v1/traces", 413),
         (b"", PROTOBUF, "/v1/unknown", 404),
     ],
+    ids=[
+        *("no-protobuf", "no-json", "a-string", "deep-lists", "deep-objects", "no-hex", "text", "brotli", "no-gzip"),
+        *("cut-gzip", "gzip-bomb", "too-large", "unknown-path"),
+    ],
 )
 async def test_bad_input_is_a_clear_refusal(
     url: str, data: bytes, headers: dict[str, str], path: str, status: int

@@ -14,7 +14,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 import boto3
+import urllib3.exceptions
 from botocore.config import Config
+from botocore.eventstream import ParserError
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -133,10 +135,10 @@ class BedrockProvider:
     async def _thread(self, work: Callable[[], Result]) -> Result:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except (ClientError, BotoCoreError) as error:
+        except (ClientError, BotoCoreError, urllib3.exceptions.HTTPError, ParserError, OSError) as error:
             raise self._translated(error) from error
 
-    def _translated(self, error: ClientError | BotoCoreError) -> ServiceError:
+    def _translated(self, error: Exception) -> ServiceError:
         match error:
             case ClientError():
                 return self._refusal(error)
@@ -148,11 +150,12 @@ class BedrockProvider:
                 )
             case ParamValidationError():
                 return ValidationException(str(error))
-            case ReadTimeoutError():
+            case ReadTimeoutError() | urllib3.exceptions.ReadTimeoutError():
                 return ModelTimeoutException("Amazon Bedrock took too long to answer.")
             case ConnectTimeoutError() | EndpointConnectionError() | ConnectionError():
                 return ServiceUnavailableException("Amazon Bedrock cannot be reached.")
-            case HTTPClientError():
+            # What reads a stream lets urllib3's own errors through.
+            case HTTPClientError() | urllib3.exceptions.HTTPError() | ParserError() | OSError():
                 return ModelStreamErrorException("Amazon Bedrock broke off its answer.")
         logger.error("call of Amazon Bedrock failed", exc_info=error)
         return ModelErrorException("The call of Amazon Bedrock failed.")

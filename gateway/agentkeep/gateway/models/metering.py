@@ -37,11 +37,13 @@ class Meter:
         self._began = clock.monotonic()
 
     async def answered(self, answer: Answer) -> None:
-        tokens = answer.tokens
-        if tokens is None:
-            await self.record(answer.model, estimate(self._request, answer.document), estimated=True)
-        else:
-            await self.record(answer.model, tokens)
+        if answer.tokens is not None:
+            await self.record(answer.model, answer.tokens)
+            return
+        tokens = estimate(self._request, answer.document)
+        if "usage" in answer.document:  # Converse's response must have some; a guess misleads less than zeros
+            answer.document["usage"] = tokens.usage()
+        await self.record(answer.model, tokens, estimated=True)
 
     def events(self, events: Events, gap_seconds: float) -> MeteredEvents:
         return MeteredEvents(self, events, gap_seconds)
