@@ -74,7 +74,7 @@ class WorkloadIdentities:
     ) -> WorkloadIdentity:
         """Raises ConflictException where the name is taken."""
         _refuse_reserved(tags or {})
-        now = self._clock.now()
+        now = self._now()
         identity = WorkloadIdentity(
             name, self.arn(name), tuple(return_urls), now, now, secrets.token_hex(8), service_linked, dict(tags or {})
         )
@@ -103,7 +103,7 @@ class WorkloadIdentities:
 
         def change(identity: WorkloadIdentity) -> WorkloadIdentity:
             kept = identity.return_urls if return_urls is None else tuple(return_urls)
-            return replace(identity, return_urls=kept, updated=self._clock.now())
+            return replace(identity, return_urls=kept, updated=self._now())
 
         return await self._change(name, change)
 
@@ -150,6 +150,10 @@ class WorkloadIdentities:
             raise ResourceNotFoundException(f"There is no workload identity with ARN {arn}")
         return name
 
+    def _now(self) -> datetime:
+        now = self._clock.now()
+        return now.replace(microsecond=now.microsecond // 1000 * 1000)  # as it is stored
+
     def _load(self, name: str, value: bytes) -> WorkloadIdentity:
         document: dict[str, Any] = orjson.loads(value)
         return WorkloadIdentity(
@@ -190,6 +194,9 @@ def _page_start(token: str | None) -> str | None:
     if token is None:
         return None
     try:
-        return base64.b64decode(token, b"-_", validate=True).decode()
+        name = base64.b64decode(token, b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        raise ValidationException("nextToken is not one that this operation returned") from None
+        name = ""
+    if not name:
+        raise ValidationException("nextToken is not one that this operation returned")
+    return name
