@@ -134,7 +134,8 @@ class DriverContract:
         wrong = [finding for finding in findings if finding.severity is Severity.ERROR]
         assert not wrong
         for finding in findings:
-            assert finding.check and finding.detail
+            assert finding.check
+            assert finding.detail
             assert finding.fix or finding.severity is Severity.OK
 
     async def test_an_agent_serves_until_it_is_stopped(self, driver: Driver, version: VersionSpec) -> None:
@@ -156,7 +157,8 @@ class DriverContract:
         try:
             place = await ask(environment, "place")
             assert place["name"] == "__main__"
-            assert place["argv"][0].endswith("contract_agent.py") and len(place["argv"]) == 1
+            assert place["argv"][0].endswith("contract_agent.py")
+            assert len(place["argv"]) == 1
             assert place["path"][0] == place["cwd"]
         finally:
             await environment.stop(0)
@@ -193,9 +195,11 @@ class DriverContract:
         with pytest.raises(EnvironmentStartFailed) as failed:
             await environment.connect(READY)
         ended = await environment.wait()
-        assert ended.code == 1 and "1" in ended.reason
+        assert ended.code == 1
+        assert "1" in ended.reason
         assert "agentkeep_no_such_module" in failed.value.logs
-        assert "Traceback" in log.text and "contract_agent.py" in log.text
+        assert "Traceback" in log.text
+        assert "contract_agent.py" in log.text
 
     async def test_an_entry_point_that_is_missing_is_told_before(self, driver: Driver, version: VersionSpec) -> None:
         missing = dataclasses.replace(version, runtime_id="missing", entry_point=("no_such.py",))
@@ -220,7 +224,8 @@ class DriverContract:
             with pytest.raises((OSError, asyncio.IncompleteReadError)):
                 await ask(broken, "segfault")
             ended = await broken.wait()
-            assert ended.code == -11 and "SIGSEGV" in ended.reason
+            assert ended.code == -11
+            assert "SIGSEGV" in ended.reason
             assert (await request(other, "GET", "/ping"))[0] == 200
         finally:
             await asyncio.gather(broken.stop(0), other.stop(0))

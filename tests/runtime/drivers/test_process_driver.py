@@ -1,26 +1,24 @@
-"""The process driver under the contract of drivers, with fork servers and cold."""
+"""The process driver under the contract of drivers: with fork servers and cold, as root and as an ordinary user."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
-from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
 from agentkeep.runtime.drivers.process.settings import ProcessDriverSettings
-from agentkeep.testing.driver import AGENT, DriverContract
+from agentkeep.testing.driver import DriverContract
 
 pytestmark = pytest.mark.sandbox
 
-
-@pytest.fixture(scope="module")
-def version(tmp_path_factory: pytest.TempPathFactory) -> VersionSpec:
-    bundle = tmp_path_factory.mktemp("bundle") / "agent"
-    bundle.mkdir(mode=0o755)
-    shutil.copy(AGENT, bundle)
-    return VersionSpec("contract", "1", bundle=bundle, entry_point=(AGENT.name,))
+ROOT = Path(__file__).parents[3]
+ORDINARY_USER = 3901
 
 
 class TestForkServer(DriverContract):
@@ -39,3 +37,41 @@ class TestCold(DriverContract):
         yield driver
         assert driver.environments == []
         await driver.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root: the tests above ran as an ordinary user already")
+def test_everything_holds_for_an_ordinary_user(tmp_path: Path) -> None:
+    """The same tests, run by another user. The platform's own interpreter may be out of that user's reach (under
+    /root); the system's is taken then."""
+    run = ["setpriv", f"--reuid={ORDINARY_USER}", f"--regid={ORDINARY_USER}", "--clear-groups"]
+    candidates = (os.path.realpath(sys.executable), "/usr/bin/python3.11")
+    usable = [
+        path for path in candidates if subprocess.run([*run, path, "-c", ""], capture_output=True).returncode == 0
+    ]
+    if not usable or subprocess.run([*run, "test", "-r", str(ROOT / "pyproject.toml")]).returncode != 0:
+        pytest.skip(f"NOT SHOWN: user {ORDINARY_USER} can reach neither a Python 3.11 nor this checkout")
+    folder = tmp_path / "user"
+    folder.mkdir()
+    shutil.chown(folder, ORDINARY_USER, ORDINARY_USER)
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == 0 and parent.is_relative_to(Path(os.environ.get("TMPDIR", "/tmp"))):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    planes = [str(path) for path in ROOT.iterdir() if (path / "agentkeep").is_dir()]
+    packages = [entry for entry in sys.path if entry.endswith("site-packages")]
+    tests = [str(Path(__file__)), str(ROOT / "tests/isolation")]
+    ran = subprocess.run(
+        [*run, usable[0], "-m", "pytest", *tests, "-q", "-m", "not slow", f"--basetemp={folder}/tests"],
+        cwd=ROOT,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(folder),
+            "PYTHONPATH": os.pathsep.join([*planes, *packages]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert " passed" in ran.stdout

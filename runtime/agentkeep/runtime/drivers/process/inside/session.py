@@ -39,67 +39,78 @@ MASKED_FOLDERS = ("acpi", "bus", "fs", "irq", "scsi", "driver")
 
 def begin(session_descriptor: int, log: int, own_user: int, filters: list[bytes]) -> dict[str, Any]:
     """Returns in the sealed process, with its work. Any failure ends the process after reporting it."""
-    channel = socket.socket(fileno=session_descriptor)
-    channel.settimeout(PATIENCE)
-    step = ["namespaces"]
+    birth = _Birth(session_descriptor)
     try:
-        return _begin(channel, log, own_user, filters, step)
+        return birth.run(log, own_user, filters)
     except BaseException as error:  # there is nothing above us that could handle it
         try:
-            channel.send(f"failed {step[0]}: {error}".encode()[:4000])
+            birth.channel.send(f"failed {birth.step}: {error}".encode()[:4000])
         finally:
             os._exit(70)
 
 
-def _begin(channel: socket.socket, log: int, own_user: int, filters: list[bytes], step: list[str]) -> dict[str, Any]:
-    kernel.unshare(kernel.NEWUSER | kernel.NEWNS | kernel.NEWPID | kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS)
-    channel.send(b"unshared")
-    step[0] = "user mapping"
-    answer, _ = kernel.receive(channel)
-    if not answer:
-        os._exit(70)  # given up
-    plan = json.loads(answer)
-    if plan["map_self"]:
-        kernel.map_own_id(0, own_user)
-    else:
-        os.setgroups([])  # the platform, being root, mapped us to a host uid of our own
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    if os.fork():
-        os._exit(0)
-    # From here on: PID 1 of the session.
-    os.setsid()
-    step[0] = "cgroup namespace"
-    kernel.unshare(kernel.NEWCGROUP)  # the platform put our parent into the session's group before it answered
-    channel = _only_descriptors(channel, log)
-    step[0] = "mounts"
-    _private_mounts(plan["disk"], step)
-    socket.sethostname("session")
-    step[0] = "loopback"
-    kernel.loopback_up(ENDPOINT[0])
-    step[0] = "sockets"
-    _hand_over_sockets(channel, plan["sockets"])
-    step[0] = "second user namespace"
-    kernel.unshare(kernel.NEWUSER)  # one that owns none of the namespaces above
-    kernel.map_own_id(AGENT_ID, 0)
-    step[0] = "limits"
-    _limits(plan)
-    step[0] = "capabilities"
-    kernel.drop_capabilities()
-    step[0] = "reseeding"
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()  # its legacy global state; random, ssl, uuid, secrets do it themselves
-    step[0] = "seccomp"
-    kernel.load_filters(filters)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
-    step[0] = "work"
-    channel.send(b"sealed")
-    message, descriptors = kernel.receive(channel)
-    if message != b"work":
-        os._exit(70)  # refused or given up
-    work: dict[str, Any] = json.loads(kernel.read_all(descriptors[0]))
-    channel.close()
-    return work
+class _Birth:
+    """`step`: what is being done, for the report should it fail."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.step = "namespaces"
+        self.channel = socket.socket(fileno=descriptor)
+        self.channel.settimeout(PATIENCE)
+
+    def run(self, log: int, own_user: int, filters: list[bytes]) -> dict[str, Any]:
+        kernel.unshare(kernel.NEWUSER | kernel.NEWNS | kernel.NEWPID | kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS)
+        self.channel.send(b"unshared")
+        self.step = "user mapping"
+        answer, _ = kernel.receive(self.channel)
+        if not answer:
+            os._exit(70)  # given up
+        plan = json.loads(answer)
+        if plan["map_self"]:
+            kernel.map_own_id(0, own_user)
+        else:
+            os.setgroups([])  # the platform, being root, mapped us to a host uid of our own
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        if os.fork():
+            os._exit(0)
+        # From here on: PID 1 of the session.
+        os.setsid()
+        self.step = "cgroup namespace"
+        kernel.unshare(kernel.NEWCGROUP)  # the platform put our parent into the session's group before it answered
+        self.channel = _only_descriptors(self.channel, log)
+        self.step = "mounts"
+        _private_mounts(plan["disk"])
+        self.step = "proc"
+        _private_proc()
+        self.step = "devpts"
+        options = "newinstance,ptmxmode=0666,mode=620"
+        kernel.mount("devpts", "/dev/pts", "devpts", kernel.NOSUID | kernel.NOEXEC, options)
+        self.step = "loopback"
+        socket.sethostname("session")
+        kernel.loopback_up(ENDPOINT[0])
+        self.step = "sockets"
+        _hand_over_sockets(self.channel, plan["sockets"])
+        self.step = "second user namespace"
+        kernel.unshare(kernel.NEWUSER)  # one that owns none of the namespaces above
+        kernel.map_own_id(AGENT_ID, 0)
+        self.step = "limits"
+        _limits(plan)
+        self.step = "capabilities"
+        kernel.drop_capabilities()
+        self.step = "reseeding"
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()  # its legacy global state; random, ssl, uuid, secrets do it themselves
+        self.step = "seccomp"
+        kernel.load_filters(filters)
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+        self.step = "work"
+        self.channel.send(b"sealed")
+        message, descriptors = kernel.receive(self.channel)
+        if message != b"work":
+            os._exit(70)  # refused or given up
+        work: dict[str, Any] = json.loads(kernel.read_all(descriptors[0]))
+        self.channel.close()
+        return work
 
 
 def _only_descriptors(channel: socket.socket, log: int) -> socket.socket:
@@ -115,12 +126,12 @@ def _only_descriptors(channel: socket.socket, log: int) -> socket.socket:
     return result
 
 
-def _private_mounts(disk: int, step: list[str]) -> None:
-    """Writable places of our own, all on one tmpfs so that `disk` is one limit; a /proc of our PID namespace."""
+def _private_mounts(disk: int) -> None:
+    """Writable places of our own, all on one tmpfs so that `disk` is one limit."""
     kernel.mount(None, "/", None, kernel.REC | kernel.PRIVATE)
-    flags = kernel.NOSUID | kernel.NODEV
     inodes = max(1024, disk >> 14)
-    kernel.mount("session", "/tmp", "tmpfs", flags, f"size={disk},nr_inodes={inodes},mode=0755,uid=0,gid=0")  # noqa: S108
+    options = f"size={disk},nr_inodes={inodes},mode=0755,uid=0,gid=0"
+    kernel.mount("session", "/tmp", "tmpfs", kernel.NOSUID | kernel.NODEV, options)  # noqa: S108
     for place, mode in PRIVATE_FOLDERS:
         folder = f"/tmp/{place.strip('/').replace('/', '-')}"  # noqa: S108
         os.mkdir(folder)
@@ -128,19 +139,20 @@ def _private_mounts(disk: int, step: list[str]) -> None:
         if place == "/home":
             os.mkdir(f"{folder}/agent", 0o700)
         kernel.mount(folder, place, None, kernel.BIND)
-    step[0] = "proc"
-    kernel.mount("proc", "/proc", "proc", flags | kernel.NOEXEC)
+
+
+def _private_proc() -> None:
+    """A /proc of our PID namespace, without what says more of the machine than of us."""
+    flags = kernel.NOSUID | kernel.NODEV | kernel.NOEXEC
+    kernel.mount("proc", "/proc", "proc", flags)
     kernel.mount("/proc/sys", "/proc/sys", None, kernel.BIND)
-    kernel.mount(None, "/proc/sys", None, kernel.REMOUNT | kernel.BIND | kernel.RDONLY | flags | kernel.NOEXEC)
+    kernel.mount(None, "/proc/sys", None, kernel.REMOUNT | kernel.BIND | kernel.RDONLY | flags)
     for name in MASKED_FILES:
         if os.path.exists(f"/proc/{name}"):
             kernel.mount("/dev/null", f"/proc/{name}", None, kernel.BIND)
     for name in MASKED_FOLDERS:
         if os.path.isdir(f"/proc/{name}"):
             kernel.mount("/var/empty", f"/proc/{name}", None, kernel.BIND)
-    step[0] = "devpts"
-    options = "newinstance,ptmxmode=0666,mode=620"
-    kernel.mount("devpts", "/dev/pts", "devpts", kernel.NOSUID | kernel.NOEXEC, options)
 
 
 def _hand_over_sockets(channel: socket.socket, count: int) -> None:
