@@ -1,0 +1,135 @@
+"""Events: short-term memory, what happened in an actor's sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from agentkeep.core.call import Idempotency
+from agentkeep.core.clock import Clock, epoch_ms
+from agentkeep.core.errors import ConditionFailed, ResourceNotFoundException, RetryableConflictException
+from agentkeep.memory.branches import Branches
+from agentkeep.memory.event import Event, EventIds, decode, encode, timestamp_of
+from agentkeep.memory.memories import LiveMemories
+from agentkeep.memory.paging import place, token
+from agentkeep.memory.partition import ActorPartition
+from agentkeep.memory.sessions import Sessions
+from agentkeep.storage.interface import PRESENT, Delete, KeyValueStore, Once, Put, Write
+
+__all__ = ["Events"]
+
+_DAY_MS: Final = 24 * 3600 * 1000
+_ATTEMPTS: Final = 3
+#: A page ends when its events reach this many bytes, whatever maxResults says: none is a gigabyte.
+_PAGE_BYTES: Final = 16 * 1024 * 1024
+#: A filtered listing reads so many events at a time, and at most so many before it returns what it has with a token.
+_SCAN: Final = 250
+_LONGEST_SCAN: Final = 10_000
+
+
+class Events:
+    def __init__(
+        self, store: KeyValueStore, live: LiveMemories, sessions: Sessions, branches: Branches, clock: Clock
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._sessions = sessions
+        self._branches = branches
+        self._clock = clock
+        self._ids = EventIds(clock)
+
+    async def append(
+        self,
+        actor: ActorPartition,
+        session_id: str,
+        timestamp: datetime,
+        payload: Sequence[Mapping[str, Any]],
+        branch: Mapping[str, Any] | None,
+        metadata: Mapping[str, str],
+        extraction: Mapping[str, Any] | None,
+        idempotency: Idempotency | None,
+    ) -> Event:
+        """Stores the event, and lists its session and actor: one write, durable on return. With a client token spent
+        before, returns the event stored then, made from the request, which is equal."""
+        value = encode(payload, branch, metadata, extraction)
+        event_id = self._ids.next(timestamp)
+        root = branch.get("rootEventId") if branch else None
+        parent = "" if root is None else await self._branches.parent_of(actor, session_id, root)
+        for _ in range(_ATTEMPTS):
+            days = await self._live.days(actor.memory_id)
+            now = epoch_ms(self._clock.now())
+            ends = now + days * _DAY_MS
+            writes: list[Write] = [
+                self._live.check(actor.memory_id, days),
+                Put(actor.events(session_id), event_id, value, expires_ms=ends),
+                *self._sessions.listed(actor, session_id, now, ends),
+            ]
+            if branch is not None and root is not None:
+                writes.append(self._branches.record(actor, session_id, branch["name"], root, parent, ends))
+            once = None
+            if idempotency is not None:
+                reference = f"{event_id} {session_id}".encode()
+                once = Once(idempotency.key, idempotency.fingerprint, reference, now + _DAY_MS)
+            try:
+                replayed = await self._store.transact(writes, once=once)
+            except ConditionFailed:
+                await self._live.refresh(actor.memory_id)
+                continue
+            if replayed is not None:
+                event_id, session_id = replayed.reference.decode().split(" ")
+            return Event(event_id, timestamp_of(event_id), session_id, payload, branch, metadata, extraction)
+        raise RetryableConflictException(f"Memory {actor.memory_id} is being changed: try again")
+
+    async def get(self, actor: ActorPartition, session_id: str, event_id: str) -> Event:
+        value = await self._store.get(actor.events(session_id), event_id)
+        if value is None:
+            raise _not_found(event_id)
+        return decode(event_id, session_id, value, payload=True)
+
+    async def delete(self, actor: ActorPartition, session_id: str, event_id: str) -> None:
+        try:
+            await self._store.transact([Delete(actor.events(session_id), event_id, expect=PRESENT)])
+        except ConditionFailed:
+            raise _not_found(event_id) from None
+
+    async def page(
+        self,
+        actor: ActorPartition,
+        session_id: str,
+        size: int,
+        next_token: str | None,
+        *,
+        payload: bool,
+        matches: Callable[[Event], bool] | None,
+    ) -> tuple[list[Event], str | None]:
+        """Newest first. A session that never was is an empty one. `matches` is shown events without their payload.
+
+        Complete and stable while others write: a page begins behind the last event of the page before, wherever that
+        is by then.
+        """
+        where, before = actor.events(session_id), place(next_token)
+        limit = size + 1 if matches is None else _SCAN  # one more tells whether there is another page
+        found: list[Event] = []
+        found_bytes = scanned = 0
+        while True:
+            items = await self._store.query(where, before=before, limit=limit, reverse=True, max_bytes=_PAGE_BYTES)
+            for item in items:
+                before = item.sort
+                if matches is not None and not matches(decode(item.sort, session_id, item.value, payload=False)):
+                    continue
+                if len(found) == size:
+                    return found, token(found[-1].id)
+                found.append(decode(item.sort, session_id, item.value, payload=payload))
+                found_bytes += len(item.value)
+            scanned += len(items)
+            if len(items) < limit and sum(len(item.value) for item in items) < _PAGE_BYTES:
+                if scanned == 0 and next_token is None:
+                    await self._live.require(actor.memory_id)
+                return found, None
+            if matches is None or found_bytes >= _PAGE_BYTES or scanned >= _LONGEST_SCAN:
+                return found, token(items[-1].sort)
+
+
+def _not_found(event_id: str) -> ResourceNotFoundException:
+    return ResourceNotFoundException(f"Event not found: {event_id}")

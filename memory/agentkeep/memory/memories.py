@@ -1,0 +1,338 @@
+"""Memory resources: what operators create, describe and delete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+
+from agentkeep.core.call import Idempotency
+from agentkeep.core.clock import Clock, epoch_ms
+from agentkeep.core.errors import (
+    ConditionFailed,
+    ConflictException,
+    FieldError,
+    ResourceNotFoundException,
+    ServiceQuotaExceededException,
+    ValidationException,
+)
+from agentkeep.core.identifiers import Arn, Deployment, resource_id
+from agentkeep.memory.paging import place, token
+from agentkeep.memory.strategies import Strategy, StrategyType, change, declare
+from agentkeep.storage.interface import (
+    ABSENT,
+    PRESENT,
+    Check,
+    Delete,
+    KeyValueStore,
+    Once,
+    Put,
+    Replayed,
+    Write,
+    partition,
+)
+
+__all__ = ["LiveMemories", "Memories", "Memory", "MemoryStatus"]
+
+_MEMORIES: Final = partition("memory", "memories")
+_NAMES: Final = partition("memory", "names")
+#: Memory id -> days events are kept: what each event's write checks, apart from the long description.
+_LIVE: Final = partition("memory", "live")
+
+_TOKEN_LIFE_MS: Final = 24 * 3600 * 1000
+_ATTEMPTS: Final = 5
+_MOST_STRATEGIES: Final = 6  # the service's quota
+_MOST_TAGS: Final = 50
+_MOST_INDEXED_KEYS: Final = 10
+_CACHED: Final = 10_000
+
+
+class MemoryStatus(StrEnum):
+    """Active from its creation until its deletion, which may take a while."""
+
+    ACTIVE = "ACTIVE"
+    DELETING = "DELETING"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """`event_expiry_days`: how long events live from their creation. `indexed_keys`, `namespace_keys` and
+    `stream_delivery` are the service model's structures, kept as given."""
+
+    id: str
+    name: str
+    event_expiry_days: int
+    created_ms: int
+    updated_ms: int
+    status: MemoryStatus = MemoryStatus.ACTIVE
+    description: str | None = None
+    encryption_key_arn: str | None = None
+    execution_role_arn: str | None = None
+    strategies: Sequence[Strategy] = ()
+    indexed_keys: Sequence[Mapping[str, Any]] = ()
+    namespace_keys: Sequence[Mapping[str, Any]] | None = None
+    stream_delivery: Mapping[str, Any] | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def dump(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def load(cls, value: bytes) -> Memory:
+        stored = orjson.loads(value)
+        strategies = [
+            Strategy(**{**one, "type": StrategyType(one["type"]), "namespaces": tuple(one["namespaces"])})
+            for one in stored.pop("strategies")
+        ]
+        return cls(**{**stored, "status": MemoryStatus(stored["status"])}, strategies=strategies)
+
+    @property
+    def variables(self) -> list[str]:
+        """The names its namespace templates may use besides the built-in ones."""
+        return [key["key"] for key in self.namespace_keys or ()]
+
+
+class LiveMemories:
+    """Which memories take events, and how long they keep them. Remembered, because each event's write proves it anew
+    with `check`; so what is remembered may be old without harm."""
+
+    def __init__(self, store: KeyValueStore) -> None:
+        self._store = store
+        self._known: dict[str, bytes] = {}
+
+    async def days(self, memory_id: str) -> int:
+        """Raises ResourceNotFoundException."""
+        value = self._known.get(memory_id)
+        return int(value if value is not None else await self._read(memory_id))
+
+    async def require(self, memory_id: str) -> None:
+        """Asks the store. Raises ResourceNotFoundException."""
+        await self._read(memory_id)
+
+    async def refresh(self, memory_id: str) -> None:
+        """After `check` failed. Raises ResourceNotFoundException."""
+        self._known.pop(memory_id, None)
+        await self._read(memory_id)
+
+    def check(self, memory_id: str, days: int) -> Check:
+        """To be part of a write: it happens only while the memory is live and keeps events for so many days."""
+        return Check(_LIVE, memory_id, str(days).encode())
+
+    async def _read(self, memory_id: str) -> bytes:
+        value = await self._store.get(_LIVE, memory_id)
+        if value is None:
+            self._known.pop(memory_id, None)
+            raise not_found(memory_id)
+        if len(self._known) >= _CACHED:
+            self._known.clear()
+        self._known[memory_id] = value
+        return value
+
+
+class Memories:
+    def __init__(self, store: KeyValueStore, deployment: Deployment, clock: Clock) -> None:
+        self._store = store
+        self._deployment = deployment
+        self._clock = clock
+
+    def arn(self, memory_id: str) -> str:
+        return self._deployment.arn(f"memory/{memory_id}")
+
+    def id_of(self, given: str) -> str:
+        """The id in a request's memoryId or resourceArn: itself, or this deployment's ARN of it."""
+        arn = Arn.parse(given)
+        if arn is None:
+            return given
+        if str(arn) != self.arn(arn.id):
+            raise not_found(given)
+        return arn.id
+
+    async def create(self, request: Mapping[str, Any], idempotency: Idempotency | None) -> Memory:
+        """From a CreateMemoryInput."""
+        now = epoch_ms(self._clock.now())
+        name = request["name"]
+        memory = Memory(
+            resource_id(name),
+            name,
+            request["eventExpiryDuration"],
+            now,
+            now,
+            description=request.get("description"),
+            encryption_key_arn=request.get("encryptionKeyArn"),
+            execution_role_arn=request.get("memoryExecutionRoleArn"),
+            indexed_keys=_unique(request.get("indexedKeys", []), "indexedKeys"),
+            namespace_keys=_unique(request["namespaceKeys"], "namespaceKeys") if "namespaceKeys" in request else None,
+            stream_delivery=request.get("streamDeliveryResources"),
+            tags=_checked_tags(request.get("tags", {})),
+        )
+        memory = _with_strategies(memory, request.get("memoryStrategies", []), "memoryStrategies", now)
+        writes = [
+            Put(_NAMES, name, memory.id.encode(), expect=ABSENT),
+            Put(_MEMORIES, memory.id, memory.dump(), expect=ABSENT),
+            Put(_LIVE, memory.id, str(memory.event_expiry_days).encode()),
+        ]
+        try:
+            replayed = await self._store.transact(writes, once=self._once(idempotency, memory.id))
+        except ConditionFailed:
+            message = f"Memory with name {name} already exists"
+            raise ValidationException(message, "ResourceConflict", [FieldError("name", message)]) from None
+        return memory if replayed is None else await self.get(replayed.reference.decode())
+
+    async def get(self, memory_id: str) -> Memory:
+        return (await self._read(memory_id))[0]
+
+    async def page(self, size: int, next_token: str | None) -> tuple[list[Memory], str | None]:
+        items = await self._store.query(_MEMORIES, after=place(next_token), limit=size + 1)
+        more = token(items[size - 1].sort) if len(items) > size else None
+        return [Memory.load(item.value) for item in items[:size]], more
+
+    async def update(self, memory_id: str, request: Mapping[str, Any], idempotency: Idempotency | None) -> Memory:
+        """From an UpdateMemoryInput."""
+        return await self._change(memory_id, lambda memory: self._updated(memory, request), idempotency)
+
+    async def start_deletion(self, memory_id: str, idempotency: Idempotency | None) -> None:
+        """From when this returns no event is taken any more. To be repeated if it was begun before; `Erasure` ends it.
+
+        Raises ResourceNotFoundException, but not for the repetition of a request that found the memory.
+        """
+        for _ in range(_ATTEMPTS):
+            value = await self._store.get(_MEMORIES, memory_id)
+            writes: list[Write] = [Check(_MEMORIES, memory_id, PRESENT)]
+            if value is not None:
+                memory = replace(Memory.load(value), status=MemoryStatus.DELETING)
+                writes = [Put(_MEMORIES, memory_id, memory.dump(), expect=value), Delete(_LIVE, memory_id)]
+            try:
+                await self._store.transact(writes, once=self._once(idempotency, memory_id))
+                return
+            except ConditionFailed as failed:
+                if failed.current is None:
+                    raise not_found(memory_id) from None
+        raise _busy(memory_id)
+
+    async def finish_deletion(self, memory_id: str) -> None:
+        """The name is free again when this returns."""
+        value = await self._store.get(_MEMORIES, memory_id)
+        if value is not None:
+            name = Memory.load(value).name
+            await self._store.transact([Delete(_MEMORIES, memory_id), Delete(_NAMES, name)])
+
+    async def deleting(self) -> list[str]:
+        """Memories whose deletion was begun and not finished."""
+        found: list[str] = []
+        after: str | None = None
+        while items := await self._store.query(_MEMORIES, after=after, limit=100):
+            after = items[-1].sort
+            found += [item.sort for item in items if Memory.load(item.value).status is MemoryStatus.DELETING]
+        return found
+
+    async def tag(self, memory_id: str, tags: Mapping[str, str]) -> None:
+        await self._change(memory_id, lambda memory: replace(memory, tags=_checked_tags({**memory.tags, **tags})))
+
+    async def untag(self, memory_id: str, keys: Sequence[str]) -> None:
+        await self._change(
+            memory_id,
+            lambda memory: replace(memory, tags={key: memory.tags[key] for key in memory.tags if key not in keys}),
+        )
+
+    async def _change(
+        self, memory_id: str, change_it: Callable[[Memory], Memory], idempotency: Idempotency | None = None
+    ) -> Memory:
+        for _ in range(_ATTEMPTS):
+            memory, value = await self._read(memory_id)
+            if memory.status is MemoryStatus.DELETING:
+                raise ConflictException(f"Memory {memory_id} is being deleted")
+            changed = change_it(memory)
+            writes: list[Write] = [
+                Put(_MEMORIES, memory_id, changed.dump(), expect=value),
+                Put(_LIVE, memory_id, str(changed.event_expiry_days).encode()),
+            ]
+            try:
+                replayed = await self._store.transact(writes, once=self._once(idempotency, memory_id))
+            except ConditionFailed:
+                continue
+            return await self.get(memory_id) if isinstance(replayed, Replayed) else changed
+        raise _busy(memory_id)
+
+    def _updated(self, memory: Memory, request: Mapping[str, Any]) -> Memory:
+        now = epoch_ms(self._clock.now())
+        memory = replace(
+            memory,
+            updated_ms=now,
+            description=request.get("description", memory.description),
+            event_expiry_days=request.get("eventExpiryDuration", memory.event_expiry_days),
+            execution_role_arn=request.get("memoryExecutionRoleArn", memory.execution_role_arn),
+            indexed_keys=_unique([*memory.indexed_keys, *request.get("addIndexedKeys", [])], "addIndexedKeys"),
+            namespace_keys=_unique(request["namespaceKeys"], "namespaceKeys")
+            if "namespaceKeys" in request
+            else memory.namespace_keys,
+            stream_delivery=request.get("streamDeliveryResources", memory.stream_delivery),
+        )
+        steps = request.get("memoryStrategies", {})
+        strategies = list(memory.strategies)
+        for deleted in steps.get("deleteMemoryStrategies", []):
+            rest = [strategy for strategy in strategies if strategy.id != deleted["memoryStrategyId"]]
+            if len(rest) == len(strategies):
+                raise ResourceNotFoundException(f"Strategy {deleted['memoryStrategyId']} not found in this memory")
+            strategies = rest
+        for index, modified in enumerate(steps.get("modifyMemoryStrategies", [])):
+            where = f"memoryStrategies.modifyMemoryStrategies.{index}"
+            strategies = change(strategies, modified, where, memory.variables, now)
+        added = steps.get("addMemoryStrategies", [])
+        return _with_strategies(
+            replace(memory, strategies=strategies), added, "memoryStrategies.addMemoryStrategies", now
+        )
+
+    async def _read(self, memory_id: str) -> tuple[Memory, bytes]:
+        value = await self._store.get(_MEMORIES, memory_id)
+        if value is None:
+            raise not_found(memory_id)
+        return Memory.load(value), value
+
+    def _once(self, idempotency: Idempotency | None, memory_id: str) -> Once | None:
+        if idempotency is None:
+            return None
+        ends = epoch_ms(self._clock.now()) + _TOKEN_LIFE_MS
+        return Once(idempotency.key, idempotency.fingerprint, memory_id.encode(), ends)
+
+
+def not_found(memory_id: str) -> ResourceNotFoundException:
+    return ResourceNotFoundException(f"Memory not found: {memory_id}")
+
+
+def _busy(memory_id: str) -> ConflictException:
+    return ConflictException(f"Memory {memory_id} is being changed by others: try again")
+
+
+def _with_strategies(memory: Memory, declared: Sequence[Mapping[str, Any]], where: str, now_ms: int) -> Memory:
+    strategies = list(memory.strategies)
+    for index, one in enumerate(declared):
+        strategies.append(declare(one, f"{where}.{index}", strategies, memory.variables, now_ms))
+    if len(strategies) > _MOST_STRATEGIES:
+        raise ServiceQuotaExceededException(f"A memory has at most {_MOST_STRATEGIES} strategies")
+    return replace(memory, strategies=strategies)
+
+
+def _unique(keys: Sequence[Mapping[str, Any]], member: str) -> Sequence[Mapping[str, Any]]:
+    names = [key["key"] for key in keys]
+    message = None
+    if len(set(names)) < len(names):
+        message = "names a key twice, or one that is there already"
+    elif len(keys) > _MOST_INDEXED_KEYS:
+        message = f"a memory has at most {_MOST_INDEXED_KEYS} indexed keys"
+    if message is not None:
+        raise ValidationException(f"{member} {message}", fields=[FieldError(member, message)])
+    return keys
+
+
+def _checked_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
+    message = None
+    if len(tags) > _MOST_TAGS:
+        message = f"a resource has at most {_MOST_TAGS} tags"
+    elif any(key.lower().startswith("aws:") for key in tags):
+        message = "tag keys beginning with aws: are reserved"
+    if message is not None:
+        raise ValidationException(f"tags: {message}", fields=[FieldError("tags", message)])
+    return tags

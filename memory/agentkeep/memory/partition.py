@@ -1,0 +1,88 @@
+"""Whose data a call may touch: the one gate to every actor's partitions.
+
+Every read and write of events, sessions and branches takes an `ActorPartition`, and there is no way to one but
+`authorize`, which derives it from who the caller is, never from what an agent says alone (and `of_platform`, for the
+erasure of a whole memory). A partition names one memory and one actor, so code behind the gate cannot reach another
+user's data even by mistake.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from agentkeep.core.call import Call, Caller, CallerKind
+from agentkeep.core.errors import AccessDeniedException
+from agentkeep.storage.interface import partition
+
+__all__ = ["ActorPartition", "actors_partition", "authorize", "authorized_actor"]
+
+logger = logging.getLogger(__name__)
+
+_KEY: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPartition:
+    """One actor's part of one memory. Actor ids are compared and stored as they are: `a`, `A` and `a/` are three."""
+
+    memory_id: str
+    actor_id: str
+    _key: object
+
+    def __post_init__(self) -> None:
+        if self._key is not _KEY:
+            raise TypeError("an ActorPartition comes from authorize() only")
+
+    @property
+    def sessions(self) -> str:
+        return partition("memory", "sessions", self.memory_id, self.actor_id)
+
+    def events(self, session_id: str) -> str:
+        return partition("memory", "events", self.memory_id, self.actor_id, session_id)
+
+    def branches(self, session_id: str) -> str:
+        return partition("memory", "branches", self.memory_id, self.actor_id, session_id)
+
+    @classmethod
+    def of_platform(cls, memory_id: str, actor_id: str) -> ActorPartition:
+        """For the platform's own housekeeping, never on behalf of a caller."""
+        return cls(memory_id, actor_id, _KEY)
+
+
+def authorize(call: Call, memory_id: str, actor_id: str) -> ActorPartition:
+    """The partition of `actor_id`, if the caller may act there: operators as anyone, sessions and users as the user
+    they were proved to be. Raises AccessDeniedException."""
+    allowed = authorized_actor(call)
+    if allowed is not None and allowed != actor_id:
+        # Who tried, and where; nothing of what the request carried.
+        logger.warning(
+            "cross-user access refused: %s tried %s on memory %s as another actor",
+            call.caller.principal,
+            call.operation,
+            memory_id,
+        )
+        raise AccessDeniedException(
+            f"{call.caller.principal} is not authorized to perform {call.operation} with this actorId: "
+            "it may only name the user it acts for"
+        )
+    return ActorPartition(memory_id, actor_id, _KEY)
+
+
+def authorized_actor(call: Call) -> str | None:
+    """The one actor the caller may act as; None: any. Raises AccessDeniedException for an agent without a user."""
+    caller: Caller = call.caller
+    if caller.kind is CallerKind.OPERATOR:
+        return None
+    if caller.user is None:
+        raise AccessDeniedException(
+            f"{caller.principal} is not authorized to perform {call.operation}: "
+            "this session has no user; invoke with a user JWT or runtimeUserId"
+        )
+    return caller.user.id
+
+
+def actors_partition(memory_id: str) -> str:
+    """The index of a memory's actors: names only."""
+    return partition("memory", "actors", memory_id)

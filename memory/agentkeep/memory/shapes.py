@@ -1,0 +1,94 @@
+"""The domain's values in the service model's shapes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import cast
+
+from agentkeep.memory.event import Event
+from agentkeep.memory.memories import Memory
+from agentkeep.memory.partition import ActorPartition
+from agentkeep.memory.strategies import Strategy
+from agentkeep.wire.types import bedrock_agentcore as data
+from agentkeep.wire.types import bedrock_agentcore_control as control
+
+__all__ = ["event_shape", "memory_shape", "memory_summary_shape", "moment"]
+
+
+def moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def event_shape(event: Event, actor: ActorPartition) -> data.Event:
+    shape: data.Event = {
+        "memoryId": actor.memory_id,
+        "actorId": actor.actor_id,
+        "sessionId": event.session_id,
+        "eventId": event.id,
+        "eventTimestamp": event.timestamp,
+        "payload": cast(list[data.PayloadType], event.payload),
+    }
+    if event.branch is not None:
+        shape["branch"] = cast(data.Branch, event.branch)
+    if event.metadata:
+        shape["metadata"] = {key: {"stringValue": value} for key, value in event.metadata.items()}
+    return shape
+
+
+def memory_shape(memory: Memory, arn: str) -> control.Memory:
+    shape: control.Memory = {
+        "arn": arn,
+        "id": memory.id,
+        "name": memory.name,
+        "eventExpiryDuration": memory.event_expiry_days,
+        "status": memory.status.value,
+        "createdAt": moment(memory.created_ms),
+        "updatedAt": moment(memory.updated_ms),
+        "strategies": [_strategy_shape(strategy) for strategy in memory.strategies],
+    }
+    if memory.description is not None:
+        shape["description"] = memory.description
+    if memory.encryption_key_arn is not None:
+        shape["encryptionKeyArn"] = memory.encryption_key_arn
+    if memory.execution_role_arn is not None:
+        shape["memoryExecutionRoleArn"] = memory.execution_role_arn
+    if memory.indexed_keys:
+        shape["indexedKeys"] = cast(list[control.IndexedKey], memory.indexed_keys)
+    if memory.namespace_keys is not None:
+        shape["namespaceKeys"] = cast(list[control.NamespaceKeyEntry], memory.namespace_keys)
+    if memory.stream_delivery is not None:
+        shape["streamDeliveryResources"] = cast(control.StreamDeliveryResources, memory.stream_delivery)
+    return shape
+
+
+def memory_summary_shape(memory: Memory, arn: str) -> control.MemorySummary:
+    return {
+        "arn": arn,
+        "id": memory.id,
+        "status": memory.status.value,
+        "createdAt": moment(memory.created_ms),
+        "updatedAt": moment(memory.updated_ms),
+    }
+
+
+def _strategy_shape(strategy: Strategy) -> control.MemoryStrategy:
+    namespaces = list(strategy.namespaces)
+    shape: control.MemoryStrategy = {
+        "strategyId": strategy.id,
+        "name": strategy.name,
+        "type": strategy.type.value,
+        "namespaces": namespaces,
+        "namespaceTemplates": namespaces,
+        "status": "ACTIVE",
+        "createdAt": moment(strategy.created_ms),
+        "updatedAt": moment(strategy.updated_ms),
+    }
+    if strategy.description is not None:
+        shape["description"] = strategy.description
+    if strategy.configuration is not None:
+        shape["configuration"] = cast(control.StrategyConfiguration, strategy.configuration)
+    if strategy.record_schema is not None:
+        shape["memoryRecordSchema"] = cast(control.MemoryRecordSchema, strategy.record_schema)
+    if strategy.record_expiry_days is not None:
+        shape["recordExpiryDurationDays"] = strategy.record_expiry_days
+    return shape
