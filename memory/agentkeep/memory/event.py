@@ -100,7 +100,7 @@ def decode(event_id: str, session_id: str, value: bytes, *, payload: bool) -> Ev
         event_id,
         timestamp_of(event_id),
         session_id,
-        orjson.loads(memoryview(value)[end + 1 :]) if payload else (),
+        orjson.loads(memoryview(value)[end + 1 :]) if payload else [],
         head.get("branch"),
         head.get("metadata", {}),
         head.get("extraction"),
