@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -113,10 +114,13 @@ class RuntimePlane:
 
     async def list_agent_runtimes(self, call: Call, request: Document) -> Document:
         found, token = await page(request, self._parts.runtimes.page, lambda stored: stored.record.id)
-        documents = []
-        for stored in found:
-            version = await self._parts.catalogue.find_version(stored.record.id, stored.record.version)
-            documents.append(self._documents.listed_runtime(stored.record, version.record if version else None))
+        versions = await asyncio.gather(
+            *(self._parts.catalogue.find_version(stored.record.id, stored.record.version) for stored in found)
+        )
+        documents = [
+            self._documents.listed_runtime(stored.record, version.record if version else None)
+            for stored, version in zip(found, versions, strict=True)
+        ]
         return _listing("agentRuntimes", documents, token)
 
     async def list_agent_runtime_versions(self, call: Call, request: Document) -> Document:

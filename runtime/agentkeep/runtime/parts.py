@@ -74,7 +74,7 @@ class Parts:
             unpacked_limit=settings.unpacked_limit,
             python_substitution=settings.python_substitution,
         )
-        prepared = PreparedVersions(self.bundles, driver, fork_server=settings.fork_server)
+        prepared = PreparedVersions(self.bundles, driver)
         self.table = SessionTable(store, clock, _replica(folder), settings.lease, settings.session_record_retention)
         self.sessions = Sessions(
             self.table,

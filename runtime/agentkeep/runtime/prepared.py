@@ -22,10 +22,9 @@ class PreparedVersion:
 
 
 class PreparedVersions:
-    def __init__(self, bundles: Bundles, driver: Driver, *, fork_server: bool) -> None:
+    def __init__(self, bundles: Bundles, driver: Driver) -> None:
         self._bundles = bundles
         self._driver = driver
-        self._fork_server = fork_server
         self._ready: dict[tuple[str, int], PreparedVersion] = {}
         self._preparing: dict[tuple[str, int], asyncio.Lock] = {}
 
@@ -48,7 +47,6 @@ class PreparedVersions:
                 entry_point=settings.entry_point,
                 python=PYTHON,
                 port=settings.port,
-                fork_server=self._fork_server,
             )
             await self._driver.prepare(spec)
             self._ready[key] = found = PreparedVersion(version, settings, bundle, spec)

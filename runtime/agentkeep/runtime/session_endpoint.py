@@ -14,7 +14,7 @@ import orjson
 
 from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import AccessDeniedException
+from agentkeep.core.errors import AccessDeniedException, ConflictException, StoreUnavailable
 from agentkeep.core.ports import Keys, SessionCredentials
 from agentkeep.runtime.asgi import Receive, Scope, Send, respond
 from agentkeep.runtime.environment import CREDENTIALS_PATH
@@ -49,6 +49,10 @@ class CredentialsApp:
             except AccessDeniedException as error:
                 await respond(send, 403, {"code": error.code, "message": error.message})
                 return
+            except StoreUnavailable:
+                # SDKs ask again.
+                await respond(send, 503, {"code": "ServiceUnavailable", "message": "Keys cannot be issued now."})
+                return
             await respond(send, 200, _document(session, credentials), ((b"cache-control", b"no-store"),))
 
     async def _credentials(self, ref: SessionRef) -> tuple[Session, SessionCredentials]:
@@ -59,7 +63,10 @@ class CredentialsApp:
             kept = self._issued.get(ref)
             if kept is not None and kept[0] is session and self._clock.monotonic() < kept[2]:
                 return session, kept[1]
-            credentials = await self._keys.issue_for_session(ref, session.user)
+            try:
+                credentials = await self._keys.issue_for_session(ref, session.user)
+            except ConflictException:
+                raise _ended() from None
             if self._sessions.live(ref) is not session or session.state is SessionState.STOPPING:
                 # It ended meanwhile, perhaps after its keys had been revoked: these must not outlive it.
                 await self._keys.end_session(ref)

@@ -36,7 +36,6 @@ class RuntimeSettings(BaseSettings):
     session_open_files: int = Field(1024, ge=64)
     session_cpus: float = Field(2.0, gt=0)
     session_disk: int = Field(512 * _MB, ge=_MB)
-    fork_server: bool = Field(True, description="False: `cold`, every session is a process started afresh.")
 
     # Code bundles.
     bundle_limit: int = Field(250 * _MB, ge=1, description="Of the zip file.")

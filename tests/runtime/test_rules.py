@@ -1,0 +1,120 @@
+"""What a runtime's settings must satisfy beyond the service model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agentkeep.core.errors import ValidationException
+from agentkeep.runtime.environment import SESSION_ENDPOINT
+
+
+async def _refused(platform: Any, **settings: Any) -> ValidationException:
+    with pytest.raises(ValidationException) as refused:
+        await platform.call("create_agent_runtime", agentRuntimeName="x", **platform.definition(**settings))
+    return refused.value
+
+
+async def test_images_are_refused_with_the_reason(platform: Any) -> None:
+    image = {"containerConfiguration": {"containerUri": "public.ecr.aws/a/b:1"}}
+    refused = await _refused(platform, agentRuntimeArtifact=image)
+    assert "docker driver" in refused.message
+    assert refused.fields[0].name == "agentRuntimeArtifact.containerConfiguration"
+
+
+@pytest.mark.parametrize(
+    ("lifecycle", "expected"),
+    [
+        ({}, (900, 28_800)),
+        ({"maxLifetime": 600}, (600, 600)),
+        ({"idleRuntimeSessionTimeout": 60}, (60, 28_800)),
+        ({"idleRuntimeSessionTimeout": 1000, "maxLifetime": 2000}, (1000, 2000)),
+    ],
+)
+async def test_lifecycle_defaults(platform: Any, lifecycle: dict[str, int], expected: tuple[int, int]) -> None:
+    runtime_id = await platform.create(lifecycleConfiguration=lifecycle)
+    found = (await platform.call("get_agent_runtime", agentRuntimeId=runtime_id))["lifecycleConfiguration"]
+    assert (found["idleRuntimeSessionTimeout"], found["maxLifetime"]) == expected
+
+
+async def test_idle_may_not_exceed_lifetime(platform: Any) -> None:
+    refused = await _refused(platform, lifecycleConfiguration={"idleRuntimeSessionTimeout": 700, "maxLifetime": 600})
+    assert "700 > 600" in refused.message
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Cookie", "content-type", "Sec-WebSocket-Key", "X-Amz-Date", "X-Amzn-Foo", "Authorization", "WorkloadAccessToken"],
+)
+async def test_restricted_headers_are_refused(platform: Any, header: str) -> None:
+    refused = await _refused(platform, requestHeaderConfiguration={"requestHeaderAllowlist": ["X-Good", header]})
+    assert [fault.name for fault in refused.fields] == ["requestHeaderConfiguration.requestHeaderAllowlist.2.member"]
+
+
+async def test_header_names_are_unique_whatever_the_case(platform: Any) -> None:
+    refused = await _refused(platform, requestHeaderConfiguration={"requestHeaderAllowlist": ["X-Good", "x-good"]})
+    assert "more than once" in refused.message
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"AWS_ENDPOINT_URL_BEDROCK_RUNTIME": "http://elsewhere"},
+        {"AWS_ENDPOINT_URL_S3": "http://elsewhere"},
+        {"AWS_ACCESS_KEY_ID": "AKIA"},
+        {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://elsewhere"},
+        {"AWS_REGION": "eu-west-1"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://elsewhere"},
+        {"DOCKER_CONTAINER": "0"},
+        {"A=B": "1"},
+        {"A": "x" * 4096},
+    ],
+)
+async def test_variables_that_would_lead_round_the_platform(platform: Any, variables: dict[str, str]) -> None:
+    """IDN-3, OBS-1. The deployer cannot give an agent another way out, or other credentials."""
+    await _refused(platform, environmentVariables=variables)
+
+
+async def test_a_variable_set_as_the_platform_sets_it_is_fine(platform: Any) -> None:
+    await platform.create(environmentVariables={"AWS_REGION": "us-west-2", "MODE": "test"})
+    turn = await platform.begin(await platform.create("other", environmentVariables={"MODE": "test"}), "s" * 40)
+    turn.end()
+    seen = platform.driver.agents[0].spec.environment
+    assert seen["MODE"] == "test"
+    assert seen["AWS_REGION"] == seen["AWS_DEFAULT_REGION"] == "us-west-2"
+    assert seen["AWS_ENDPOINT_URL_BEDROCK_AGENTCORE"] == SESSION_ENDPOINT
+    assert seen["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] == "/credentials"
+    assert seen["OTEL_EXPORTER_OTLP_ENDPOINT"] == SESSION_ENDPOINT
+    assert "/runtime-endpoint/DEFAULT:DEFAULT" in seen["OTEL_RESOURCE_ATTRIBUTES"]
+    assert not any("SECRET" in name or "TOKEN" in name for name in seen)
+
+
+async def test_every_fault_is_named_at_once(platform: Any) -> None:
+    refused = await _refused(
+        platform,
+        lifecycleConfiguration={"idleRuntimeSessionTimeout": 700, "maxLifetime": 600},
+        environmentVariables={"AWS_REGION": "x"},
+        protocolConfiguration={"serverProtocol": "HTTP", "port": 8443},
+    )
+    assert len(refused.fields) == 3
+    assert refused.message.startswith("3 validation errors detected")
+
+
+async def test_an_authorizer_must_check_something(platform: Any) -> None:
+    authorizer = {"customJWTAuthorizer": {"discoveryUrl": "https://idp.example/.well-known/openid-configuration"}}
+    await _refused(platform, authorizerConfiguration=authorizer)
+
+
+async def test_what_is_not_acted_upon_is_stored_and_echoed(platform: Any) -> None:
+    extra = {
+        "metadataConfiguration": {"requireMMDSV2": True},
+        "platformVersion": "V2",
+        "allowedPorts": [{"port": 9000}],
+        "filesystemConfigurations": [{"sessionStorage": {"mountPath": "/mnt/data"}}],
+        "hooksConfiguration": {"build": {"warmup": {"action": {"httpPost": {"path": "/warm"}}}}},
+        "resourceConfigurations": [{"minimumMemoryInMiB": 512}],
+    }
+    runtime_id = await platform.create(**extra)
+    found = await platform.call("get_agent_runtime", agentRuntimeId=runtime_id)
+    assert {name: found[name] for name in extra} == extra
