@@ -40,6 +40,7 @@ def _length_fault(low: float, length: int, high: float) -> str:
 
 
 def _mismatch(value: Any, path: Path, faults: Faults, what: str, sensitive: bool) -> Any:
+    """What stands in a structure's, list's or map's place is not shown: something inside may be sensitive."""
     if value is None:
         faults.missing(path)
     else:
@@ -75,7 +76,7 @@ class ShapeParsers:
 
         def parse(value: Any, path: Path, faults: Faults) -> Any:
             if type(value) is not dict:
-                return _mismatch(value, path, faults, "a structure", sensitive)
+                return _mismatch(value, path, faults, "a structure", True)
             out = {}
             for wire, item in value.items():
                 if item is not None and (known := members.get(wire)) is not None:
@@ -96,7 +97,7 @@ class ShapeParsers:
 
         def parse(value: Any, path: Path, faults: Faults) -> Any:
             if type(value) is not list:
-                return _mismatch(value, path, faults, "a list", sensitive)
+                return _mismatch(value, path, faults, "a list", True)
             if not low <= len(value) <= high:
                 faults.add(path, value, _length_fault(low, len(value), high))
                 return value  # its elements are not looked at: there may be millions
@@ -113,7 +114,7 @@ class ShapeParsers:
 
         def parse(value: Any, path: Path, faults: Faults) -> Any:
             if type(value) is not dict:
-                return _mismatch(value, path, faults, "a map", sensitive)
+                return _mismatch(value, path, faults, "a map", True)
             if not low <= len(value) <= high:
                 faults.add(path, value, _length_fault(low, len(value), high))
                 return value

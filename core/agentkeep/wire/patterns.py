@@ -27,10 +27,10 @@ _LINEAR: Final = {
     # UserTokenType, up to 131072 characters. Its dots are not escaped, so they match any character: cubic. Here by how
     # many characters outside the class there are (none, one, two).
     "[A-Za-z0-9-_=]+.[A-Za-z0-9-_=]+.[A-Za-z0-9-_=]+": (
-        "[A-Za-z0-9-_=]{5,}"
-        "|[A-Za-z0-9-_=]{3,}[^A-Za-z0-9-_=\n][A-Za-z0-9-_=]+"
-        "|[A-Za-z0-9-_=]+[^A-Za-z0-9-_=\n][A-Za-z0-9-_=]{3,}"
-        "|[A-Za-z0-9-_=]+[^A-Za-z0-9-_=\n][A-Za-z0-9-_=]+[^A-Za-z0-9-_=\n][A-Za-z0-9-_=]+"
+        "[A-Za-z0-9-_=]{5,}+"
+        "|[A-Za-z0-9-_=]{3,}+[^A-Za-z0-9-_=\n][A-Za-z0-9-_=]++"
+        "|[A-Za-z0-9-_=]++[^A-Za-z0-9-_=\n][A-Za-z0-9-_=]{3,}+"
+        "|[A-Za-z0-9-_=]++[^A-Za-z0-9-_=\n][A-Za-z0-9-_=]++[^A-Za-z0-9-_=\n][A-Za-z0-9-_=]++"
     ),
     # HarnessAwsSkillPath: a backslash can be read in either branch, which is exponential.
     r"([^*?\[\]]|\\*)+": r"[^*?\[\]]*",
