@@ -1,0 +1,194 @@
+"""Twenty sessions at once, each planting secrets and trying to read the others' and the host's: zero leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import secrets
+import shutil
+import socket
+import sysconfig
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentkeep.runtime.drivers.driver import VersionSpec
+from agentkeep.runtime.drivers.process.driver import ProcessDriver
+from agentkeep.runtime.drivers.process.environment import ProcessEnvironment
+from agentkeep.runtime.drivers.process.settings import ProcessDriverSettings
+from agentkeep.testing.driver import make_spec, request
+
+pytestmark = pytest.mark.sandbox
+
+HERE = Path(__file__).parent
+SESSIONS = 20
+KEY, PORT = 0x5A000000, 21000
+
+
+@dataclass
+class Planted:
+    name: str
+    port: int
+    key: int
+    secret: str
+
+
+SECRETS_BEGIN = f"secret-{secrets.token_hex(8)}-"
+
+
+def new_secret() -> str:
+    return SECRETS_BEGIN + secrets.token_hex(16)
+
+
+def masked(secret: str) -> str:
+    """So that handing it to an attacker does not put it into his memory."""
+    return bytes(byte + 1 for byte in secret.encode()).hex()
+
+
+@pytest.fixture
+def host() -> Iterator[Planted]:
+    """What the host has: the same things as the sessions, and a secret in the platform's environment and memory."""
+    number = secrets.randbelow(1 << 16)
+    planted = Planted(f"host-{secrets.token_hex(8)}", 0, 0x5B000000 + number, new_secret())
+    files = [Path(place, planted.name) for place in ("/tmp", "/dev/shm", "/var/tmp")]
+    for file in files:
+        file.write_text(planted.secret)
+    libc = ctypes.CDLL(None, use_errno=True)
+    segment = libc.shmget(planted.key, 4096, 0o1666)
+    assert segment >= 0
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(f"\0{planted.name}")
+    unix.listen()
+    tcp = socket.create_server(("127.0.0.1", 0))
+    planted.port = tcp.getsockname()[1]
+    for server in (unix, tcp):
+        threading.Thread(target=_serve, args=(server, planted.name), daemon=True).start()
+    os.environ["PLANTED_BY_THE_HOST"] = planted.secret
+    yield planted
+    del os.environ["PLANTED_BY_THE_HOST"]
+    for server in (unix, tcp):
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+    libc.shmctl(segment, 0, None)
+    for file in files:
+        file.unlink()
+
+
+def _serve(server: socket.socket, name: str) -> None:
+    while True:
+        try:
+            client, _ = server.accept()
+        except OSError:
+            return
+        with client:
+            client.sendall(name.encode())
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> VersionSpec:
+    bundle = tmp_path_factory.mktemp("isolation") / "agent"
+    bundle.mkdir(mode=0o755)
+    for name in ("agent.py", "attacks.py"):
+        shutil.copy(HERE / name, bundle)
+    packages = Path(sysconfig.get_path("purelib"))
+    if not (packages / "bedrock_agentcore").is_dir():  # another interpreter, with the packages on its path
+        import bedrock_agentcore
+
+        packages = Path(bedrock_agentcore.__file__).parents[1]
+    return VersionSpec("isolation", "1", bundle=bundle, dependencies=packages, entry_point=("agent.py",))
+
+
+@pytest.fixture(scope="module", params=["fork server", "cold"])
+async def driver(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[ProcessDriver]:
+    settings = ProcessDriverSettings(fork_servers=request.param == "fork server")
+    driver = ProcessDriver(tmp_path_factory.mktemp("state"), settings)
+    yield driver
+    await driver.close()
+
+
+async def ask(environment: ProcessEnvironment, **payload: Any) -> Any:
+    status, body = await request(environment, "POST", "/invocations", json.dumps(payload).encode(), timeout=90)
+    assert status == 200, body
+    return json.loads(body)
+
+
+async def test_twenty_sessions_leak_nothing(driver: ProcessDriver, version: VersionSpec, host: Planted) -> None:
+    """EXE-1, EXE-5: files, environment, memory, process arguments, shared memory, abstract sockets, loopback ports of
+    nineteen neighbours and the host; and the ways out of a sandbox. See attacks.py."""
+    sessions = SESSIONS if driver._settings.fork_servers else 4  # cold ones cost a second of processor each
+    planted = [
+        Planted(f"session-{number}-{secrets.token_hex(8)}", PORT + number, KEY + number, new_secret())
+        for number in range(sessions)
+    ]
+    started = await asyncio.gather(
+        *(driver.start(make_spec(version, one.name, {"TOKEN": one.secret, "NAME": one.name})) for one in planted)
+    )
+    try:
+        await asyncio.gather(
+            *(
+                ask(session, do="plant", name=own.name, port=own.port, key=own.key)
+                for session, own in zip(started, planted, strict=True)
+            )
+        )
+        outside = [os.getpid(), os.getppid(), *(session.pid for session in started), *_fork_server_pids(started)]
+
+        async def attack(number: int) -> dict[str, list[str]]:
+            others = [host, *(one for position, one in enumerate(planted) if position != number)]
+            target = {
+                "names": [one.name for one in others],
+                "pids": [pid for pid in outside if pid != started[number].pid],
+                "ports": [one.port for one in others],
+                "keys": [one.key for one in others],
+                "secrets": [masked(one.secret) for one in others],
+                "own": masked(planted[number].secret),
+            }
+            results: dict[str, list[str]] = await ask(started[number], do="attack", target=target)
+            return results
+
+        results = await asyncio.gather(*(attack(number) for number in range(sessions)))
+    finally:
+        await asyncio.gather(*(session.stop(0) for session in started))
+    leaks = {
+        f"session {number}: {name}": detail
+        for number, result in enumerate(results)
+        for name, (outcome, detail) in result.items()
+        if outcome != "failed"
+    }
+    assert leaks == {}
+    assert all(len(result) >= 40 for result in results)
+
+
+async def test_a_session_uses_up_only_what_is_its_own(driver: ProcessDriver, version: VersionSpec) -> None:
+    """EXE-1: processes, disk, descriptors, memory end at the session's limits; it and its neighbour live."""
+    greedy = await driver.start(make_spec(version, "greedy", {"TOKEN": "x"}))
+    neighbour = await driver.start(make_spec(version, "neighbour", {"TOKEN": "x"}))
+    try:
+        results = await ask(greedy, do="use up", target={})
+        assert results
+        assert dict.fromkeys(results, True) == results
+        for session in (greedy, neighbour):
+            assert (await request(session, "GET", "/ping"))[0] == 200
+    finally:
+        await asyncio.gather(greedy.stop(0), neighbour.stop(0))
+
+
+def _fork_server_pids(started: list[ProcessEnvironment]) -> list[int]:
+    pids = []
+    for session in started:
+        status = Path(f"/proc/{session.pid}/status").read_text()
+        pids += [int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:")]
+    return sorted(set(pids))
+
+
+def test_the_attack_list_says_what_each_tries() -> None:
+    source = (HERE / "attacks.py").read_text()
+    for line in source.split("\n@attack\ndef ")[1:]:
+        assert '"""' in line.splitlines()[1], line.splitlines()[0]
