@@ -78,7 +78,7 @@ class Bundles:
             if not await asyncio.to_thread(folder.is_dir):
                 await self._unpack(pinned, folder)
         note = await asyncio.to_thread(self._check, folder, code)
-        return Bundle(pinned, folder, await self._dependencies.install(folder, pinned.digest), note)
+        return Bundle(pinned, folder, await self._dependencies.install(folder), note)
 
     async def _pin(self, code: Mapping[str, Any]) -> Artifact:
         place = code["code"]["s3"]
@@ -147,8 +147,9 @@ class Bundles:
         return f"made for Python {wanted}, runs on Python {PYTHON}"
 
     async def collect(self, used: Iterable[str]) -> None:
-        """Removes bundles (by digest) that nothing uses."""
-        await asyncio.to_thread(_collect, self._folder, frozenset(used))
+        """Removes bundles (by digest) that nothing uses, and packages that no bundle left uses."""
+        left = await asyncio.to_thread(_collect, self._folder, frozenset(used))
+        await self._dependencies.collect(left)
 
 
 def _digest(file: Any) -> str:
@@ -224,10 +225,12 @@ def _listing(folder: Path) -> str:
     return f"{shown}, and {len(names) - 10} more" if len(names) > 10 else shown or "nothing"
 
 
-def _collect(folder: Path, used: frozenset[str]) -> None:
-    if not folder.is_dir():
-        return
-    for entry in folder.iterdir():
-        if entry.name not in used:
+def _collect(folder: Path, used: frozenset[str]) -> list[Path]:
+    left = []
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.name in used:
+            left.append(entry)
+        else:
             log.info("removing unused bundle %s", entry.name)
             shutil.rmtree(entry, ignore_errors=True)
+    return left

@@ -16,7 +16,7 @@ import signal
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -30,10 +30,14 @@ log = logging.getLogger(__name__)
 
 REQUIREMENTS: Final = "requirements.txt"
 _TAIL: Final = 2000
-#: name[extras] specifiers ; marker --hash=...: nothing that names a file, an address or an option of the installer.
-_LINE: Final = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[A-Za-z0-9._,\s-]*\])?\s*(\(?[<>=!~][^;@/]*)?(;[^@/]*?)?(\s*--hash[= ]\S+)*\s*"
+_VERSION: Final = r"(?:===|==|~=|!=|<=|>=|<|>)\s*[A-Za-z0-9][A-Za-z0-9.*+!_-]*"
+#: name[extras] specifiers ; marker: nothing that names a file, an address or an option of the installer.
+_REQUIREMENT: Final = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[A-Za-z0-9._,\s-]*\])?"
+    rf"\s*(\(\s*{_VERSION}(\s*,\s*{_VERSION})*\s*\)|{_VERSION}(\s*,\s*{_VERSION})*)?"
+    r"\s*(;(?!.*--)[^@/]*)?"
 )
+_HASHES: Final = re.compile(r"(\s+--hash[= ]sha\d+:[0-9a-f]+)+$")
 _SECRET: Final = re.compile(r"//[^/@\s]+@")
 
 
@@ -42,15 +46,17 @@ class DependenciesFailed(ArtifactError):
 
 
 class Dependencies:
-    """`environment` is what uv runs with: index, certificates, proxy (see `uv_environment`)."""
+    """`environment` is what uv runs with: index, certificates, proxy (see `uv_environment`). `no_index`: only from
+    where its find-links point."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], timeout: float) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], timeout: float, *, no_index: bool = False) -> None:
         self._folder = folder
+        self._no_index = no_index
         self._environment = environment
         self._timeout = timeout
         self._installing: dict[str, asyncio.Lock] = {}
 
-    async def install(self, bundle: Path, digest: str) -> Path | None:
+    async def install(self, bundle: Path) -> Path | None:
         """The packages of the bundle's requirements.txt; None where it has none or brings its packages along.
 
         Raises DependenciesFailed with the end of what uv said.
@@ -64,6 +70,23 @@ class Dependencies:
             if not await asyncio.to_thread(folder.is_dir):
                 await self._install(requirements, folder)
         return folder
+
+    async def collect(self, bundles: Iterable[Path]) -> None:
+        """Removes what none of these bundles uses, and what an interrupted installation left."""
+        await asyncio.to_thread(self._collect, list(bundles))
+
+    def _collect(self, bundles: Iterable[Path]) -> None:
+        used = {".cache"}
+        for bundle in bundles:
+            try:
+                requirements = _read_requirements(bundle)
+            except DependenciesFailed:
+                continue
+            if requirements is not None:
+                used.add(_key(requirements))
+        for entry in self._folder.iterdir() if self._folder.is_dir() else ():
+            if entry.name not in used:
+                shutil.rmtree(entry, ignore_errors=True)
 
     async def _install(self, requirements: str, folder: Path) -> None:
         scratch = self._folder / ".installing"
@@ -83,6 +106,7 @@ class Dependencies:
             *(uv.find_uv_bin(), "pip", "install", "--python", sys.executable, "--target", str(work / "packages")),
             *("--only-binary", ":all:", "--compile-bytecode", "--no-progress", "--color", "never"),
             *(["--require-hashes"] if "--hash" in requirements else []),
+            *(["--no-index"] if self._no_index else []),
             *("--requirement", str(work / REQUIREMENTS)),
         ]
         log.info("installing requirements into %s", work.name)
@@ -150,7 +174,7 @@ def _read_requirements(bundle: Path) -> str | None:
         line = re.sub(r"(^|\s)#.*$", "", raw).strip()
         if not line:
             continue
-        if _LINE.fullmatch(line) is None:
+        if _REQUIREMENT.fullmatch(_HASHES.sub("", line)) is None:
             raise DependenciesFailed(
                 f"requirements.txt line {number} ({line[:80]!r}) is not a plain requirement. Files, addresses and "
                 "installer options are not taken: name packages with versions; the index is the operator's setting."

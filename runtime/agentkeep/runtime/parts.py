@@ -69,7 +69,7 @@ class Parts:
         self.bundles = Bundles(
             folder / "bundles",
             artifacts,
-            Dependencies(folder / "dependencies", _uv(settings), settings.install_timeout),
+            Dependencies(folder / "dependencies", _uv(settings), settings.install_timeout, no_index=settings.no_index),
             size_limit=settings.bundle_limit,
             unpacked_limit=settings.unpacked_limit,
             python_substitution=settings.python_substitution,

@@ -73,6 +73,11 @@ class RuntimeSettings(BaseSettings):
         None,
         validation_alias=AliasChoices("find_links", "AGENTKEEP_RUNTIME_FIND_LINKS", "UV_FIND_LINKS", "PIP_FIND_LINKS"),
     )
+    no_index: bool = Field(
+        False,
+        validation_alias=AliasChoices("no_index", "AGENTKEEP_RUNTIME_NO_INDEX", "UV_NO_INDEX", "PIP_NO_INDEX"),
+        description="Packages come from find-links only.",
+    )
     certificates: str | None = Field(
         None,
         validation_alias=AliasChoices("certificates", "AGENTKEEP_RUNTIME_CERTIFICATES", "SSL_CERT_FILE", "PIP_CERT"),
