@@ -55,13 +55,11 @@ def test_every_pattern_compiles_without_a_warning() -> None:
 def hostile(pattern: str, shape: Shape, longest: int) -> Iterator[str]:
     """Strings that nearly match: pieces of a matching one, repeated as long as may be, and an end that cannot match."""
     text = string(shape)
-    pieces = {text[i : i + n] for n in (1, 2, 3, 5) for i in range(max(1, len(text) - n + 1))}
+    pieces = {text[i : i + n] for n in (1, 2, 3) for i in range(max(1, len(text) - n + 1))}
     pieces |= {"a", "0", "A0", "a-", "a.", "a/", "-", "\\", "a:", "a_", ".a", "{a}"}
     for piece in sorted(pieces):
-        for start in {"", text[: text.find(piece) + len(piece)] if piece in text else text, text}:
-            body = (start + piece * (longest // len(piece) + 1))[: longest - 1]
-            yield body + "\n"
-            yield body + "!"
+        for start in {"", text[: text.find(piece) + len(piece)]} if piece in text else {"", text}:
+            yield (start + piece * (longest // len(piece) + 1))[: longest - 1] + "\n"
 
 
 def test_no_string_within_its_length_takes_long() -> None:
@@ -90,7 +88,7 @@ def test_no_string_within_its_length_takes_long() -> None:
 def test_patterns_rewritten_for_speed_match_the_same(original: str) -> None:
     ours, theirs = matcher(original), re.compile(original, re.ASCII).fullmatch
 
-    @settings(max_examples=2000, deadline=None, database=None)
+    @settings(max_examples=500, deadline=None, database=None)
     @given(st.text("aZ0-_/:=.*?[]\\ \n", max_size=9))
     def same(text: str) -> None:
         if text or "AwsSkill" not in original:

@@ -142,7 +142,7 @@ def _write(tree: Any, alternative: int, more: list[int]) -> str:
             out.append(_write(value[3], alternative, more))
         elif op is sre.BRANCH:
             out.append(_write(value[1][alternative % len(value[1])], alternative, more))
-        elif op is sre.MAX_REPEAT:
+        elif op in (sre.MAX_REPEAT, sre.POSSESSIVE_REPEAT):
             low, high, body = value
             count = low
             if high > low and more[0]:
