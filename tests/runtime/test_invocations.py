@@ -161,7 +161,11 @@ async def test_a_deny_holds_for_operators_and_on_the_warm_path(platform: Any) ->
                 await platform.begin(runtime_id, session_id)
         await platform.call("delete_resource_policy", resourceArn=denied["resourceArn"])
         (await platform.begin(runtime_id, session_id)).end()
-    # Naming a user is an action of its own.
+    # A WebSocket, and naming a user, are actions of their own.
+    await platform.call("put_resource_policy", **_allow(arn, "*", "Deny", "InvokeAgentRuntimeWithWebSocketStream"))
+    (await platform.begin(runtime_id, session_id)).end()
+    with pytest.raises(AccessDeniedException):
+        await platform.begin(runtime_id, session_id, headers={"upgrade": "websocket"})
     await platform.call("put_resource_policy", **_allow(arn, "*", "Deny", "InvokeAgentRuntimeForUser"))
     (await platform.begin(runtime_id, session_id)).end()
     with pytest.raises(AccessDeniedException):
@@ -172,18 +176,25 @@ async def test_who_may_stop(platform: Any, provider: Any) -> None:
     runtime_id, session_id = await platform.create(authorizerConfiguration=provider.authorizer), _id()
     (await platform.begin(runtime_id, session_id, bearer=provider.token("alice"))).end()
     stop = {"agentRuntimeArn": ARN + runtime_id, "runtimeSessionId": session_id}
-    user = Caller(CallerKind.USER, "whoever")
-    for token in ("bob", "alice"):
-        other = {"caller": _agent(runtime_id, token)}
+    for user in ("bob", "alice"):
         with pytest.raises(AccessDeniedException, match="no session but its own"):
-            await platform.call("stop_runtime_session", **other, **stop)
-    bob = {"authorization": f"Bearer {provider.token('bob')}"}
+            await platform.call("stop_runtime_session", caller=_agent(runtime_id, user), **stop)
+
+    async def by_token(token: str) -> None:
+        labels = {"agentRuntimeArn": ARN + runtime_id}
+        caller = await platform.plane.bearers.caller("StopRuntimeSession", labels, b"qualifier=DEFAULT", token)
+        assert caller.kind is CallerKind.USER
+        await platform.call("stop_runtime_session", caller=caller, **stop)
+
     with pytest.raises(AccessDeniedException, match="another user"):
-        await platform.call("stop_runtime_session", caller=user, headers=bob, **stop)
-    alice = {"authorization": f"Bearer {provider.token('alice')}"}
-    await platform.call("stop_runtime_session", caller=user, headers=alice, **stop)
+        await by_token(provider.token("bob"))
+    with pytest.raises(UnauthorizedException):
+        await by_token("rubbish")
+    await by_token(provider.token("alice"))
     with pytest.raises(ResourceNotFoundException):
-        await platform.call("stop_runtime_session", caller=user, headers=alice, **stop)
+        await by_token(provider.token("alice"))
+    with pytest.raises(AccessDeniedException, match="another user"):
+        await by_token(provider.token("bob"))
     (await platform.begin(runtime_id, session_id, bearer=provider.token("alice"))).end()
     await platform.call("stop_runtime_session", caller=_agent(runtime_id, "alice", session_id), **stop)
 

@@ -40,7 +40,7 @@ class Authorization:
         self._refuse_denied(target, principals, action)
         if user_id is None:
             return None
-        if action == "InvokeAgentRuntime":
+        if target.policies:
             self._refuse_denied(target, principals, action + FOR_USER)
         return User(user_id)
 

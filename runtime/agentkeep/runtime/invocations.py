@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
+from urllib.parse import parse_qs, quote
 
-from agentkeep.core.call import Call, CallerKind, SessionRef, User
+from agentkeep.core.call import Caller, CallerKind, Idempotency, SessionRef, User
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import (
     AccessDeniedException,
@@ -15,9 +16,11 @@ from agentkeep.core.errors import (
     FieldError,
     ResourceNotFoundException,
     RuntimeClientError,
+    UnauthorizedException,
 )
 from agentkeep.core.ports import WorkloadTokens
 from agentkeep.runtime.authorization import Authorization, not_accepted
+from agentkeep.runtime.catalogue import DEFAULT_ENDPOINT
 from agentkeep.runtime.drivers.driver import Connection
 from agentkeep.runtime.headers import agent_headers
 from agentkeep.runtime.records import SessionState
@@ -29,10 +32,10 @@ from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.targets import Target, Targets
 from agentkeep.runtime.turn import InvocationRequest
 
-__all__ = ["RuntimeInvocations", "SessionTurn"]
+__all__ = ["RuntimeBearers", "RuntimeInvocations", "SessionTurn"]
 
-ACTION: Final = "InvokeAgentRuntime"
-STOP: Final = "StopRuntimeSession"
+INVOKE: Final = "InvokeAgentRuntime"
+WEB_SOCKET: Final = "InvokeAgentRuntimeWithWebSocketStream"
 CALLBACK_HEADER: Final = "oauth2callbackurl"
 #: The model leaves session ids open but for their length; they travel in headers.
 _SESSION_ID: Final = re.compile(r"[!-~]{33,256}")
@@ -98,11 +101,11 @@ class RuntimeInvocations:
             return None
         user: User | None
         if request.caller is None:
-            user = self._authorization.cached_token(target, request.bearer or "", ACTION)
+            user = self._authorization.cached_token(target, request.bearer or "", _action(request))
             if user is None:
                 return None
         elif request.caller.kind is CallerKind.OPERATOR:
-            user = self._authorization.operator(target, request.caller, request.user_id, ACTION)
+            user = self._authorization.operator(target, request.caller, request.user_id, _action(request))
         else:
             return None
         session = self._sessions.live(SessionRef(target.runtime_id, request.session_id))
@@ -141,16 +144,16 @@ class RuntimeInvocations:
             raise
 
     async def _user(self, target: Target, request: InvocationRequest) -> User | None:
-        caller = request.caller
+        caller, action = request.caller, _action(request)
         if caller is None:
-            return await self._authorization.token(target, request.bearer or "", ACTION)
+            return await self._authorization.token(target, request.bearer or "", action)
         user_id = request.user_id
         if user_id is not None and not 1 <= len(user_id) <= _USER_ID_LIMIT:
             raise invalid(FieldError("runtimeUserId", f"must have between 1 and {_USER_ID_LIMIT} characters"))
         if caller.kind is CallerKind.OPERATOR:
-            return self._authorization.operator(target, caller, user_id, ACTION)
+            return self._authorization.operator(target, caller, user_id, action)
         if caller.kind is CallerKind.SESSION:
-            return await self._authorization.agent(target, caller, user_id, ACTION)
+            return await self._authorization.agent(target, caller, user_id, action)
         raise AccessDeniedException(f"{caller.principal} may not invoke agents.")
 
     def _token_is_fresh(self, session: Session, bearer: str | None) -> bool:
@@ -175,32 +178,55 @@ class RuntimeInvocations:
 
     # StopRuntimeSession.
 
-    async def stop(self, call: Call, runtime: str, qualifier: str, session_id: str) -> None:
+    async def stop(self, caller: Caller, runtime: str, session_id: str, token: Idempotency | None) -> None:
         """Operators stop any session; a user's token stops that user's; an agent its own."""
         ref = SessionRef(self._targets.runtime_id(runtime, None), session_id)
-        caller = call.caller
-        if caller.kind is CallerKind.SESSION:
-            if caller.session != ref:
-                raise AccessDeniedException("An agent may stop no session but its own.")
-        elif caller.kind is CallerKind.USER:
-            await self._check_owner(call, runtime, qualifier, ref)
-        await self._sessions.stop(ref, call.idempotency)
+        if caller.kind is CallerKind.SESSION and caller.session != ref:
+            raise AccessDeniedException("An agent may stop no session but its own.")
+        if caller.kind is CallerKind.USER:
+            await self._check_owner(caller, ref)
+        await self._sessions.stop(ref, token)
 
-    async def _check_owner(self, call: Call, runtime: str, qualifier: str, ref: SessionRef) -> None:
-        request = InvocationRequest(
-            runtime, qualifier, None, ref.session_id, None, None, None, _bearer(call), call.request_id, call.headers
-        )
-        target = await self._target(request)
-        user = await self._authorization.token(target, request.bearer or "", STOP)
+    async def _check_owner(self, caller: Caller, ref: SessionRef) -> None:
         session = self._sessions.live(ref)
-        owner = session.user if session is not None else None
-        if session is None:
+        if session is not None:
+            owner = session.user
+        else:
             stored = await self._sessions.table.find(ref)
             if stored is None:
-                return  # not found is what the caller will be told
+                return  # that it does not exist is what the caller will be told
             owner = stored.record.user
-        if owner != user:
+        if owner != caller.user:
             raise other_user(ref.session_id)
+
+
+class RuntimeBearers:
+    """`Bearers` for the service: who calls an operation on a runtime with a bearer token."""
+
+    def __init__(self, targets: Targets, authorization: Authorization, account: str) -> None:
+        self._targets = targets
+        self._authorization = authorization
+        self._account = account
+
+    async def caller(self, operation: str, labels: Mapping[str, str], query: bytes, token: str) -> Caller:
+        """Raises UnauthorizedException with the runtime's challenge, or AccessDeniedException."""
+        runtime = labels.get("agentRuntimeArn")
+        if runtime is None:
+            raise UnauthorizedException(f"{operation} is called with a SigV4 signature, not with a bearer token.")
+        parameters = parse_qs(query.decode("latin-1"))
+        qualifier = parameters.get("qualifier", [DEFAULT_ENDPOINT])[0]
+        try:
+            target = await self._targets.resolve(runtime, qualifier, parameters.get("accountId", [None])[0])
+        except ResourceNotFoundException:
+            raise not_accepted() from None
+        user = await self._authorization.token(target, token, operation)
+        name = "/".join(quote(part, safe="") for part in (user.issuer or "", user.id))
+        return Caller(CallerKind.USER, f"arn:aws:sts::{self._account}:federated-user/{name}", user=user)
+
+
+def _action(request: InvocationRequest) -> str:
+    """The action that policies name."""
+    return WEB_SOCKET if request.headers.get("upgrade", "").lower() == "websocket" else INVOKE
 
 
 def _session_id(given: str | None) -> str:
@@ -211,8 +237,3 @@ def _session_id(given: str | None) -> str:
             FieldError("runtimeSessionId", "must have between 33 and 256 characters, all of them visible ASCII")
         )
     return given
-
-
-def _bearer(call: Call) -> str:
-    authorization = call.headers.get("authorization", "")
-    return authorization[7:].strip() if authorization[:7].lower() == "bearer " else ""

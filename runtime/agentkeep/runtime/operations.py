@@ -31,8 +31,9 @@ _NOT_SETTINGS: Final = frozenset({"agentRuntimeName", "agentRuntimeId", "clientT
 
 
 class RuntimePlane:
-    """Beside the operations: `invocations` for the pump, `credentials_app` for session listeners (at
-    `environment.CREDENTIALS_PATH`), `admin_app` (/sessions, /logs) and `artifacts_app` (/artifacts) for operators."""
+    """Beside the operations: `invocations` for the pump, `bearers` for the service, `credentials_app` for session
+    listeners (at `environment.CREDENTIALS_PATH`), and for operators `admin_app` (/sessions, /logs) and `artifacts_app`
+    (/artifacts)."""
 
     name: Final = "runtime"
     arn_kinds: Final = frozenset({"runtime", "runtime-endpoint"})
@@ -70,6 +71,7 @@ class RuntimePlane:
         self._authorizers = authorizers
         self._documents = Documents(parts.catalogue)
         self.invocations = parts.invocations
+        self.bearers = parts.bearers
         self.credentials_app = parts.credentials_app
         self.admin_app = parts.admin_app
         self.artifacts_app = parts.artifacts_app
@@ -226,8 +228,7 @@ class RuntimePlane:
     @allow(CallerKind.SESSION, CallerKind.USER)
     async def stop_runtime_session(self, call: Call, request: Document) -> Document:
         session_id = request["runtimeSessionId"]
-        qualifier = request.get("qualifier") or "DEFAULT"
-        await self.invocations.stop(call, request["agentRuntimeArn"], qualifier, session_id)
+        await self.invocations.stop(call.caller, request["agentRuntimeArn"], session_id, call.idempotency)
         return {"runtimeSessionId": session_id, "statusCode": 200}
 
 

@@ -20,7 +20,7 @@ from agentkeep.runtime.dependencies import Dependencies, uv_environment
 from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.endpoints import Endpoints
 from agentkeep.runtime.environment import platform_variables, session_environment
-from agentkeep.runtime.invocations import RuntimeInvocations
+from agentkeep.runtime.invocations import RuntimeBearers, RuntimeInvocations
 from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.policies import Policies
 from agentkeep.runtime.prepared import PreparedVersions
@@ -98,6 +98,7 @@ class Parts:
         self.invocations = RuntimeInvocations(
             self.targets, authorization, self.sessions, workload_tokens, clock, settings
         )
+        self.bearers = RuntimeBearers(self.targets, authorization, deployment.account)
         self.credentials_app = CredentialsApp(self.sessions, keys, clock)
         self.admin_app = AdminApp(self.table, self.logs)
         self.artifacts_app = ArtifactsApp(artifacts, settings.bundle_limit)
