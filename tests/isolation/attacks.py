@@ -1,8 +1,8 @@
 """What an agent must not be able to do: one function for each attempt. Add yours at the end of its section.
 
-Each is run inside a real session by `agent.py`, which hands it a `Target`: what neighbour sessions and the host planted.
-An attack that succeeds returns what it got (or did); one that fails raises OSError,
-ValueError or LookupError, which is what must happen. The first line of its docstring says what it tries.
+Each is run inside a real session by `agent.py`, which hands it a `Target`: what neighbours and the host planted. An
+attack that succeeds returns what it got (or did); one that fails raises OSError, ValueError or LookupError, which is
+what must happen. The first line of its docstring says what it tries.
 """
 
 from __future__ import annotations
@@ -137,7 +137,17 @@ def visible_pids() -> list[int]:
 
 def foreign(target: Target) -> list[int]:
     """Pids that are somebody else's. One of that number may be ours by chance."""
-    return [pid for pid in target.pids if pid not in visible_pids()]
+    return [pid for pid in target.pids if not ours(pid)]
+
+
+def ours(pid: int) -> bool:
+    """Whether this process or one below it."""
+    try:
+        while pid not in (0, os.getpid()):
+            pid = int(lines(f"/proc/{pid}/stat")[0].rpartition(")")[2].split()[1])
+    except OSError:
+        return False
+    return pid != 0
 
 
 _MASK = bytes((value + 1) % 256 for value in range(256))
@@ -345,20 +355,10 @@ def writable_mounts_that_are_not_ours(target: Target) -> Any:
 @attack
 def processes_of_others(target: Target) -> Any:
     """See any process that is not this session's own."""
-    me = os.getpid()
-    strangers = [pid for pid in visible_pids() if pid not in (1, me) and not _descends(pid)]
+    strangers = [pid for pid in visible_pids() if not ours(pid) and os.path.exists(f"/proc/{pid}")]
     if not strangers:
         raise Blocked("only our own")
     return strangers
-
-
-def _descends(pid: int) -> bool:
-    try:
-        while pid > 1:
-            pid = int(lines(f"/proc/{pid}/stat")[0].rpartition(")")[2].split()[1])
-    except OSError:
-        return True
-    return pid == 1
 
 
 @attack

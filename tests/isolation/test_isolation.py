@@ -9,6 +9,8 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
+import sys
 import sysconfig
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -192,3 +194,35 @@ def test_the_attack_list_says_what_each_tries() -> None:
     source = (HERE / "attacks.py").read_text()
     for line in source.split("\n@attack\ndef ")[1:]:
         assert '"""' in line.splitlines()[1], line.splitlines()[0]
+
+
+def test_the_attacks_work_where_there_is_no_sandbox(host: Planted) -> None:
+    """Those that do no harm, run beside the host's plants by an ordinary process: else they would prove nothing."""
+    harmless = (
+        "files_of_others any_name_of_others host_folders host_configuration processes_of_others proc_entries_of_others "
+        "process_arguments_of_others signals_to_others pidfds_of_others limits_of_others system_v_shared_memory "
+        "abstract_sockets_of_others loopback_ports_of_others folders_of_the_kernel"
+    )
+    neighbour = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", host.name])
+    target = {
+        "names": [host.name],
+        "pids": [os.getpid(), neighbour.pid],
+        "ports": [host.port],
+        "keys": [host.key],
+        "secrets": [masked(host.secret)],
+    }
+    try:
+        code = (
+            "import json, sys, attacks\ntarget = attacks.Target(**json.loads(sys.argv[1]))\n"
+            "for name in sys.argv[2:]:\n    attacks.ATTACKS[name](target)\nprint('all')"
+        )
+        ran = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(target), *harmless.split()],
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+    assert ran.stdout == "all\n", ran.stderr

@@ -74,6 +74,11 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
 
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def say_goodbye(*_: object) -> None:
     os._exit(0)
 
@@ -88,10 +93,10 @@ def main() -> None:
     if SCENARIO == "silent":
         signal.pause()
     if SCENARIO == "deaf":
-        signal.signal(signal.SIGTERM, lambda *_: print("no", flush=True))
+        signal.signal(signal.SIGTERM, lambda *_: say("no"))
     if SCENARIO == "polite":
         signal.signal(signal.SIGTERM, say_goodbye)
-    host = "0.0.0.0" if SCENARIO == "everywhere" else "127.0.0.1"
+    host = "0.0.0.0" if SCENARIO == "everywhere" else "127.0.0.1"  # noqa: S104
     server = Server((host, int(os.environ.get("AGENT_PORT", "8080"))), Agent)
     if SCENARIO == "thread":
         threading.Thread(target=server.serve_forever).start()  # keeps the process alive when the main script has ended

@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -56,10 +56,9 @@ class Answer(asyncio.Protocol):
         self._text = text.encode()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
-        assert isinstance(self._transport, asyncio.WriteTransport)
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(self._text)}\r\nConnection: close\r\n\r\n"
         self._transport.write(head.encode() + self._text)
         self._transport.close()

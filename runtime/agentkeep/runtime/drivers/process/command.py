@@ -11,7 +11,7 @@ from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.process.bubblewrap import AGENT_HOME, BUNDLE, DEPENDENCIES
 from agentkeep.runtime.drivers.process.interpreter import Interpreter
 
-__all__ = ["Work", "check_entry_point", "plan_work"]
+__all__ = ["Work", "check_entry_point", "plan_work", "reason_for_cold"]
 
 INSTRUMENT = "opentelemetry-instrument"
 # Read when an interpreter or a library is loaded: a session that sets one needs an interpreter of its own.
@@ -57,6 +57,15 @@ def _script(version: VersionSpec) -> str:
     return words[0]
 
 
+def reason_for_cold(version: VersionSpec) -> str:
+    """Why sessions of this version cannot run in forks with libraries preloaded, or ""."""
+    if not version.fork_server:
+        return "its version asks for it"
+    if version.entry_point[:1] == (INSTRUMENT,):
+        return f"{INSTRUMENT} must run before any library is imported"
+    return ""
+
+
 def plan_work(
     version: VersionSpec, given: Mapping[str, str], interpreter: Interpreter, cold_reason: str
 ) -> tuple[Work, str]:
@@ -75,8 +84,6 @@ def plan_work(
     if own_path:
         path = (folder, *own_path.split(":"), *path[1:])
     reason = cold_reason
-    if not reason and version.entry_point[0] == INSTRUMENT:
-        reason = f"{INSTRUMENT} must run before any library is imported"
     if not reason:
         named = sorted(key for key in given if key.startswith(_START_TIME) and key not in _HONOURED_LATER)
         reason = f"its environment sets {', '.join(named)}" if named else ""

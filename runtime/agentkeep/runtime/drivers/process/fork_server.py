@@ -16,6 +16,7 @@ from agentkeep.core.errors import EnvironmentStartFailed, SandboxUnavailable
 from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.process import bubblewrap, seccomp
 from agentkeep.runtime.drivers.process.channel import Channel, memory_file
+from agentkeep.runtime.drivers.process.command import reason_for_cold
 from agentkeep.runtime.drivers.process.evidence import NotSealed, inspect_fork_server
 from agentkeep.runtime.drivers.process.interpreter import Interpreter, find_interpreter
 from agentkeep.runtime.drivers.process.log_pipe import LogPipe
@@ -41,7 +42,7 @@ class ForkServer:
         self.served = 0
         self.started_at = 0.0
         self.idle_since = 0.0
-        self.cold_reason = "" if version.fork_server else "its version asks for it"
+        self.cold_reason = reason_for_cold(version)
         self.interpreter: Interpreter | None = None
         self._etc = etc
         self._channel = Channel()
@@ -80,7 +81,7 @@ class ForkServer:
         assert version.bundle is not None
         self.interpreter = await find_interpreter(version.python)
         filters = await in_thread(seccomp.filters)
-        preload = await in_thread(modules_for, version.dependencies) if version.fork_server else []
+        preload = await in_thread(modules_for, version.dependencies) if not self.cold_reason else []
         command = await in_thread(
             bubblewrap.command,
             interpreter=self.interpreter,
