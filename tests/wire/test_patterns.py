@@ -64,7 +64,7 @@ def hostile(pattern: str, shape: Shape, longest: int) -> Iterator[str]:
 
 def test_no_string_within_its_length_takes_long() -> None:
     """A request may hold thousands of strings; a pattern that takes quadratic time is a way to stop the service."""
-    slow = {}
+    slow: dict[str, float] = {}
     for (pattern, longest), shape in STRINGS.items():
         try:
             attacks = list(hostile(pattern, shape, longest))

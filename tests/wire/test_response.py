@@ -70,7 +70,7 @@ def test_nulls_are_left_out_but_not_of_documents() -> None:
     assert written["event"]["eventTimestamp"] == 1756147154.123456
 
 
-@pytest.mark.parametrize("document", ["text", 1, [1, {"a": []}], {"a": ":null"}, None, "", False])
+@pytest.mark.parametrize("document", ["text", 1, [1, {"a": []}], {"a": ":null"}, '{"a":null}', None, "", False])
 def test_documents_are_written_as_they_are(document: Any) -> None:
     payload = [{"json": {"content": document}}]
     written = body(OPERATIONS["CreateEvent"].serialize({"event": event(payload=payload)}))

@@ -60,7 +60,9 @@ class JsonWriter:
     def write(self, value: Any) -> bytes:
         if not self._always_rewrite:
             data = orjson.dumps(value, self._hook, orjson.OPT_PASSTHROUGH_DATETIME)
-            if b":null" not in data:  # usually; inside strings and documents it means nothing, and costs a rewrite
+            # A null member; one in a string (agents store JSON as text) has its quotation mark escaped. In a document
+            # it means nothing, and costs the rewrite.
+            if b'":null' not in data or data.count(b'":null') == data.count(b'\\":null'):
                 return data
         if self._rewrite is None:
             self._rewrite = _Rewriters().of(self._shape)

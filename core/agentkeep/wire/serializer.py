@@ -52,8 +52,8 @@ class ResponseWriter:
         if payload is None:
             if status == 204:
                 return Response(status, headers, b"")
-            if self._located:
-                output = {name: value for name, value in output.items() if name not in self._located}
+            if self._located or None in output.values():  # the nulls at the top are many; those below cost more
+                output = {k: v for k, v in output.items() if v is not None and k not in self._located}
             body = self._json.write(output) if self._json is not None else b"{}"
             return Response(status, [*headers, (_CONTENT_TYPE, _JSON)], body)
         value = output.get(payload.name)
