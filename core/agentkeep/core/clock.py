@@ -40,3 +40,9 @@ def epoch_ms(moment: datetime) -> int:
     """Milliseconds since 1970, the resolution in which AgentCore orders events. Rounded down, exactly: the detour by
     a float of seconds is one off for some."""
     return (moment - _EPOCH) // _MILLISECOND
+
+
+def from_epoch_ms(milliseconds: int) -> datetime:
+    """The moment, aware, UTC, exactly; so `from_epoch_ms(epoch_ms(moment))` is it without its microseconds."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return _EPOCH + timedelta(0, seconds, rest * 1000)

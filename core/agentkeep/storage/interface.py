@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final, Literal, Protocol
 from urllib.parse import quote
 
@@ -46,7 +47,12 @@ Expected = Literal[_Expect.ANY, _Expect.ABSENT, _Expect.PRESENT] | bytes
 def partition(*parts: str) -> str:
     """A partition's name. Each part is percent-encoded, so no part can reach into another (`a/b`, `c` is not `a`,
     `b/c`): the first wall between two users' data."""
-    return "/".join(quote(part, safe="") for part in parts)
+    return "/".join(map(_encoded, parts))
+
+
+@lru_cache(maxsize=16_384)
+def _encoded(part: str) -> str:
+    return quote(part, safe="")
 
 
 @dataclass(frozen=True, slots=True)

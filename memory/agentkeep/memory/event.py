@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from agentkeep.core.clock import Clock, epoch_ms
+from agentkeep.core.clock import Clock, epoch_ms, from_epoch_ms
 from agentkeep.core.errors import FieldError, ValidationException
 
 __all__ = ["MAIN", "Event", "EventIds", "decode", "encode"]
@@ -31,7 +31,7 @@ _LARGEST_EVENT: Final = 10 * 1024 * 1024
 _LARGEST_JSON: Final = 100 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Event:
     """`timestamp`: to the millisecond. `payload`: the service model's list of PayloadType. `branch`: its Branch.
     `extraction`: the request's extractionMode and extractionConfig, for who extracts long-term records from it."""
@@ -67,7 +67,7 @@ class EventIds:
 
 
 def timestamp_of(event_id: str) -> datetime:
-    return _EPOCH + timedelta(milliseconds=int(event_id[:19]))
+    return from_epoch_ms(int(event_id[:19]))
 
 
 def encode(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from agentkeep.core.call import Call, CallerKind, allow
-from agentkeep.core.clock import Clock
+from agentkeep.core.clock import Clock, from_epoch_ms
 from agentkeep.core.identifiers import Deployment
 from agentkeep.memory.branches import Branches
 from agentkeep.memory.erasure import Erasure
@@ -19,7 +19,7 @@ from agentkeep.memory.filters import metadata_matches
 from agentkeep.memory.memories import LiveMemories, Memories
 from agentkeep.memory.partition import ActorPartition, authorize, authorized_actor
 from agentkeep.memory.sessions import Sessions
-from agentkeep.memory.shapes import event_shape, memory_shape, memory_summary_shape, moment
+from agentkeep.memory.shapes import event_shape, memory_shape, memory_summary_shape
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.wire.types import bedrock_agentcore as data
 from agentkeep.wire.types import bedrock_agentcore_control as control
@@ -169,7 +169,7 @@ class MemoryPlane:
         )
         answer: data.ListSessionsOutput = {
             "sessionSummaries": [
-                {"sessionId": session.id, "actorId": actor.actor_id, "createdAt": moment(session.created_ms)}
+                {"sessionId": session.id, "actorId": actor.actor_id, "createdAt": from_epoch_ms(session.created_ms)}
                 for session in sessions
             ]
         }

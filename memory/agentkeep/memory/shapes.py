@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import cast
 
+from agentkeep.core.clock import from_epoch_ms
 from agentkeep.memory.event import Event
 from agentkeep.memory.memories import Memory
 from agentkeep.memory.partition import ActorPartition
@@ -12,11 +12,7 @@ from agentkeep.memory.strategies import Strategy
 from agentkeep.wire.types import bedrock_agentcore as data
 from agentkeep.wire.types import bedrock_agentcore_control as control
 
-__all__ = ["event_shape", "memory_shape", "memory_summary_shape", "moment"]
-
-
-def moment(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+__all__ = ["event_shape", "memory_shape", "memory_summary_shape"]
 
 
 def event_shape(event: Event, actor: ActorPartition) -> data.Event:
@@ -42,8 +38,8 @@ def memory_shape(memory: Memory, arn: str) -> control.Memory:
         "name": memory.name,
         "eventExpiryDuration": memory.event_expiry_days,
         "status": memory.status.value,
-        "createdAt": moment(memory.created_ms),
-        "updatedAt": moment(memory.updated_ms),
+        "createdAt": from_epoch_ms(memory.created_ms),
+        "updatedAt": from_epoch_ms(memory.updated_ms),
         "strategies": [_strategy_shape(strategy) for strategy in memory.strategies],
     }
     if memory.description is not None:
@@ -66,8 +62,8 @@ def memory_summary_shape(memory: Memory, arn: str) -> control.MemorySummary:
         "arn": arn,
         "id": memory.id,
         "status": memory.status.value,
-        "createdAt": moment(memory.created_ms),
-        "updatedAt": moment(memory.updated_ms),
+        "createdAt": from_epoch_ms(memory.created_ms),
+        "updatedAt": from_epoch_ms(memory.updated_ms),
     }
 
 
@@ -80,8 +76,8 @@ def _strategy_shape(strategy: Strategy) -> control.MemoryStrategy:
         "namespaces": namespaces,
         "namespaceTemplates": namespaces,
         "status": "ACTIVE",
-        "createdAt": moment(strategy.created_ms),
-        "updatedAt": moment(strategy.updated_ms),
+        "createdAt": from_epoch_ms(strategy.created_ms),
+        "updatedAt": from_epoch_ms(strategy.updated_ms),
     }
     if strategy.description is not None:
         shape["description"] = strategy.description
