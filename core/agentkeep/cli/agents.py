@@ -157,6 +157,29 @@ def sessions(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> N
     )
 
 
+def usage(
+    session_id: Annotated[str, typer.Argument(help="A session, living or ended.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show the model calls and tokens of a session."""
+    deployment = Deployment(data_dir)
+    found = json.loads(deployment.request("GET", "/sessions?all=true"))["sessions"]
+    runtime = next((session["agentRuntimeId"] for session in found if session["sessionId"] == session_id), None)
+    if runtime is None:
+        raise CommandError(f"There is no session {session_id}.", "`agentkeep sessions` lists those that live.")
+    used = json.loads(deployment.request("GET", f"/usage/{quote(runtime, safe='')}/{quote(session_id, safe='')}"))
+    if as_json:
+        show(used, True)
+        return
+    columns = ("at", "model_id", "provider", "input_tokens", "output_tokens", "latency_ms")
+    table(
+        ("AT", "MODEL", "PROVIDER", "TOKENS IN", "TOKENS OUT", "MS"),
+        [[call[column] for column in columns] for call in used["calls"]],
+        "No model was called.",
+    )
+
+
 def stop(
     session_id: Annotated[str, typer.Argument(help="The session to end.")],
     data_dir: DataDir = DEFAULT_DATA_DIR,

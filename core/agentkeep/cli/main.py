@@ -26,6 +26,7 @@ for command in (
     agents.deploy,
     agents.invoke,
     agents.sessions,
+    agents.usage,
     agents.stop,
     agents.logs,
     users.login,
