@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
@@ -24,6 +24,7 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 
 from agentkeep.core.call import Call, Caller, CallerKind, Idempotency, SessionRef, User
+from agentkeep.core.clock import Clock
 from agentkeep.core.errors import EnvironmentStartFailed, ServiceError
 from agentkeep.core.identifiers import Deployment
 from agentkeep.identity.master_key import FileMasterKey
@@ -305,12 +306,18 @@ class Platform:
     """A runtime plane and what it stands on. `restart` as after a kill: nothing is closed in order."""
 
     store: ValkeyKeyValueStore
-    clock: ManualClock
+    clock: Clock
     folder: Path
     identity: IdentityPlane
     settings: RuntimeSettings
-    driver: LoopbackDriver = field(default_factory=LoopbackDriver)
+    driver: Any = field(default_factory=LoopbackDriver)
+    endpoint: Any = field(default=lambda session: asyncio.Protocol)
     plane: RuntimePlane = field(init=False)
+    deployment: ClassVar[Deployment] = DEPLOYMENT
+
+    @staticmethod
+    def bundle(files: Mapping[str, str | bytes]) -> bytes:
+        return bundle(files)
 
     def __post_init__(self) -> None:
         self.artifacts = FolderArtifactStore(self.folder / "artifacts")
@@ -326,7 +333,7 @@ class Platform:
             self.identity.keys,
             self.identity.authorizers,
             self.identity.workload_tokens,
-            lambda session: asyncio.Protocol,
+            self.endpoint,
             self.settings,
             self.folder / "runtime",
         )
@@ -440,6 +447,11 @@ async def platform(
     await platform.plane.stop()
     await platform.driver.close()
     await identity.close()
+
+
+@pytest.fixture
+def make_platform() -> type[Platform]:
+    return Platform
 
 
 @pytest.fixture

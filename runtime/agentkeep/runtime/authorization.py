@@ -36,13 +36,12 @@ class Authorization:
                 f"Agent runtime {target.runtime_id} has a JWT authorizer: invoke it with a user's bearer token, not "
                 "with a SigV4 signature."
             )
-        principals = self._principals(caller)
-        self._refuse_denied(target, principals, action)
-        if user_id is None:
-            return None
         if target.policies:
-            self._refuse_denied(target, principals, action + FOR_USER)
-        return User(user_id)
+            principals = self._principals(caller)
+            self._refuse_denied(target, principals, action)
+            if user_id is not None:
+                self._refuse_denied(target, principals, action + FOR_USER)
+        return None if user_id is None else User(user_id)
 
     async def agent(self, target: Target, caller: Caller, user_id: str | None, action: str) -> User:
         """The user an agent acts for: its session's own. Raises AccessDeniedException."""
@@ -97,7 +96,7 @@ class Authorization:
         return f'Bearer resource_metadata="{place}/.well-known/oauth-protected-resource?qualifier={qualifier}"'
 
     def _refuse_denied(self, target: Target, principals: frozenset[str], action: str) -> None:
-        if target.policies and decide(target.policies, principals, action) is Decision.DENY:
+        if decide(target.policies, principals, action) is Decision.DENY:
             raise AccessDeniedException(
                 f"bedrock-agentcore:{action} on {target.runtime_arn} is denied by its resource policy."
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote
 
@@ -56,6 +56,8 @@ _MODELLED: Final = (
     "traceparent",
     "tracestate",
 )
+#: Allow-listed or not, these have their place already.
+_PLACED: Final = frozenset({*_MODELLED, "baggage", "authorization"})
 _VALUE_LIMIT: Final = 4096
 _SESSION_IN_BAGGAGE: Final = re.compile(r"(?:^|,)\s*session\.id\s*=")
 
@@ -100,19 +102,14 @@ def agent_headers(
         headers.append((b"workloadaccesstoken", token))
     if callback_url is not None:
         headers.append((b"oauth2callbackurl", callback_url.encode("latin-1")))
-    headers.extend(_allowed(sent, forwarded, bearer))
-    return headers
-
-
-def _allowed(sent: Mapping[str, str], forwarded: frozenset[str], bearer: str | None) -> Iterator[tuple[bytes, bytes]]:
-    for name, value in sent.items():
-        if name in ("authorization", "baggage") or len(value) > _VALUE_LIMIT:
-            continue
-        if name in forwarded and name not in _MODELLED:
-            yield name.encode("latin-1"), value.encode("latin-1")
+    for name in forwarded:
+        value = sent.get(name)
+        if value is not None and len(value) <= _VALUE_LIMIT and name not in _PLACED:
+            headers.append((name.encode("latin-1"), value.encode("latin-1")))
     # Never the header as sent: a SigV4 signature is nobody's business, and this token has been verified.
     if bearer is not None and "authorization" in forwarded:
-        yield b"authorization", b"Bearer " + bearer.encode("latin-1")
+        headers.append((b"authorization", b"Bearer " + bearer.encode("latin-1")))
+    return headers
 
 
 def _baggage(sent: str | None, session_id: str) -> str:

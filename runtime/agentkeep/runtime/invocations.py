@@ -26,7 +26,7 @@ from agentkeep.runtime.headers import agent_headers
 from agentkeep.runtime.records import SessionState
 from agentkeep.runtime.rules import invalid
 from agentkeep.runtime.session import Session
-from agentkeep.runtime.session_table import other_user
+from agentkeep.runtime.session_table import in_progress, other_user
 from agentkeep.runtime.sessions import Sessions
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.targets import Target, Targets
@@ -65,7 +65,10 @@ class SessionTurn:
     async def connect(self) -> Connection:
         try:
             return await self._session.connect(self._timeout)
-        except (EnvironmentStartFailed, OSError, TimeoutError):
+        except EnvironmentStartFailed:
+            # It has just ended, and nothing was sent: whoever tries again gets a new environment.
+            raise in_progress() from None
+        except (OSError, TimeoutError):
             raise RuntimeClientError(
                 f"The agent does not accept connections. Its output: agentkeep logs {self.session_id}"
             ) from None

@@ -56,7 +56,8 @@ class Turn(Protocol):
         ...
 
     async def connect(self) -> Connection:
-        """A new connection to the agent. Raises RuntimeClientError when it cannot be had."""
+        """A new connection to the agent. Raises RuntimeClientError when it cannot be had, RetryableConflictException
+        when the environment has just ended: nothing was sent, and another turn gets a new one."""
         ...
 
     def end(self) -> None:
