@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import warnings
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,12 +17,10 @@ from botocore.exceptions import ClientError, EventStreamError
 from langchain_core.messages import AIMessageChunk, ToolMessage
 from langchain_core.tools import tool
 from model_stand_ins import SESSION, StandIn, event, says
+from session_stack import DEPLOYMENT, SessionStack, session_stack
 
-from agentkeep.backend.backend import Switch
-from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import SystemClock
-from agentkeep.core.identifiers import Deployment
 from agentkeep.gateway.models.bedrock import BedrockProvider
 from agentkeep.gateway.models.calls import ModelCalls
 from agentkeep.gateway.models.demo import DemoProvider
@@ -30,46 +28,38 @@ from agentkeep.gateway.models.local import LocalProvider
 from agentkeep.gateway.models.openai import OpenAIProvider
 from agentkeep.gateway.models.routing import ModelRoutes, parse_rules
 from agentkeep.gateway.operations import GatewayPlane
-from agentkeep.identity.keys import AccessKeys
-from agentkeep.identity.master_key import FileMasterKey
-from agentkeep.identity.settings import IdentitySettings
 from agentkeep.observability.usage import KeyValueUsage
-from agentkeep.service.application import Application
-from agentkeep.service.authentication import Authenticator
-from agentkeep.service.front import Front, Server
 from agentkeep.storage.valkey import ValkeyKeyValueStore
-from agentkeep.wire import Router
 
 with warnings.catch_warnings():  # the SDK's own, at its import
     warnings.simplefilter("ignore")
     from langchain_aws import ChatBedrockConverse
 
 CLAUDE = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
-DEPLOYMENT = Deployment()
 Result = TypeVar("Result")
 
 
 @dataclass
 class Served:
-    """The plane on loopback; `client` is a session's boto3 client, its calls come through the session's listener."""
+    """A session's view of the plane."""
 
-    port: int
-    keys: AccessKeys
+    stack: SessionStack
+    url: str
     usage: KeyValueUsage
-    credentials: dict[str, str]
+    client: Any
 
-    @property
-    def client(self) -> Any:
+    def client_with(self, credentials: dict[str, str]) -> Any:
         config = Config(retries={"total_max_attempts": 1})
-        return boto3.client("bedrock-runtime", config=config, **self.options)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        url = f"http://127.0.0.1:{self.port}"
-        return {"endpoint_url": url, "region_name": DEPLOYMENT.region, **self.credentials}
+        return boto3.client(
+            "bedrock-runtime",
+            endpoint_url=self.url,
+            region_name=DEPLOYMENT.region,
+            config=config,
+            **credentials,  # type: ignore[arg-type]
+        )
 
     def chat(self, **options: Any) -> ChatBedrockConverse:
-        return ChatBedrockConverse(model=CLAUDE, client=self.client, bedrock_client=self.client, **options)
+        return ChatBedrockConverse(**{"model": CLAUDE, "client": self.client, "bedrock_client": self.client, **options})
 
 
 @pytest.fixture
@@ -77,24 +67,13 @@ async def served(store: ValkeyKeyValueStore, openai: OpenAIProvider, bedrock: Be
     local = LocalProvider(context=1024)
     providers = {"demo": DemoProvider(local), "local": local, "openai": openai, "bedrock": bedrock}
     routes = ModelRoutes(parse_rules("gpt-*=openai bedrock-*=bedrock local=local us.*=demo"), providers)
-    clock = SystemClock()
     usage = KeyValueUsage(store)
-    plane = GatewayPlane(ModelCalls(routes, usage, clock, answer_seconds=20, gap_seconds=5))
-    keys = AccessKeys(store, FileMasterKey(secrets.token_bytes(32)), DEPLOYMENT, clock, IdentitySettings())
-    application = Application(Router(), Switch(SelfBackend([plane])), Authenticator(keys))
-    server = Server(Front(application))
-    await server.start()
-    listener = await asyncio.get_running_loop().create_server(server.front.protocol(SESSION), "127.0.0.1", 0)
-    issued = await keys.issue_for_session(SESSION, User("alice"))
-    credentials = {
-        "aws_access_key_id": issued.access_key_id,
-        "aws_secret_access_key": issued.secret_access_key,
-        "aws_session_token": issued.session_token,
-    }
-    yield Served(listener.sockets[0].getsockname()[1], keys, usage, credentials)
-    listener.close()
-    await server.stop(drain=0)
-    await server.front.close()
+    plane = GatewayPlane(ModelCalls(routes, usage, SystemClock(), answer_seconds=20, gap_seconds=5))
+    async with session_stack(store, [plane]) as stack:
+        served = Served(stack, await stack.listen(SESSION), usage, None)
+        served.client = served.client_with(await stack.credentials(SESSION, User("alice")))
+        yield served
+        served.client.close()
     await plane.close()
 
 
@@ -169,8 +148,8 @@ async def test_boto3_sees_an_error_midway(served: Served, stand_in: StandIn) -> 
     stand_in.streams(frames, broken, content_type="application/vnd.amazon.eventstream")
 
     def stream() -> None:
-        for _ in served.client.converse_stream(modelId="bedrock-x", messages=[says("Hi")])["stream"]:
-            pass
+        with closing(served.client.converse_stream(modelId="bedrock-x", messages=[says("Hi")])["stream"]) as events:
+            list(events)
 
     with pytest.raises(EventStreamError, match="slow down") as raised:
         await blocking(stream)
@@ -187,14 +166,11 @@ async def test_boto3_invokes_bedrocks_models_natively(served: Served, stand_in: 
 
 async def test_a_session_cannot_call_with_another_sessions_listener(served: Served) -> None:
     """IDN-4: the key says who calls, and the socket has to agree."""
-    other = await served.keys.issue_for_session(SessionRef(SESSION.runtime_id, "session-2"), User("bob"))
-    served.credentials = {
-        "aws_access_key_id": other.access_key_id,
-        "aws_secret_access_key": other.secret_access_key,
-        "aws_session_token": other.session_token,
-    }
+    other = SessionRef(SESSION.runtime_id, "session-2")
+    client = served.client_with(await served.stack.credentials(other, User("bob")))
     with pytest.raises(ClientError) as raised:
-        await blocking(served.client.converse, modelId=CLAUDE, messages=[says("What is my name?")])
+        await blocking(client.converse, modelId=CLAUDE, messages=[says("What is my name?")])
+    client.close()
     assert raised.value.response["ResponseMetadata"]["HTTPStatusCode"] in (401, 403)
     assert await served.usage.of_session(SESSION) == []
 
@@ -244,13 +220,7 @@ async def test_langchains_tools_on_an_openai_compatible_server(
     else:
         message = {"role": "assistant", "content": None, "tool_calls": [call]}
         stand_in.answers({"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": usage})
-    chat = ChatBedrockConverse(
-        model="gpt-oss",
-        provider="openai",
-        client=served.client,
-        bedrock_client=served.client,
-        disable_streaming=not streaming,
-    ).bind_tools([weather])
+    chat = served.chat(model="gpt-oss", provider="openai", disable_streaming=not streaming).bind_tools([weather])
 
     def answer() -> Any:
         if not streaming:
