@@ -141,6 +141,7 @@ class Provider:
         app = web.Application()
         app.router.add_get("/realm/.well-known/openid-configuration", self._metadata)
         app.router.add_get("/realm/keys", self._keys)
+        app.router.add_get("/realm/elsewhere", self._published)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         self.url = ""
 
@@ -166,8 +167,9 @@ class Provider:
         return web.json_response({"issuer": self.url, "jwks_uri": f"{self.url}/keys", **self.metadata})
 
     async def _keys(self, request: web.Request) -> web.StreamResponse:
-        if self.jwks is not None:
-            return self.jwks()
+        return self.jwks() if self.jwks is not None else await self._published(request)
+
+    async def _published(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"keys": [key.jwk for key in self.keys]})
 
     def claims(self, **claims: Any) -> dict[str, Any]:

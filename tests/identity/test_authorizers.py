@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 import pytest
+from aiohttp import web
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -83,8 +84,6 @@ async def test_key_confusion_is_refused(plane: IdentityPlane, provider: Any) -> 
 
 
 async def test_a_shared_secret_among_the_published_keys_is_ignored(plane: IdentityPlane, provider: Any) -> None:
-    from aiohttp import web
-
     secret = {
         "kty": "oct",
         "kid": "first",
@@ -116,8 +115,6 @@ async def test_another_algorithm_of_the_same_key_type_is_refused(plane: Identity
 
 
 async def test_curves_are_not_mixed_up(plane: IdentityPlane, provider: Any, new_signing_key: Any) -> None:
-    from aiohttp import web
-
     key = new_signing_key("ES256", "k")
     jwk = {name: value for name, value in key.jwk.items() if name != "alg"}
     provider.jwks = lambda: web.json_response({"keys": [jwk]})
@@ -144,9 +141,15 @@ async def test_short_rsa_keys_are_ignored(plane: IdentityPlane, provider: Any, n
     await refused(plane, provider, provider.token(), "does not publish")
 
 
-async def test_encryption_keys_are_ignored(plane: IdentityPlane, provider: Any) -> None:
-    from aiohttp import web
+async def test_rsa_keys_that_keep_a_verifier_busy_are_ignored(plane: IdentityPlane, provider: Any) -> None:
+    huge = base64.urlsafe_b64encode(b"\x7f" + b"\xff" * 255).decode().rstrip("=")
+    for change in ({"e": huge}, {"n": base64.urlsafe_b64encode(b"\xff" * 2048).decode().rstrip("=")}):
+        provider.jwks = lambda change=change: web.json_response({"keys": [{**provider.keys[0].jwk, **change}]})
+        await refused(plane, provider, provider.token(), "does not publish")
+        plane._providers._providers.clear()
 
+
+async def test_encryption_keys_are_ignored(plane: IdentityPlane, provider: Any) -> None:
     for change in (
         {"use": "enc"},
         {"key_ops": ["encrypt"]},

@@ -192,7 +192,7 @@ async def test_broken_metadata(plane: IdentityPlane, provider: Any, metadata: di
 
 async def test_redirects_are_not_followed(plane: IdentityPlane, provider: Any) -> None:
     def redirect() -> web.StreamResponse:
-        return web.Response(status=302, headers={"location": f"{provider.url}/keys"})
+        return web.Response(status=302, headers={"location": f"{provider.url}/elsewhere"})
 
     provider.jwks = redirect
     with pytest.raises(ServiceUnavailableException):
