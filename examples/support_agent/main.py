@@ -22,7 +22,7 @@ INSTRUCTIONS = (
     "Use only what the customer has told you in this conversation; say so when you do not know something."
 )
 
-model = ChatBedrockConverse(model=MODEL_ID, max_tokens=512)
+model = ChatBedrockConverse(model=MODEL_ID, max_tokens=512, disable_streaming=False)
 app = BedrockAgentCoreApp()
 
 

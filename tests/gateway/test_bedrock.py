@@ -57,7 +57,8 @@ async def test_converse(bedrock: BedrockProvider, stand_in: StandIn) -> None:
 
 
 async def test_converse_stream(bedrock: BedrockProvider, stand_in: StandIn) -> None:
-    stand_in.streams(*FRAMES, content_type=STREAM)
+    newer = event("eventOfNextYear", b"{}")
+    stand_in.streams(FRAMES[0], newer, *FRAMES[1:], content_type=STREAM)
     events = await bedrock.converse_stream(MODEL, {"modelId": "alias", "messages": [says("Hi")]})
     assert [event async for event in events] == [{name: payload} for name, payload in EVENTS]
     await events.aclose()

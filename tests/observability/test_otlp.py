@@ -1,4 +1,4 @@
-"""OTLP as an unmodified OpenTelemetry exporter sends it, and as nobody should."""
+"""OTLP as exporters send it (their messages, protobuf and JSON), and as nobody should."""
 
 from __future__ import annotations
 

@@ -54,6 +54,9 @@ Result = TypeVar("Result")
 
 CONNECT_SECONDS = 5.0
 
+#: boto3's name for an event that is newer than its service model, and so unknown to this platform's clients too.
+UNKNOWN_EVENT = "SDK_UNKNOWN_MEMBER"
+
 #: What Bedrock may say to the caller as it is. All else is about the platform's account and stays in the log.
 PASSED_ON: dict[str, type[ServiceError]] = {
     kind.__name__.removesuffix("Exception").lower(): kind
@@ -130,7 +133,8 @@ class BedrockProvider:
             event = await self._thread(partial(next, stream, None))
             if event is None:
                 return
-            yield event
+            if UNKNOWN_EVENT not in event:
+                yield event
 
     async def _thread(self, work: Callable[[], Result]) -> Result:
         try:
