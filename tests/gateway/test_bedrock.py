@@ -177,6 +177,19 @@ async def test_a_stream_that_falls_silent(bedrock: BedrockProvider, stand_in: St
     await events.aclose()
 
 
+async def test_leaving_a_silent_stream_waits_for_nothing(bedrock: BedrockProvider, stand_in: StandIn) -> None:
+    """Who leaves is not held up by a model that says nothing."""
+    stand_in.streams(FRAMES[0], content_type=STREAM, hold=0.9)
+    events = await bedrock.converse_stream(MODEL, {"messages": [says("Hi")]})
+    await anext(events)
+    waiting = asyncio.ensure_future(anext(events))
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    async with asyncio.timeout(0.4):
+        await events.aclose()
+
+
 async def test_bedrock_is_slow(bedrock: BedrockProvider, stand_in: StandIn) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(2)

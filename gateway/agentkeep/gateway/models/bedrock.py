@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -123,8 +124,7 @@ class BedrockProvider:
         stream = response.pop(member)
 
         async def close() -> None:
-            # After whatever event a thread is still waiting for: closing under it would not wake it.
-            await asyncio.shield(self._thread(stream.close))
+            await asyncio.shield(self._thread(partial(_end, stream)))
 
         return Events(model, self._pull(iter(stream)), close, response)
 
@@ -205,6 +205,13 @@ def bedrock_client(
     )
     session = boto3.Session(profile_name=profile, region_name=region)
     return session.client("bedrock-runtime", endpoint_url=endpoint_url, config=config)
+
+
+def _end(stream: Any) -> None:
+    """Ends a stream that a thread may still be reading: `close` alone would wait until that thread has its event."""
+    with suppress(ValueError, RuntimeError, OSError):  # read to its end, closed before
+        stream._raw_stream.shutdown()
+    stream.close()
 
 
 def _document(response: dict[str, Any]) -> Document:
