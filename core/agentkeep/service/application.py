@@ -21,8 +21,9 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.parity import COMPATIBILITY_PAGE
+from agentkeep.core.ports import AccessKey
 from agentkeep.service.asgi import Body, ClientLeft, Receive, Scope, Send, read_body, send_response
-from agentkeep.service.authentication import Authenticator
+from agentkeep.service.authentication import Authenticator, Claim
 from agentkeep.service.idempotency import idempotency
 from agentkeep.service.mounts import Access, AnswerCut, Mount
 from agentkeep.service.request_id import new_request_id
@@ -160,17 +161,15 @@ class Application:
             operation, labels = request.match
             caller = await self._bearers.caller(operation.name, labels, request.query, bearer)
             return caller, await self._body(request)
-        try:
-            key, claim = await self._authenticator.identify(
-                request.method.encode(), request.path, request.query, request.raw_headers, request.session
-            )
-        except UnauthorizedException as error:
-            if request.match is not None:
-                raise
-            raise MissingAuthenticationTokenException(error.message) from None
+        key, claim = await self._identify(request)
         body = await self._body(request)
         self._authenticator.prove(claim, key, body.sha256)
         return key.caller, body
+
+    async def _identify(self, request: _Request) -> tuple[AccessKey, Claim]:
+        return await self._authenticator.identify(
+            request.method.encode(), request.path, request.query, request.raw_headers, request.session
+        )
 
     async def _body(self, request: _Request, limit: int = MAX_BODY, spools: Spools | None = None) -> Body:
         body = await read_body(request.receive, request.headers, limit, spools)
@@ -199,9 +198,7 @@ class Application:
                 raise ValidationException(f"The request's body is larger than {mount.max_body} bytes", "CannotParse")
             await mount.serve(request.scope, request.receive, send, request.id)
             return
-        key, claim = await self._authenticator.identify(
-            request.method.encode(), request.path, request.query, request.raw_headers, None
-        )
+        key, claim = await self._identify(request)
         if key.caller.kind is not CallerKind.OPERATOR:
             raise AccessDeniedException(f"{key.caller.principal} is not an operator")
         body = await self._body(request, mount.max_body, self._spools)
@@ -216,7 +213,13 @@ class Application:
 
     @staticmethod
     def _error(request: _Request, error: ServiceError) -> Response:
-        return error_response(error, request.match.operation.model if request.match is not None else None)
+        if request.match is not None:
+            return request.match.operation.serialize_error(error)
+        if isinstance(error, UnauthorizedException):
+            # No operation says how it calls this: as AWS does, then, where a signature is missing or wrong.
+            signed = "authorization" in request.headers or b"X-Amz-" in request.query
+            error = (AccessDeniedException if signed else MissingAuthenticationTokenException)(error.message)
+        return error_response(error)
 
     @staticmethod
     def _ends_connection(request: _Request) -> bool:

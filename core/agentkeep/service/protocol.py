@@ -52,7 +52,7 @@ class FrontProtocol(HttpToolsProtocol):
         self.segment = 0  # size of the piece being parsed
         self.head_bytes = 0  # of the head being read, without the piece in which it began
         self.discarded = 0
-        self.refusal = (400, "ValidationException", "This is not a valid HTTP/1.1 request")
+        self.refusal = (400, "ValidationException", "This is not a valid HTTP request")
 
     # Transport.
 
@@ -86,7 +86,8 @@ class FrontProtocol(HttpToolsProtocol):
             elif self.declining:
                 self.read_again(rest)
         except httptools.HttpParserError:
-            self.refuse(*self.refusal)
+            if not self.deaf:
+                self.refuse(*self.refusal)
         if self.in_head and self.head_bytes > self.front.limits.head_bytes:
             self.refuse(400, "ValidationException", f"The head is larger than {self.front.limits.head_bytes} bytes")
 

@@ -246,7 +246,7 @@ class Run:
         assert agent is not None
         self._begin(agent)
         if self._sender is not None:
-            self._sender.take_body(True)
+            self._sender.take_body(not agent.blocked)
 
     def _begin(self, agent: AgentConnection) -> None:
         turn, body = self._turn, self._body

@@ -141,9 +141,9 @@ class Tunnel(Exchange):
         self.deadline = self._route.now + self._route.limits.tunnel
         self.connection.transport.write(b"".join(out))
         early, self._early = self._early, []
-        if self._agent is not None and early:
-            self._agent.transport.write(b"".join(early))
         self.connection.resume_body()
+        if self._agent is not None and early:
+            self._agent.transport.write(b"".join(early))  # may pause the client again
 
     def declined(self, status: int) -> None:
         self._fail(
