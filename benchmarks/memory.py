@@ -40,7 +40,7 @@ from agentkeep.storage.valkey import ValkeyKeyValueStore
 HISTORY = Path(__file__).with_name("history.jsonl")
 COMMAND = (sys.executable, "-m", "agentkeep.cli")
 CALLS = 3000
-CONCURRENCY = (1, 32)
+CONCURRENCY = (1, 8, 32)
 TEXT = "I would like to know where my order is; it was promised for last Tuesday. " * 4
 
 OPERATOR = Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/benchmark")

@@ -88,7 +88,7 @@ class _Connection(asyncio.Protocol):
         self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._out: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport  # from connection_made on, which comes before all else
         self._lost: str | None = None
         self.resume: asyncio.Future[None] | None = None  # set while the server takes less than is sent
 
@@ -101,10 +101,14 @@ class _Connection(asyncio.Protocol):
         if self._lost is not None:
             future.set_exception(_Lost(self._lost))
             return future
+        idle = not self._waiting
         self._waiting.append((self._loop.time() + self._time_limit, future))
-        if not self._out:
-            self._loop.call_soon(self._flush)  # one write for all that is asked in this turn of the loop
-        self._out.append(_pack(command))
+        if idle:
+            self._transport.write(_pack(command))
+        else:
+            if not self._out:
+                self._loop.call_soon(self._flush)  # one write for all that is asked in this turn of the loop
+            self._out.append(_pack(command))
         if self._timer is None:
             self._timer = self._loop.call_later(self._time_limit, self._check_time)
         return future
@@ -115,8 +119,7 @@ class _Connection(asyncio.Protocol):
             self._lost = why
             if self._timer is not None:
                 self._timer.cancel()
-            if self._transport is not None:
-                self._transport.abort()
+            self._transport.abort()
             while self._waiting:
                 _, future = self._waiting.popleft()
                 if not future.done():
@@ -151,7 +154,7 @@ class _Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if self._lost is None and self._transport is not None:
+        if self._lost is None:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def _check_time(self) -> None:
