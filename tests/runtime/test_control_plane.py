@@ -339,8 +339,7 @@ def _policy(arn: str, **statement: Any) -> str:
 
 async def test_resource_policies_are_stored(platform: Any) -> None:
     arn = f"arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/{await platform.create()}"
-    with pytest.raises(ResourceNotFoundException):
-        await platform.call("get_resource_policy", resourceArn=arn)
+    assert await platform.call("get_resource_policy", resourceArn=arn) == {}
     for policy in (_policy(arn), _policy(arn, Effect="Deny")):
         assert (await platform.call("put_resource_policy", resourceArn=arn, policy=policy))["policy"] == policy
         assert (await platform.call("get_resource_policy", resourceArn=arn))["policy"] == policy

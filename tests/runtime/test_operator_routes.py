@@ -179,7 +179,7 @@ async def test_sessions_are_listed(platform: Any) -> None:
     assert found["sessionId"] == alive
     assert found["user"] == "alice"
     assert found["status"] == "READY"
-    _, body = await _ask(platform.plane.admin_app, "GET", "/sessions", query=b"all=true", **ask)
+    _, body = await _ask(platform.plane.admin_app, "GET", "/sessions", query=f"runtimeId={runtime_id}".encode(), **ask)
     both = {session["sessionId"]: session["endReason"] for session in json.loads(body)["sessions"]}
     assert both == {alive: None, ended: "stopped by StopRuntimeSession"}
     _, body = await _ask(platform.plane.admin_app, "GET", "/sessions", query=b"runtimeId=other-0000000000", **ask)

@@ -509,6 +509,25 @@ async def test_another_replica_neither_steals_nor_waits_for_ever(platform: Any, 
     assert (await _record(platform, runtime_id, session_id)) == ours
 
 
+async def test_sessions_of_a_dead_replica_are_ended(platform: Any, clock: Any, store: Any) -> None:
+    """EXE-6. By whoever notices, with their keys."""
+    runtime_id, session_id = await platform.create(), _id()
+    ref = SessionRef(runtime_id, session_id)
+    other = SessionTable(store, clock, "replica-other", lease=30, retention=3600)
+    await other.heartbeat()
+    await other.claim(ref, None, 1, "DEFAULT")
+    keys = await platform.identity.keys.issue_for_session(ref, None)
+    await clock.move(11)
+    assert (await _record(platform, runtime_id, session_id)).state is SessionState.PROVISIONING
+    await other.retire_heartbeat()
+    await clock.move(11)
+    async with asyncio.timeout(5):
+        while (await _record(platform, runtime_id, session_id)).state is not SessionState.STOPPED:
+            await asyncio.sleep(0.01)
+    assert await platform.identity.keys.find(keys.access_key_id) is None
+    assert [record async for record in platform.plane._parts.table.live()] == []
+
+
 async def test_a_session_taken_by_another_replica_is_ended_here(platform: Any, clock: Any, store: Any) -> None:
     runtime_id, session_id = await platform.create(), _id()
     (await platform.begin(runtime_id, session_id)).end()

@@ -1,7 +1,8 @@
 """Plain HTTP routes for operators, where AgentCore has no operation: uploading code, listing sessions, reading logs.
 
     PUT /artifacts/{bucket}/{key}             the body becomes a new version of the object
-    GET /sessions                             sessions that live, on every replica; `?all=true`: ended ones too
+    GET /sessions                             sessions that live, on every replica
+    GET /sessions?runtimeId={runtime_id}      sessions of a runtime, ended ones too (at most 1,000)
     GET /logs/{session_id}                    what the session's agent wrote
     GET /logs/{runtime_id}/{session_id}
 
@@ -18,13 +19,14 @@ from agentkeep.core.call import Caller, CallerKind, SessionRef
 from agentkeep.runtime.artifacts import ArtifactStore, ArtifactTooLarge
 from agentkeep.runtime.asgi import Receive, Scope, Send, body, path_parts, respond
 from agentkeep.runtime.logs import Logs
-from agentkeep.runtime.records import SessionRecord, SessionState
+from agentkeep.runtime.records import SessionRecord
 from agentkeep.runtime.session_table import SessionTable
 
 __all__ = ["AdminApp", "ArtifactsApp"]
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _KEY_LIMIT: Final = 1024
+_MOST: Final = 1000
 
 
 async def _is_operator(scope: Scope, send: Send) -> bool:
@@ -94,14 +96,12 @@ class AdminApp:
 
     async def _sessions(self, scope: Scope, send: Send) -> None:
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        ended = query.get("all") == ["true"]
         runtime_id = query.get("runtimeId", [None])[0]
-        found = [
-            _document(record)
-            async for record in self._table.all(runtime_id)
-            if ended or record.state is not SessionState.STOPPED
-        ]
-        await respond(send, 200, {"sessions": found})
+        if runtime_id is not None:
+            records = await self._table.of_runtime(runtime_id, _MOST)
+        else:
+            records = [record async for record in self._table.live()]
+        await respond(send, 200, {"sessions": [_document(record) for record in records]})
 
     async def _log(self, send: Send, sessions: list[SessionRef]) -> None:
         texts = [text for ref in sessions if (text := await self._logs.read(ref)) is not None]

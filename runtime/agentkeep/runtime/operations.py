@@ -211,7 +211,8 @@ class RuntimePlane:
 
     async def get_resource_policy(self, call: Call, request: Document) -> Document:
         await self._parts.tags.resource(request["resourceArn"])
-        return {"policy": await self._parts.policies.get(request["resourceArn"])}
+        policy = await self._parts.policies.get(request["resourceArn"])
+        return {} if policy is None else {"policy": policy}
 
     async def delete_resource_policy(self, call: Call, request: Document) -> Document:
         runtime_id, _ = await self._parts.tags.resource(request["resourceArn"])

@@ -142,12 +142,10 @@ class Policies:
         parse_policy(text, arn, jwt=jwt)
         await self._store.transact([Put(POLICIES, arn, text.encode())])
 
-    async def get(self, arn: str) -> str:
-        """Raises ResourceNotFoundException."""
+    async def get(self, arn: str) -> str | None:
+        """None where the resource has no policy: the SDK's client reads an answer without `policy` as that."""
         raw = await self._store.get(POLICIES, arn)
-        if raw is None:
-            raise ResourceNotFoundException(f"{arn} has no resource policy.")
-        return raw.decode()
+        return None if raw is None else raw.decode()
 
     async def delete(self, arn: str) -> None:
         """Raises ResourceNotFoundException."""

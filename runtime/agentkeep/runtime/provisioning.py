@@ -95,6 +95,10 @@ class Provisioning:
                 log.warning("agent runtime %s: %s; trying again", runtime_id, error)
                 await self._clock.sleep(RETRY_SECONDS)
                 continue
+            except Exception:
+                # A defect. The record stays as it is; a restart, or a change, tries again.
+                log.exception("agent runtime %s cannot be brought to rest", runtime_id)
+                return
             self._came_to_rest(runtime_id)
             if runtime_id not in self._again:
                 return

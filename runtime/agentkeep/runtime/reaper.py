@@ -47,7 +47,10 @@ class Reaper:
         while True:
             await self._clock.sleep(self._settings.reap_interval)
             for session in self._sessions.all_live():
-                self._look_at(session)
+                try:
+                    self._look_at(session)
+                except Exception:
+                    log.exception("session %s could not be checked", session.ref.session_id)
 
     def _look_at(self, session: Session) -> None:
         if session.state is not SessionState.READY or session.prepared is None:
@@ -61,7 +64,7 @@ class Reaper:
             is_idle = session.idle_for(now, limits.idle) >= limits.idle
             if is_idle or now - session.last_ping >= self._settings.ping_interval:
                 session.checking = asyncio.create_task(self._check(session))
-                session.checking.add_done_callback(lambda _: setattr(session, "checking", None))
+                session.checking.add_done_callback(lambda task: _checked(session, task))
 
     async def _check(self, session: Session) -> None:
         assert session.environment is not None
@@ -103,11 +106,23 @@ class Reaper:
                 if self._clock.monotonic() - last > lease:
                     await self._sessions.verify_leases()
                 last = self._clock.monotonic()
+                await self._sessions.bury_orphans()
             except DependencyError as error:
                 # Sessions go on without the store; it is asked again soon.
                 log.warning("the heartbeat could not be written: %s", error)
+            except Exception:
+                log.exception("the session table could not be looked after")
 
     async def _collect(self) -> None:
         while True:
-            await self._logs.collect()
+            try:
+                await self._logs.collect()
+            except OSError as error:
+                log.warning("old logs cannot be removed: %s", error)
             await self._clock.sleep(COLLECT_SECONDS)
+
+
+def _checked(session: Session, task: asyncio.Task[None]) -> None:
+    session.checking = None
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("session %s could not be checked", session.ref.session_id, exc_info=error)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from typing import Any
 
 from agentkeep.core.call import Idempotency, SessionRef, User
+from agentkeep.core.errors import EnvironmentStartFailed
+from agentkeep.core.ports import SessionCredentials
 from agentkeep.runtime.drivers.driver import Connection, Environment
 from agentkeep.runtime.health import Health, PingStatus
 from agentkeep.runtime.logs import SessionLog
@@ -50,10 +51,11 @@ class Session:
         self.failed_pings = 0
         #: For which user token ("" if none), the token, since when.
         self.workload_token: tuple[str, str | None, float] | None = None
+        self.issuing_keys = asyncio.Lock()
+        self.issued_keys: tuple[SessionCredentials, float] | None = None  # until when they are handed out
         self._last_activity = now
         self._status_changed = now
         self._connections: set[TrackedConnection] = set()
-        self._end_callbacks: list[Callable[[], None]] = []
         # Nobody may be waiting for them any more when they fail.
         self.claimed.add_done_callback(_retrieve)
         self.ready.add_done_callback(_retrieve)
@@ -65,14 +67,6 @@ class Session:
     def fail_start(self, error: Exception) -> None:
         if not self.ready.done():
             self.ready.set_exception(error)
-
-    def on_end(self, callback: Callable[[], None]) -> None:
-        self._end_callbacks.append(callback)
-
-    def mark_ended(self) -> None:
-        self.ended.set()
-        for callback in self._end_callbacks:
-            callback()
 
     # Turns.
 
@@ -112,11 +106,14 @@ class Session:
     # Connections.
 
     async def connect(self, timeout: float) -> Connection:
+        """Raises EnvironmentStartFailed once the session is ending, OSError, TimeoutError."""
         assert self.environment is not None
-        connection = TrackedConnection(await self.environment.connect(timeout), self._connections)
+        connection = await self.environment.connect(timeout)
         if self.state is not SessionState.READY:
-            connection.cut()
-        return connection
+            connection.socket.close()
+            connection.release()
+            raise EnvironmentStartFailed("the session is ending")
+        return TrackedConnection(connection, self._connections)
 
     def cut_connections(self) -> None:
         """Ends every stream to and from the agent at once."""

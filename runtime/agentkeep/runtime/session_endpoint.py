@@ -5,8 +5,6 @@ Who asks is known by the listener that accepted the connection (`scope["agentkee
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import MutableMapping
 from datetime import UTC
 from typing import Any
 
@@ -32,8 +30,6 @@ class CredentialsApp:
         self._sessions = sessions
         self._keys = keys
         self._clock = clock
-        self._issued: MutableMapping[SessionRef, tuple[Session, SessionCredentials, float]] = {}
-        self._issuing: dict[SessionRef, asyncio.Lock] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,10 +55,9 @@ class CredentialsApp:
         """Keys of this session, the same until half of their life has gone: an agent that asks all the time makes no
         more of them."""
         session = self._living(ref)
-        async with self._issuing.setdefault(ref, asyncio.Lock()):
-            kept = self._issued.get(ref)
-            if kept is not None and kept[0] is session and self._clock.monotonic() < kept[2]:
-                return session, kept[1]
+        async with session.issuing_keys:
+            if session.issued_keys is not None and self._clock.monotonic() < session.issued_keys[1]:
+                return session, session.issued_keys[0]
             try:
                 credentials = await self._keys.issue_for_session(ref, session.user)
             except ConflictException:
@@ -72,8 +67,7 @@ class CredentialsApp:
                 await self._keys.end_session(ref)
                 raise _ended()
             life = (credentials.expiration - self._clock.now()).total_seconds()
-            self._issued[ref] = (session, credentials, self._clock.monotonic() + life / 2)
-            session.on_end(lambda: self._forget(session))
+            session.issued_keys = (credentials, self._clock.monotonic() + life / 2)
             return session, credentials
 
     def _living(self, ref: SessionRef) -> Session:
@@ -81,12 +75,6 @@ class CredentialsApp:
         if session is None or session.state is SessionState.STOPPING or not session.claimed.done():
             raise _ended()
         return session
-
-    def _forget(self, session: Session) -> None:
-        kept = self._issued.get(session.ref)
-        if kept is not None and kept[0] is session:
-            del self._issued[session.ref]
-            self._issuing.pop(session.ref, None)
 
 
 def _ended() -> AccessDeniedException:

@@ -21,14 +21,17 @@ from agentkeep.core.errors import (
 from agentkeep.runtime.catalogue import replayed
 from agentkeep.runtime.records import EndReason, SessionRecord, SessionState, Stored, decode, encode
 from agentkeep.runtime.runtimes import once
-from agentkeep.storage.interface import ABSENT, Check, Expected, KeyValueStore, Put, Write, partition
+from agentkeep.storage.interface import ABSENT, Check, Delete, Expected, KeyValueStore, Put, Write, partition
 
 __all__ = ["LeaseLost", "SessionTable", "in_progress", "other_user"]
 
 log = logging.getLogger(__name__)
 
 SESSIONS = partition("runtime", "sessions")
+#: The keys of those not ended, so that nobody need read through the ended ones.
+LIVE = partition("runtime", "live-sessions")
 REPLICAS = partition("runtime", "replicas")
+_PAGE = 200
 
 
 class LeaseLost(Exception):
@@ -62,8 +65,7 @@ class SessionTable:
         await self._store.transact([Put(REPLICAS, self.replica, b"alive", expires_ms=now + self._lease_ms)])
 
     async def retire_heartbeat(self) -> None:
-        now = epoch_ms(self._clock.now())
-        await self._store.transact([Put(REPLICAS, self.replica, b"gone", expires_ms=now + 1)])
+        await self._store.transact([Delete(REPLICAS, self.replica)])
 
     async def find(self, ref: SessionRef) -> Stored[SessionRecord] | None:
         raw = await self._store.get(SESSIONS, _key(ref))
@@ -98,7 +100,7 @@ class SessionTable:
             created_at=now,
             updated_at=now,
         )
-        writes.append(self._put(claimed, found.raw if found else expect))
+        writes += [self._put(claimed, found.raw if found else expect), Put(LIVE, _key(ref), b"")]
         try:
             await self._store.transact(writes)
         except ConditionFailed:
@@ -123,7 +125,9 @@ class SessionTable:
             state=SessionState.STOPPED, end_reason=reason, updated_at=self._clock.now(), environment_id=None
         )
         try:
-            await self._store.transact([self._put(ended, found.raw)], once=once(self._clock, token, ""))
+            await self._store.transact(
+                [self._put(ended, found.raw), Delete(LIVE, _key(record.ref))], once=once(self._clock, token, "")
+            )
         except ConditionFailed:
             # Only a claim can have come between, and a claim means the session has gone on without us.
             log.info("session %s of %s was taken while it ended", record.session_id, record.runtime_id)
@@ -151,28 +155,33 @@ class SessionTable:
             )
         return in_progress()
 
-    async def orphans(self) -> AsyncIterator[SessionRecord]:
-        """Sessions not ended that are this replica's (call it when nothing runs here yet) or a dead one's."""
-        alive: dict[str, bool] = {self.replica: False}
-        async for record in self.all():
-            if record.state is SessionState.STOPPED:
-                continue
+    async def orphans(self, *, own: bool) -> AsyncIterator[SessionRecord]:
+        """Sessions not ended whose replica is dead. `own`: this replica's as well, where nothing of it runs yet."""
+        alive: dict[str, bool] = {self.replica: not own}
+        async for record in self.live():
             if record.owner not in alive:
                 alive[record.owner] = await self._store.get(REPLICAS, record.owner) is not None
             if not alive[record.owner]:
                 yield record
 
-    async def all(self, runtime_id: str | None = None) -> AsyncIterator[SessionRecord]:
-        """Every session known, ended ones too."""
-        # "0" follows "/": all keys that begin with the runtime's.
-        after, before = (None, None) if runtime_id is None else (partition(runtime_id, ""), partition(runtime_id) + "0")
+    async def live(self) -> AsyncIterator[SessionRecord]:
+        """Every session not ended, on any replica."""
+        after: str | None = None
         while True:
-            items = await self._store.query(SESSIONS, after=after, before=before, limit=200)
-            for item in items:
-                yield decode(SessionRecord, item.value)
-            if len(items) < 200:
+            keys = [item.sort for item in await self._store.query(LIVE, after=after, limit=_PAGE)]
+            for raw in await self._store.get_many(SESSIONS, keys) if keys else ():
+                if raw is not None:
+                    yield decode(SessionRecord, raw)
+            if len(keys) < _PAGE:
                 return
-            after = items[-1].sort
+            after = keys[-1]
+
+    async def of_runtime(self, runtime_id: str, limit: int) -> list[SessionRecord]:
+        """Sessions of a runtime, ended ones too."""
+        # "0" follows "/": all keys that begin with the runtime's.
+        after, before = partition(runtime_id, ""), partition(runtime_id) + "0"
+        items = await self._store.query(SESSIONS, after=after, before=before, limit=limit)
+        return [decode(SessionRecord, item.value) for item in items]
 
 
 def _key(ref: SessionRef) -> str:

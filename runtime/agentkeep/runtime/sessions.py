@@ -28,7 +28,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.ports import Keys
 from agentkeep.runtime.artifacts import ArtifactError
-from agentkeep.runtime.drivers.driver import Driver, Environment, EnvironmentSpec, Limits
+from agentkeep.runtime.drivers.driver import Driver, Environment, EnvironmentSpec, Exit, Limits
 from agentkeep.runtime.health import ping, supports_ping
 from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.prepared import PreparedVersions
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 START_POLL_SECONDS = 0.02
+CLOSE_SECONDS = 10.0
 
 #: The environment variables of a session: of (version, endpoint name).
 VariablesOf = Callable[[Version, str], Mapping[str, str]]
@@ -235,7 +236,10 @@ class Sessions:
         self.end(session, EndReason.START_FAILED)
 
     async def _watch(self, session: Session, environment: Environment) -> None:
-        exited = await environment.wait()
+        try:
+            exited = await environment.wait()
+        except DependencyError as error:
+            exited = Exit(None, f"the driver lost it ({error})")
         if session.state in (SessionState.PROVISIONING, SessionState.READY):
             session.log.note(f"the agent's process ended: {exited.reason}")
             log.warning("session %s: the agent's process ended: %s", session.ref.session_id, exited.reason)
@@ -271,7 +275,7 @@ class Sessions:
         self._forget(session)
         if session.state is not SessionState.STOPPED:
             session.move(SessionState.STOPPED)
-        session.mark_ended()
+        session.ended.set()
 
     async def _stop_environment(self, session: Session) -> None:
         current = asyncio.current_task()
@@ -295,8 +299,9 @@ class Sessions:
             try:
                 await step()
                 return
-            except DependencyError as error:
-                log.warning("the end of a session waits for the store: %s", error)
+            except Exception as error:
+                # Most likely the store is away. A session half ended would be worse than one that ends late.
+                log.warning("the end of a session waits: %r", error)
                 await self._clock.sleep(RETRY_SECONDS)
 
     def _forget(self, session: Session) -> None:
@@ -336,7 +341,7 @@ class Sessions:
         """After a start: environments that outlived the platform are found again; all else that was ours is ended."""
         await self.table.heartbeat()
         found = {environment.session: environment for environment in await self._parts.driver.adopt()}
-        async for record in self.table.orphans():
+        async for record in self.table.orphans(own=True):
             environment = found.pop(record.ref, None)
             version = await version_of(record.runtime_id, record.version)
             usable = record.state is SessionState.READY and record.owner == self.table.replica and version is not None
@@ -346,11 +351,19 @@ class Sessions:
                 continue
             if environment is not None:
                 await environment.stop(0)
-            log.info("session %s of %s did not outlive the platform", record.session_id, record.runtime_id)
-            await self._parts.keys.end_session(record.ref)
-            await self.table.stopped(record, EndReason.PLATFORM_RESTARTED)
+            await self._bury(record)
         for environment in found.values():
             await environment.stop(0)
+
+    async def bury_orphans(self) -> None:
+        """Ends the sessions of replicas that have died."""
+        async for record in self.table.orphans(own=False):
+            await self._bury(record)
+
+    async def _bury(self, record: SessionRecord) -> None:
+        log.info("session %s of %s did not outlive its platform", record.session_id, record.runtime_id)
+        await self._parts.keys.end_session(record.ref)
+        await self.table.stopped(record, EndReason.PLATFORM_RESTARTED)
 
     async def _adopt(self, record: SessionRecord, version: Version, environment: Environment) -> None:
         now = self._clock.monotonic()
@@ -378,15 +391,20 @@ class Sessions:
                 self.end(session, EndReason.LEASE_LOST)
 
     async def close(self) -> None:
-        """Ends every session of this process."""
+        """Ends every session of this process; without the store's help if it is away, then the next start ends them
+        in the table."""
         self._closing = True
-        sessions = self.all_live()
-        for session in sessions:
-            if not session.claimed.done():
-                await asyncio.wait([session.claimed])
+        claiming = [session.claimed for session in self.all_live() if not session.claimed.done()]
+        if claiming:
+            await asyncio.wait(claiming, timeout=CLOSE_SECONDS)
         ending = [self.end(session, EndReason.PLATFORM_STOPPED) for session in self.all_live()]
         if ending:
-            await asyncio.wait(ending)
+            _, late = await asyncio.wait(ending, timeout=self._settings.stop_grace + CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
+            if late:
+                log.warning("%d sessions were ended without the store", len(late))
+                await asyncio.wait(late)
 
 
 def _visible(error: BaseException) -> Exception:
