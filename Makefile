@@ -41,7 +41,7 @@ check: lint  ## Lint, types and the quick tests, in under five minutes
 
 test: lint  ## Everything CI runs
 	COVERAGE_FILE=.coverage $(PY) -m pytest -n $(JOBS) --cov --cov-report=term -m "not official"
-	$(PY) -m pytest -m official
+	$(PY) -m pytest -n $(JOBS) -m official
 
 bench: setup-dev  ## Benchmarks; figures are appended to benchmarks/history.jsonl
 	@for each in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do echo "== $$each"; $(PY) $$each || exit 1; done

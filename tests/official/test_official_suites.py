@@ -69,7 +69,11 @@ def variables(platform: PlatformProcess, tmp_path_factory: pytest.TempPathFactor
         "RESOURCE_POLICY_TEST_PRINCIPAL": role,
         "MEMORY_ROLE_ARN": role,
         "MEMORY_KINESIS_ARN": f"arn:aws:kinesis:{region}:{account}:stream/official",
+        "MEMORY_PREPOPULATED_ID": memory["memory"]["id"],
         "AGENTCORE_MEMORY_ID": memory["memory"]["id"],
+        "COGNITO_POOL_ID": "us-west-2_dummy",
+        "COGNITO_CLIENT_ID": "dummy",
+        "COGNITO_CLIENT_SECRET": "dummy",
     }
 
 

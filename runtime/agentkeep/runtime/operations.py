@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from agentkeep.core.call import Call, CallerKind, allow
 from agentkeep.core.clock import Clock
@@ -21,10 +21,10 @@ from agentkeep.runtime.rules import check_settings
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.tags import check_tags
 from agentkeep.storage.interface import KeyValueStore
+from agentkeep.wire.types import bedrock_agentcore as data
+from agentkeep.wire.types import bedrock_agentcore_control as control
 
 __all__ = ["RuntimePlane"]
-
-Document = dict[str, Any]
 
 #: Members of CreateAgentRuntime and UpdateAgentRuntime that are not settings of the version.
 _NOT_SETTINGS: Final = frozenset({"agentRuntimeName", "agentRuntimeId", "clientToken", "tags"})
@@ -86,7 +86,9 @@ class RuntimePlane:
 
     # Agent runtimes and versions.
 
-    async def create_agent_runtime(self, call: Call, request: Document) -> Document:
+    async def create_agent_runtime(
+        self, call: Call, request: control.CreateAgentRuntimeRequest
+    ) -> control.CreateAgentRuntimeResponse:
         settings = self._checked(request)
         check_tags(request.get("tags", {}))
         runtime = await self._parts.runtimes.create(
@@ -95,13 +97,15 @@ class RuntimePlane:
         identity = await self._parts.provisioning.identity(runtime)
         return self._documents.created(runtime, 1, identity)
 
-    async def update_agent_runtime(self, call: Call, request: Document) -> Document:
+    async def update_agent_runtime(
+        self, call: Call, request: control.UpdateAgentRuntimeRequest
+    ) -> control.UpdateAgentRuntimeResponse:
         runtime, number = await self._parts.runtimes.update(
             request["agentRuntimeId"], self._checked(request), call.idempotency
         )
         return self._documents.updated(runtime, number)
 
-    def _checked(self, request: Document) -> Document:
+    def _checked(self, request: Mapping[str, Any]) -> dict[str, Any]:
         settings = {name: value for name, value in request.items() if name not in _NOT_SETTINGS}
         settings = check_settings(settings, self._deployment, self._settings.public_url)
         authorizer = settings.get("authorizerConfiguration", {}).get("customJWTAuthorizer")
@@ -109,12 +113,16 @@ class RuntimePlane:
             self._authorizers.check(authorizer)
         return settings
 
-    async def get_agent_runtime(self, call: Call, request: Document) -> Document:
+    async def get_agent_runtime(
+        self, call: Call, request: control.GetAgentRuntimeRequest
+    ) -> control.GetAgentRuntimeResponse:
         number = request.get("agentRuntimeVersion")
         runtime, version = await self._parts.runtimes.get(request["agentRuntimeId"], int(number) if number else None)
         return self._documents.runtime(runtime, version)
 
-    async def list_agent_runtimes(self, call: Call, request: Document) -> Document:
+    async def list_agent_runtimes(
+        self, call: Call, request: control.ListAgentRuntimesRequest
+    ) -> control.ListAgentRuntimesResponse:
         found, token = await page(request, self._parts.runtimes.page, lambda stored: stored.record.id)
         versions = await asyncio.gather(
             *(self._parts.catalogue.find_version(stored.record.id, stored.record.version) for stored in found)
@@ -123,9 +131,11 @@ class RuntimePlane:
             self._documents.listed_runtime(stored.record, version.record if version else None)
             for stored, version in zip(found, versions, strict=True)
         ]
-        return _listing("agentRuntimes", documents, token)
+        return {"agentRuntimes": documents, **_next(token)}
 
-    async def list_agent_runtime_versions(self, call: Call, request: Document) -> Document:
+    async def list_agent_runtime_versions(
+        self, call: Call, request: control.ListAgentRuntimeVersionsRequest
+    ) -> control.ListAgentRuntimeVersionsResponse:
         runtime_id = request["agentRuntimeId"]
         runtime = (await self._parts.catalogue.runtime(runtime_id)).record
         found, token = await page(
@@ -134,20 +144,25 @@ class RuntimePlane:
             lambda stored: f"{stored.record.number:05d}",
         )
         documents = [self._documents.listed_version(runtime, stored.record) for stored in found]
-        return _listing("agentRuntimes", documents, token)
+        return {"agentRuntimes": documents, **_next(token)}
 
-    async def delete_agent_runtime(self, call: Call, request: Document) -> Document:
+    async def delete_agent_runtime(
+        self, call: Call, request: control.DeleteAgentRuntimeRequest
+    ) -> control.DeleteAgentRuntimeResponse:
         runtime_id, number = request["agentRuntimeId"], request.get("agentRuntimeVersion")
-        answer = {"status": "DELETING", "agentRuntimeId": runtime_id}
+        answer: control.DeleteAgentRuntimeResponse = {"status": "DELETING", "agentRuntimeId": runtime_id}
         if number is None:
             await self._parts.runtimes.delete(runtime_id, call.idempotency)
             return answer
         await self._parts.runtimes.delete_version(runtime_id, int(number), call.idempotency)
-        return answer | {"agentRuntimeVersion": number}
+        answer["agentRuntimeVersion"] = number
+        return answer
 
     # Endpoints.
 
-    async def create_agent_runtime_endpoint(self, call: Call, request: Document) -> Document:
+    async def create_agent_runtime_endpoint(
+        self, call: Call, request: control.CreateAgentRuntimeEndpointRequest
+    ) -> control.CreateAgentRuntimeEndpointResponse:
         check_tags(request.get("tags", {}))
         endpoint = await self._parts.endpoints.create(
             request["agentRuntimeId"],
@@ -159,7 +174,9 @@ class RuntimePlane:
         )
         return self._documents.created_endpoint(endpoint)
 
-    async def update_agent_runtime_endpoint(self, call: Call, request: Document) -> Document:
+    async def update_agent_runtime_endpoint(
+        self, call: Call, request: control.UpdateAgentRuntimeEndpointRequest
+    ) -> control.UpdateAgentRuntimeEndpointResponse:
         endpoint = await self._parts.endpoints.update(
             request["agentRuntimeId"],
             request["endpointName"],
@@ -169,38 +186,48 @@ class RuntimePlane:
         )
         return self._documents.updated_endpoint(endpoint)
 
-    async def get_agent_runtime_endpoint(self, call: Call, request: Document) -> Document:
+    async def get_agent_runtime_endpoint(
+        self, call: Call, request: control.GetAgentRuntimeEndpointRequest
+    ) -> control.GetAgentRuntimeEndpointResponse:
         endpoint = await self._parts.endpoints.get(request["agentRuntimeId"], request["endpointName"])
         return self._documents.endpoint(endpoint)
 
-    async def delete_agent_runtime_endpoint(self, call: Call, request: Document) -> Document:
+    async def delete_agent_runtime_endpoint(
+        self, call: Call, request: control.DeleteAgentRuntimeEndpointRequest
+    ) -> control.DeleteAgentRuntimeEndpointResponse:
         runtime_id, name = request["agentRuntimeId"], request["endpointName"]
         await self._parts.endpoints.delete(runtime_id, name, call.idempotency)
         return {"status": "DELETING", "agentRuntimeId": runtime_id, "endpointName": name}
 
-    async def list_agent_runtime_endpoints(self, call: Call, request: Document) -> Document:
+    async def list_agent_runtime_endpoints(
+        self, call: Call, request: control.ListAgentRuntimeEndpointsRequest
+    ) -> control.ListAgentRuntimeEndpointsResponse:
         found, token = await page(
             request,
             lambda after, limit: self._parts.endpoints.page(request["agentRuntimeId"], after, limit),
             lambda stored: stored.record.name,
         )
         documents = [self._documents.listed_endpoint(stored.record) for stored in found]
-        return _listing("runtimeEndpoints", documents, token)
+        return {"runtimeEndpoints": documents, **_next(token)}
 
     # Tags and resource policies.
 
-    async def tag_resource(self, call: Call, request: Document) -> Document:
+    async def tag_resource(self, call: Call, request: control.TagResourceRequest) -> control.TagResourceResponse:
         await self._parts.tags.add(request["resourceArn"], request["tags"])
         return {}
 
-    async def untag_resource(self, call: Call, request: Document) -> Document:
+    async def untag_resource(self, call: Call, request: control.UntagResourceRequest) -> control.UntagResourceResponse:
         await self._parts.tags.remove(request["resourceArn"], request["tagKeys"])
         return {}
 
-    async def list_tags_for_resource(self, call: Call, request: Document) -> Document:
+    async def list_tags_for_resource(
+        self, call: Call, request: control.ListTagsForResourceRequest
+    ) -> control.ListTagsForResourceResponse:
         return {"tags": await self._parts.tags.of(request["resourceArn"])}
 
-    async def put_resource_policy(self, call: Call, request: Document) -> Document:
+    async def put_resource_policy(
+        self, call: Call, request: control.PutResourcePolicyRequest
+    ) -> control.PutResourcePolicyResponse:
         arn, policy = request["resourceArn"], request["policy"]
         runtime_id, _ = await self._parts.tags.resource(arn)
         _, version = await self._parts.runtimes.get(runtime_id, None)
@@ -209,12 +236,16 @@ class RuntimePlane:
         self._parts.targets.changed(runtime_id)
         return {"policy": policy}
 
-    async def get_resource_policy(self, call: Call, request: Document) -> Document:
+    async def get_resource_policy(
+        self, call: Call, request: control.GetResourcePolicyRequest
+    ) -> control.GetResourcePolicyResponse:
         await self._parts.tags.resource(request["resourceArn"])
         policy = await self._parts.policies.get(request["resourceArn"])
         return {} if policy is None else {"policy": policy}
 
-    async def delete_resource_policy(self, call: Call, request: Document) -> Document:
+    async def delete_resource_policy(
+        self, call: Call, request: control.DeleteResourcePolicyRequest
+    ) -> control.DeleteResourcePolicyResponse:
         runtime_id, _ = await self._parts.tags.resource(request["resourceArn"])
         await self._parts.policies.delete(request["resourceArn"])
         self._parts.targets.changed(runtime_id)
@@ -223,11 +254,15 @@ class RuntimePlane:
     # Sessions.
 
     @allow(CallerKind.SESSION, CallerKind.USER)
-    async def invoke_agent_runtime(self, call: Call, request: Document) -> Document:
+    async def invoke_agent_runtime(
+        self, call: Call, request: data.InvokeAgentRuntimeRequest
+    ) -> data.InvokeAgentRuntimeResponse:
         return await in_process.invoke(self.invocations, call, request)
 
     @allow(CallerKind.SESSION, CallerKind.USER)
-    async def stop_runtime_session(self, call: Call, request: Document) -> Document:
+    async def stop_runtime_session(
+        self, call: Call, request: data.StopRuntimeSessionRequest
+    ) -> data.StopRuntimeSessionResponse:
         session_id = request["runtimeSessionId"]
         await self.invocations.stop(call.caller, request["agentRuntimeArn"], session_id, call.idempotency)
         return {"runtimeSessionId": session_id, "statusCode": 200}
@@ -238,5 +273,9 @@ def _number(request: Mapping[str, Any]) -> int | None:
     return int(number) if number is not None else None
 
 
-def _listing(member: str, documents: list[Document], token: str | None) -> Document:
-    return {member: documents, **({"nextToken": token} if token else {})}
+class _Next(TypedDict, total=False):
+    nextToken: str
+
+
+def _next(token: str | None) -> _Next:
+    return {"nextToken": token} if token is not None else {}
