@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -98,11 +97,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> VersionSpec:
     bundle.mkdir(mode=0o755)
     for name in ("agent.py", "attacks.py"):
         shutil.copy(HERE / name, bundle)
-    packages = Path(sysconfig.get_path("purelib"))
-    if not (packages / "bedrock_agentcore").is_dir():  # another interpreter, with the packages on its path
-        import bedrock_agentcore
-
-        packages = Path(bedrock_agentcore.__file__).parents[1]
+    packages = next(Path(entry) for entry in sys.path if (Path(entry) / "bedrock_agentcore").is_dir())
     return VersionSpec("isolation", "1", bundle=bundle, dependencies=packages, entry_point=("agent.py",))
 
 

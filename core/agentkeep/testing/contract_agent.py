@@ -80,13 +80,16 @@ def say(text: str) -> None:
 
 
 def say_goodbye(*_: object) -> None:
+    say("goodbye")
     os._exit(0)
 
 
 def main() -> None:
+    say("hello")
     if SCENARIO == "import error":
         import agentkeep_no_such_module  # type: ignore[import-not-found]  # noqa: F401
     if SCENARIO == "exit":
+        sys.stdout.write("leaving\nwithout a last newline")
         raise SystemExit(3)
     if SCENARIO == "slow":
         time.sleep(0.7)
