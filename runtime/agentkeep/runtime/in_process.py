@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from agentkeep.core.call import Call, CallerKind
 from agentkeep.core.errors import RuntimeClientError
@@ -13,6 +13,7 @@ from agentkeep.runtime.exchange import AgentAnswer, AgentProtocolError, request
 from agentkeep.runtime.headers import SESSION_HEADER
 from agentkeep.runtime.invocations import RuntimeInvocations, SessionTurn
 from agentkeep.runtime.turn import InvocationRequest
+from agentkeep.wire.types import bedrock_agentcore as data
 
 __all__ = ["AnswerStream", "invoke"]
 
@@ -60,7 +61,9 @@ class AnswerStream:
         await self._held.aclose()
 
 
-async def invoke(invocations: RuntimeInvocations, call: Call, document: Mapping[str, Any]) -> dict[str, Any]:
+async def invoke(
+    invocations: RuntimeInvocations, call: Call, document: Mapping[str, Any]
+) -> data.InvokeAgentRuntimeResponse:
     """The operation's output; `response` is an `AnswerStream`. Raises ServiceError."""
     turn = await invocations.begin(_request(call, document))
     async with AsyncExitStack() as held:
@@ -71,7 +74,7 @@ async def invoke(invocations: RuntimeInvocations, call: Call, document: Mapping[
         output.setdefault("contentType", "application/json")
         output |= {"runtimeSessionId": turn.session_id, "statusCode": answer.status}
         output["response"] = AnswerStream(answer, held.pop_all())
-        return output
+        return cast(data.InvokeAgentRuntimeResponse, output)
 
 
 async def _exchange(held: AsyncExitStack, turn: SessionTurn, payload: bytes) -> AgentAnswer:

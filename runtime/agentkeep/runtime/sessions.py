@@ -241,12 +241,12 @@ class Sessions:
         except DependencyError as error:
             exited = Exit(None, f"the driver lost it ({error})")
         if session.state in (SessionState.PROVISIONING, SessionState.READY):
-            session.log.note(f"the agent's process ended: {exited.reason}")
-            log.warning("session %s: the agent's process ended: %s", session.ref.session_id, exited.reason)
-            if session.state is SessionState.READY:
-                self.end(session, EndReason.CRASHED)
-            else:
-                self._start_failed(session, f"its process ended ({exited.reason})")
+            if session.state is SessionState.PROVISIONING:
+                self._start_failed(session, exited.reason)
+                return
+            session.log.note(f"the environment is gone: {exited.reason}")
+            log.warning("session %s: the environment is gone: %s", session.ref.session_id, exited.reason)
+            self.end(session, EndReason.CRASHED)
 
     # Ending.
 
