@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from agentkeep.backend.own import SelfBackend
 from agentkeep.core.errors import (
     ConflictException,
     ResourceNotFoundException,
@@ -16,7 +17,7 @@ from agentkeep.memory.erasure import Erasure
 from agentkeep.memory.operations import MemoryPlane
 from agentkeep.storage.interface import KeyValueStore
 
-from .conftest import Client, SetClock
+from .conftest import OPERATOR, Client, SetClock
 
 STREAM = {
     "resources": [
@@ -347,6 +348,39 @@ async def test_an_interrupted_deletion_goes_on(
     with pytest.raises(ResourceNotFoundException):
         await operator.get_memory(memoryId=memory)
     assert await keys_left(store, memory) == []
+
+
+async def test_replicas_agree(operator: Client, memory: str, store: KeyValueStore, clock: SetClock) -> None:
+    """What one replica remembers of a memory is proved anew with each write, so another's change counts at once."""
+    other = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock)
+    elsewhere = Client(SelfBackend([other]), OPERATOR)
+    await elsewhere.event(memory, "a", "s", "kept 7 days")
+    await operator.update_memory(memoryId=memory, eventExpiryDuration=30)
+    await elsewhere.event(memory, "a", "s", "kept 30 days")
+    await clock.sleep(8 * 86400)
+    assert await elsewhere.texts(memory, "a", "s") == ["kept 30 days"]
+    await operator.delete_memory(memoryId=memory)
+    for call in (
+        elsewhere.event(memory, "a", "s"),
+        elsewhere.list_events(memoryId=memory, actorId="a", sessionId="s"),
+        elsewhere.list_actors(memoryId=memory),
+    ):
+        with pytest.raises(ResourceNotFoundException):
+            await call
+    assert await keys_left(store, memory) == []
+
+
+async def test_changes_are_idempotent_by_token(operator: Client, memory: str) -> None:
+    key = {"key": "k", "type": "STRING"}
+    first = await operator.update_memory(memoryId=memory, addIndexedKeys=[key], token="t")
+    await operator.update_memory(memoryId=memory, description="since then")
+    strategy = {"addMemoryStrategies": [{"semanticMemoryStrategy": {"name": "facts"}}]}
+    added = await operator.update_memory(memoryId=memory, memoryStrategies=strategy, token="u")
+    assert len(added["memory"]["strategies"]) == 1
+    assert first["memory"]["indexedKeys"] == added["memory"]["indexedKeys"]
+    for request, token in (({"addIndexedKeys": [key]}, "t"), ({"memoryStrategies": strategy}, "u")):
+        again = await operator.update_memory(memoryId=memory, **request, token=token)
+        assert again == added
 
 
 async def keys_left(store: Any, memory: str) -> list[bytes]:

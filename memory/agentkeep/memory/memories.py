@@ -16,6 +16,7 @@ from agentkeep.core.errors import (
     ConflictException,
     FieldError,
     ResourceNotFoundException,
+    ServiceError,
     ServiceQuotaExceededException,
     ValidationException,
 )
@@ -200,16 +201,20 @@ class Memories:
         """
         for _ in range(_ATTEMPTS):
             value = await self._store.get(_MEMORIES, memory_id)
-            writes: list[Write] = [Check(_MEMORIES, memory_id, PRESENT)]
-            if value is not None:
-                memory = replace(Memory.load(value), status=MemoryStatus.DELETING)
-                writes = [Put(_MEMORIES, memory_id, memory.dump(), expect=value), Delete(_LIVE, memory_id)]
+            if value is None:
+                if await self._was_done(idempotency, memory_id):
+                    return
+                raise not_found(memory_id)
+            memory = replace(Memory.load(value), status=MemoryStatus.DELETING)
+            writes: list[Write] = [
+                Put(_MEMORIES, memory_id, memory.dump(), expect=value),
+                Delete(_LIVE, memory_id),
+            ]
             try:
                 await self._store.transact(writes, once=self._once(idempotency, memory_id))
-                return
-            except ConditionFailed as failed:
-                if failed.current is None:
-                    raise not_found(memory_id) from None
+            except ConditionFailed:
+                continue
+            return
         raise _busy(memory_id)
 
     async def finish_deletion(self, memory_id: str) -> None:
@@ -242,9 +247,14 @@ class Memories:
     ) -> Memory:
         for _ in range(_ATTEMPTS):
             memory, value = await self._read(memory_id)
-            if memory.status is MemoryStatus.DELETING:
-                raise ConflictException(f"Memory {memory_id} is being deleted")
-            changed = change_it(memory)
+            try:
+                if memory.status is MemoryStatus.DELETING:
+                    raise ConflictException(f"Memory {memory_id} is being deleted")
+                changed = change_it(memory)
+            except ServiceError:  # perhaps because it was done already: what it adds is there
+                if await self._was_done(idempotency, memory_id):
+                    return memory
+                raise
             writes: list[Write] = [
                 Put(_MEMORIES, memory_id, changed.dump(), expect=value),
                 Put(_LIVE, memory_id, str(changed.event_expiry_days).encode()),
@@ -290,6 +300,14 @@ class Memories:
         if value is None:
             raise not_found(memory_id)
         return Memory.load(value), value
+
+    async def _was_done(self, idempotency: Idempotency | None, memory_id: str) -> bool:
+        """Whether the request's token is spent. Does not spend it: the condition is never met."""
+        try:
+            await self._store.transact([Check(_MEMORIES, "", PRESENT)], once=self._once(idempotency, memory_id))
+        except ConditionFailed:
+            return False
+        return True
 
     def _once(self, idempotency: Idempotency | None, memory_id: str) -> Once | None:
         if idempotency is None:
