@@ -67,7 +67,7 @@ class Demo:
 
         heading(f"Deploy examples/{NAME}")
         began = time.monotonic()
-        deployed = self.agentkeep("deploy", str(FOLDER / NAME), "--memory", NAME, "--env", "MODEL_ID=demo")
+        deployed = self.agentkeep("deploy", str(FOLDER / NAME), "--memory", NAME)
         print(f"  {deployed['agentRuntimeArn']}")
         print(f"  version {deployed['agentRuntimeVersion']}, READY in {time.monotonic() - began:.1f} s")
 

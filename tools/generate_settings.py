@@ -14,8 +14,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 CLASSES = (
     ("Embedded mode", "agentkeep.embedded.settings", "EmbeddedSettings"),
     ("Runtime", "agentkeep.runtime.settings", "RuntimeSettings"),
+    ("Process driver", "agentkeep.runtime.drivers.process.settings", "ProcessDriverSettings"),
     ("Gateway", "agentkeep.gateway.settings", "GatewaySettings"),
-    ("Memory", "agentkeep.memory.settings", "MemorySettings"),
     ("Identity", "agentkeep.identity.settings", "IdentitySettings"),
     ("Observability", "agentkeep.observability.settings", "ObservabilitySettings"),
 )

@@ -156,7 +156,8 @@ class Deployment:
 
 def refusal(status: int, body: bytes) -> CommandError:
     try:
-        message = str(json.loads(body)["message"])
-    except (ValueError, KeyError, TypeError):
+        said = json.loads(body)
+        message = str(said.get("message") or said["error_description"])  # the latter: OAuth, RFC 6749, 5.2
+    except (ValueError, KeyError, TypeError, AttributeError):
         message = body.decode(errors="replace")[:500] or "no reason given"
     return CommandError(f"The platform answered {status}: {message}")
