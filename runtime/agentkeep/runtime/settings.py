@@ -31,15 +31,15 @@ class RuntimeSettings(BaseSettings):
     workload_token_reuse: float = Field(300, ge=0, description="How long turns share one workload access token.")
 
     # Limits of one session.
-    session_memory: int = Field(_GB, ge=64 * _MB)
-    session_processes: int = Field(128, ge=8)
-    session_open_files: int = Field(1024, ge=64)
-    session_cpus: float = Field(2.0, gt=0)
-    session_disk: int = Field(512 * _MB, ge=_MB)
+    session_memory: int = Field(_GB, ge=64 * _MB, description="Of one session; an agent beyond it is killed.")
+    session_processes: int = Field(128, ge=8, description="Processes and threads of one session.")
+    session_open_files: int = Field(1024, ge=64, description="Of each process.")
+    session_cpus: float = Field(2.0, gt=0, description="Processors one session may keep busy.")
+    session_disk: int = Field(512 * _MB, ge=_MB, description="Written by one session, in /tmp and the like.")
 
     # Code bundles.
     bundle_limit: int = Field(250 * _MB, ge=1, description="Of the zip file.")
-    unpacked_limit: int = Field(750 * _MB, ge=1)
+    unpacked_limit: int = Field(750 * _MB, ge=1, description="Of what the zip holds.")
     python_substitution: bool = Field(
         True,
         description="Accept bundles for another Python 3 than the platform's, if they compile on it and hold no "
@@ -49,7 +49,7 @@ class RuntimeSettings(BaseSettings):
 
     # Logs.
     log_limit: int = Field(10 * _MB, ge=4096, description="Kept of one session's output: the newest.")
-    log_retention: float = Field(30 * 86_400, gt=0)
+    log_retention: float = Field(30 * 86_400, gt=0, description="Logs nobody has written to for so long are removed.")
 
     # What agents are told.
     public_url: str = Field("http://127.0.0.1:4780", description="Where clients reach the platform.")
@@ -59,18 +59,21 @@ class RuntimeSettings(BaseSettings):
     # The package index for requirements, by the names of uv and pip.
     default_index: str | None = Field(
         None,
+        description="Where packages come from; also read from uv's and pip's own variables, as are the following.",
         validation_alias=AliasChoices(
             "default_index", "AGENTKEEP_RUNTIME_DEFAULT_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"
         ),
     )
     extra_index: str | None = Field(
         None,
+        description="Further indexes, separated by spaces.",
         validation_alias=AliasChoices(
             "extra_index", "AGENTKEEP_RUNTIME_EXTRA_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL"
         ),
     )
     find_links: str | None = Field(
         None,
+        description="Folders or pages with wheels.",
         validation_alias=AliasChoices("find_links", "AGENTKEEP_RUNTIME_FIND_LINKS", "UV_FIND_LINKS", "PIP_FIND_LINKS"),
     )
     no_index: bool = Field(
@@ -80,11 +83,16 @@ class RuntimeSettings(BaseSettings):
     )
     certificates: str | None = Field(
         None,
+        description="File of certificate authorities to trust.",
         validation_alias=AliasChoices("certificates", "AGENTKEEP_RUNTIME_CERTIFICATES", "SSL_CERT_FILE", "PIP_CERT"),
     )
     https_proxy: str | None = Field(
-        None, validation_alias=AliasChoices("https_proxy", "AGENTKEEP_RUNTIME_HTTPS_PROXY", "HTTPS_PROXY")
+        None,
+        description="Proxy for fetching packages.",
+        validation_alias=AliasChoices("https_proxy", "AGENTKEEP_RUNTIME_HTTPS_PROXY", "HTTPS_PROXY"),
     )
     no_proxy: str | None = Field(
-        None, validation_alias=AliasChoices("no_proxy", "AGENTKEEP_RUNTIME_NO_PROXY", "NO_PROXY")
+        None,
+        description="Hosts reached without it.",
+        validation_alias=AliasChoices("no_proxy", "AGENTKEEP_RUNTIME_NO_PROXY", "NO_PROXY"),
     )
