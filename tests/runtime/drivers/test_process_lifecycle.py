@@ -14,7 +14,8 @@ import pytest
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.errors import DriverError, EnvironmentStartFailed, SandboxUnavailable
 from agentkeep.runtime.drivers.driver import Limits, VersionSpec
-from agentkeep.runtime.drivers.process import bubblewrap, environment, seccomp
+from agentkeep.runtime.drivers.process import bubblewrap, environment, memory_watch, seccomp
+from agentkeep.runtime.drivers.process.cgroups import Cgroups
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
 from agentkeep.runtime.drivers.process.evidence import NotSealed
 from agentkeep.runtime.drivers.process.settings import ProcessDriverSettings
@@ -219,6 +220,26 @@ async def test_more_memory_than_allowed(driver: ProcessDriver, make_version: obj
     assert (ended.code, "out of memory" in ended.reason) in [(-9, True), (1, False)], ended
     other = await driver.start(make_spec(version))
     assert (await request(other, "GET", "/ping"))[0] == 200
+
+
+async def test_processes_that_are_too_much_together(
+    driver: ProcessDriver, make_version: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without control groups: the watch ends the largest process, as the kernel would, and the agent lives."""
+    assert callable(make_version)
+    monkeypatch.setattr(Cgroups, "find", lambda: Cgroups({}, frozenset()))
+    monkeypatch.setattr(memory_watch, "INTERVAL", 0.05)
+    code = """
+import subprocess, sys
+hold = "import sys, time; held = bytearray(b'x' * (int(sys.argv[1]) << 20)); time.sleep(60)"
+small, large = (subprocess.Popen([sys.executable, "-c", hold, size]) for size in ("70", "90"))
+print(large.wait(), small.poll())
+"""
+    log = Log()
+    limits = dataclasses.replace(LIMITS, memory=128 << 20)
+    started = await driver.start(make_spec(make_version(main=code), log=log, limits=limits))
+    await log.shows("-9 None\n")
+    await started.stop(0)
 
 
 async def test_every_open_file_counts(driver: ProcessDriver, make_version: object) -> None:

@@ -100,7 +100,7 @@ class ProcessEnvironment:
         await in_thread(self._confine, born.pid)
         limits = self.spec.limits
         plan = {**asdict(limits), "map_self": self._around.uid is None, "sockets": CONNECTIONS, "data": 0}
-        if self._around.uid is None and "memory" not in self._around.cgroups.controllers:
+        if "memory" not in self._around.cgroups.controllers:
             plan["data"] = limits.memory  # at least each process by itself
         await self._channel.send(orjson.dumps(plan))
         handed = await self._receive(b"sockets")

@@ -1,13 +1,15 @@
-"""Where no control group limits memory: looks at what sessions hold, and ends those over their limit.
+"""Where no control group limits memory: looks at what sessions hold; one over its limit loses its largest process.
 
-Weaker than a control group (a session can overshoot between two looks), better than nothing: an ordinary user's
-sessions could otherwise take all there is. Each process is also limited by RLIMIT_DATA.
+That is what the kernel does in a control group. Weaker than one (a session can overshoot between two looks), better
+than nothing: an ordinary user's sessions could otherwise take all there is. Each process also has RLIMIT_DATA.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,12 +17,13 @@ from agentkeep.core.clock import Clock
 from agentkeep.runtime.drivers.process.environment import ProcessEnvironment
 from agentkeep.runtime.drivers.process.tasks import in_thread
 
-__all__ = ["MemoryWatch", "resident"]
+__all__ = ["MemoryWatch", "held_by"]
 
 logger = logging.getLogger(__name__)
 
 INTERVAL = 1.0  # seconds
-_COUNTED = ("RssAnon:", "RssShmem:", "VmSwap:")
+_RESIDENT = ("RssAnon:", "RssShmem:", "VmSwap:")
+_PROPORTIONAL = ("Pss_Anon:", "Pss_Shmem:", "SwapPss:")
 
 
 class MemoryWatch:
@@ -36,29 +39,63 @@ class MemoryWatch:
     async def _watch(self) -> None:
         while True:
             await self._clock.sleep(INTERVAL)
-            living = [environment for environment in self._environments() if environment.alive]
-            held = await in_thread(_resident, [environment.pid for environment in living])
-            for environment, size in zip(living, held, strict=True):
-                limit = environment.spec.limits.memory
-                if environment.alive and size > limit:
-                    environment.kill(f"out of memory: it held {size >> 20} MiB, its limit is {limit >> 20} MiB")
+            for environment in self._environments():
+                if environment.alive:
+                    await self._look(environment)
+
+    async def _look(self, environment: ProcessEnvironment) -> None:
+        limit = environment.spec.limits.memory
+        held = await in_thread(held_by, environment.pid, limit)
+        size = sum(held.values())
+        if not environment.alive or size <= limit:
+            return
+        largest = max(held, key=lambda pid: held[pid])
+        logger.warning("session %s holds %d MiB, more than it may", environment.session.session_id, size >> 20)
+        if largest == environment.pid:
+            environment.kill(f"out of memory: it held {size >> 20} MiB, its limit is {limit >> 20} MiB")
+        else:
+            await in_thread(_kill, largest, environment.pid)
 
 
-def _resident(pids: list[int]) -> list[int]:
-    return [resident(pid) for pid in pids]
+def held_by(pid: int, limit: int) -> dict[int, int]:
+    """Pid → bytes held, of a session's PID 1 and all below it (it inherits every orphan, so none is missed). Counted
+    roughly first; if that exceeds `limit`, exactly: pages shared with the fork server count in part. Blocking."""
+    pids = _tree(pid)
+    rough = {pid: _sum(Path(f"/proc/{pid}/status"), _RESIDENT) for pid in pids}
+    if sum(rough.values()) <= limit:
+        return rough
+    return {pid: _sum(Path(f"/proc/{pid}/smaps_rollup"), _PROPORTIONAL) for pid in pids}
 
 
-def resident(pid: int) -> int:
-    """Bytes held by a process and all below it. PID 1 of a namespace inherits every orphan, so none is missed.
-    Pages shared with the fork server count each time; that errs on the side of the limit. Blocking."""
-    total = 0
+def _tree(pid: int) -> list[int]:
+    pids = [pid]
     try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(_COUNTED):
-                total += int(line.split()[1]) << 10
         for thread in Path(f"/proc/{pid}/task").iterdir():
             for child in (thread / "children").read_text().split():
-                total += resident(int(child))
+                pids += _tree(int(child))
     except OSError:  # it has just ended
         pass
-    return total
+    return pids
+
+
+def _sum(path: Path, names: tuple[str, ...]) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(names))
+
+
+def _kill(pid: int, session: int) -> None:
+    """Ends one process, if it is still the session's: held by a pidfd first, its number cannot become another's."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if pid in _tree(session):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
