@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 import urllib3
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -31,10 +32,12 @@ SERVICES = ("BEDROCK_AGENTCORE", "BEDROCK_AGENTCORE_CONTROL", "BEDROCK_RUNTIME")
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What a running platform says of itself in platform.json."""
+    """What a running platform says of itself in platform.json. `started` tells its process from a later one with the
+    same id."""
 
     endpoint: str
     pid: int
+    started: float
     region: str
     account: str
 
@@ -51,12 +54,10 @@ class Running:
     @property
     def alive(self) -> bool:
         try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
+            process = psutil.Process(self.pid)
+            return bool(process.create_time() == self.started) and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
             return False
-        except PermissionError:
-            return True
-        return True
 
 
 def write_private(path: Path, text: str) -> None:

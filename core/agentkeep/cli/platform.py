@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 
 from agentkeep.cli.deployment import Deployment, Running, write_credentials
@@ -50,7 +51,8 @@ def _serve(port: int, data_dir: Path, as_json: bool) -> None:
 
     def ready(platform: EmbeddedPlatform) -> None:
         write_credentials(data_dir, platform.operator.access_key_id, platform.operator.secret_access_key)
-        running = Running(platform.url, os.getpid(), platform.deployment.region, platform.deployment.account)
+        started = psutil.Process().create_time()
+        running = Running(platform.url, os.getpid(), started, platform.deployment.region, platform.deployment.account)
         running.write(data_dir)
         show(
             {"endpoint": running.endpoint, "pid": running.pid},

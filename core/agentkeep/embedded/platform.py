@@ -118,6 +118,7 @@ class EmbeddedPlatform:
         gateway = gateway_plane(GatewaySettings(), usage, clock)
         on_exit(gateway.close)
         memory = MemoryPlane(store, self.deployment, clock)
+        on_exit(memory.close)
         driver = ProcessDriver(self.data_dir / "driver", clock=clock)
         on_exit(driver.close)
 
@@ -157,6 +158,7 @@ class EmbeddedPlatform:
                 Mount(CREDENTIALS_PATH, runtime.credentials_app, Access.SESSION),
                 Mount("/v1", otlp, Access.SESSION),
             ],
+            bearers=runtime.bearers,
         )
         invocations = InvocationRoute(runtime.invocations, authenticator)
         front = Front(application, [invocations])
@@ -165,6 +167,7 @@ class EmbeddedPlatform:
         await front.start()
         on_exit(runtime.stop)
         await runtime.start()
+        await memory.resume()
         self.operator = await _operator(identity)
         server = Server(front, HOST, self.port)
         on_exit(server.stop, self.settings.stop_timeout)
