@@ -62,9 +62,12 @@ class CredentialsApp:
                 credentials = await self._keys.issue_for_session(ref, session.user)
             except ConflictException:
                 raise _ended() from None
-            if self._sessions.live(ref) is not session or session.state is SessionState.STOPPING:
-                # It ended meanwhile, perhaps after its keys had been revoked: these must not outlive it.
-                await self._keys.end_session(ref)
+            living = self._sessions.live(ref)
+            if living is not session or session.state is SessionState.STOPPING:
+                # It ended meanwhile, perhaps after its keys had been revoked: these, that nobody has seen, must not
+                # outlive it. But a session begun anew under the same id keeps its own.
+                if living is None or living is session:
+                    await self._keys.end_session(ref)
                 raise _ended()
             life = (credentials.expiration - self._clock.now()).total_seconds()
             session.issued_keys = (credentials, self._clock.monotonic() + life / 2)
