@@ -27,6 +27,7 @@ lint: setup-dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/deptry .
 	$(PY) tools/generate_types.py --check
 	$(PY) tools/generate_compatibility.py --check
 	$(PY) tools/generate_settings.py --check
