@@ -160,7 +160,7 @@ class Stack:
                 writer.write(part)
                 await writer.drain()
             while True:
-                async with asyncio.timeout(min(wait, 0.15) if answers.whole else wait):
+                async with asyncio.timeout(min(wait, 0.07) if answers.whole else wait):
                     data = await reader.read(65536)
                 if not data:
                     return answers.data

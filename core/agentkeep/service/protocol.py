@@ -148,21 +148,24 @@ class FrontProtocol(HttpToolsProtocol):
         self.in_head = False
         self.in_body = True
         parser = self.parser
-        fields = self.checked_fields()
-        url, version, method = self.url, parser.get_http_version(), parser.get_method()
-        websocket = False
-        if parser.should_upgrade():
-            websocket = fields.get(b"upgrade", b"").lower() == b"websocket" and method == b"GET"
+        url, version, method, upgrade = (
+            self.url,
+            parser.get_http_version(),
+            parser.get_method(),
+            parser.should_upgrade(),
+        )
+        fields = self.checked_fields(method, version)
+        websocket = upgrade and method == b"GET" and fields.get(b"upgrade", b"").lower() == b"websocket"
         path, _, query = url.partition(b"?")
         for route in self.front.routes:
             if route.matches(method, path, websocket):
                 break
         else:
-            self.declining = parser.should_upgrade()
-            if not self.declining:
+            self.declining = upgrade
+            if not upgrade:
                 self.take_by_asgi(fields)
             return
-        if parser.should_upgrade() and not websocket:
+        if upgrade and not websocket:
             self.declining = True
             return
         if self.cycle is not None and not self.cycle.response_complete:
@@ -209,7 +212,7 @@ class FrontProtocol(HttpToolsProtocol):
 
     # Requests.
 
-    def checked_fields(self) -> dict[bytes, bytes]:
+    def checked_fields(self, method: bytes, version: str) -> dict[bytes, bytes]:
         """The head's fields by name; refuses heads that two readers could understand differently."""
         headers, limits = self.headers, self.front.limits
         if len(headers) > limits.head_fields:
@@ -233,12 +236,12 @@ class FrontProtocol(HttpToolsProtocol):
         if not self.url.startswith(b"/") or b"#" in self.url:
             raise self.refused("The request target is a path (origin form)")
         coding = fields.get(b"transfer-encoding")
-        if coding is not None and (coding.lower() != b"chunked" or self.parser.get_http_version() == "1.0"):
+        if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
             raise self.refused("The only transfer coding is chunked")
         expected = fields.get(b"expect")
         if expected is not None and expected.lower() != b"100-continue":
             raise self.refused("The only expectation is 100-continue", 417)
-        if self.parser.get_method() == b"CONNECT":
+        if method == b"CONNECT":
             raise self.refused("CONNECT is not served")
         return fields
 

@@ -34,6 +34,8 @@ from agentkeep.service.direct import ClientConnection, Exchange, Head
 from agentkeep.service.spool import Spool
 
 if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
     from agentkeep.runtime.pump.route import InvocationRoute
 
 __all__ = ["Invocation"]
@@ -57,7 +59,7 @@ class Invocation(Exchange):
         self._mode = _Mode.HOLD
         self._size = 0
         self._parts: list[bytes] = []
-        self._hash = sha256()
+        self._hash: Hash | None = None  # of a body that is not held
         self._held = b""
         self._spool: Spool | None = None
         self._claim: Claim | None = None
@@ -109,8 +111,8 @@ class Invocation(Exchange):
                 if self.received:
                     self._whole()
                 elif self._size > self._route.limits.held_body:
-                    self._overflow()
                     self.take_body(True)
+                    self._overflow()  # may stop the body again
         except ServiceError as error:
             self.answer_failed(error)
         except Exception:
@@ -157,7 +159,7 @@ class Invocation(Exchange):
                     self.connection.pause_body()  # until the caller's key was looked up
                 else:
                     self._overflow()
-        else:
+        elif self._hash is not None:
             self._hash.update(data)
             self._relay(data)
 
@@ -165,8 +167,7 @@ class Invocation(Exchange):
         """The body is larger than what is held."""
         assert self._request is not None
         parts, self._parts = self._parts, []
-        for part in parts:
-            self._hash.update(part)
+        self._hash = sha256(b"".join(parts))
         self._mode = _Mode.DISCARD
         if self._retried is not None:
             return
@@ -210,8 +211,7 @@ class Invocation(Exchange):
         if self._mode is _Mode.HOLD:
             parts, self._parts = self._parts, []
             body = parts[0] if len(parts) == 1 else b"".join(parts)
-            self._hash.update(body)
-        digest = self._hash.hexdigest()
+        digest = (self._hash or sha256(body)).hexdigest()
         try:
             if self._claim is not None:
                 assert self._access is not None

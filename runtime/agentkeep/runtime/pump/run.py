@@ -174,7 +174,9 @@ class Run:
         if self._error is not None:
             client.answer_failed(self._error)
             self._route.runs.forget(self)
+            self._client = None
         elif self.state is RunState.COMPLETE:
+            self._client = None
             client.answer_complete()
         elif self._agent is not None:
             self._agent.pause(False)
@@ -345,8 +347,9 @@ class Run:
         self._route.runs.ended(self)
         if self._sender is not None:
             self._sender.take_body(True)  # nobody reads it any more; it is still to be proved
-        if self._client is not None:
-            self._client.answer_complete()
+        client, self._client = self._client, None  # and no cycle is left for the garbage collector
+        if client is not None:
+            client.answer_complete()
 
     def on_agent_blocked(self, blocked: bool) -> None:
         if self._sender is not None:
@@ -384,8 +387,9 @@ class Run:
         self._route.runs.ended(self)
         if self._sender is not None:
             self._sender.take_body(True)
-        if self._client is not None:
-            self._client.answer_failed(error)
+        client, self._client = self._client, None
+        if client is not None:
+            client.answer_failed(error)
 
     def _end_turn(self) -> None:
         turn, self._turn = self._turn, None
