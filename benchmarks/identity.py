@@ -6,18 +6,15 @@ signature check of the same library in the same run, which is the least it can c
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import uvloop
+from _history import keep
 from aiohttp import web
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
@@ -32,7 +29,6 @@ from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
-HISTORY = Path(__file__).with_name("history.jsonl")
 ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 TOKENS = 1000
 SESSIONS = 500
@@ -201,14 +197,7 @@ async def main() -> None:
             await plane.close()
             await store.close()
     await runner.cleanup()
-    entry = {
-        "benchmark": "identity",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "figures": figures,
-    }
-    with HISTORY.open("a") as history:
-        history.write(json.dumps(entry) + "\n")
+    keep("identity", figures)
 
 
 if __name__ == "__main__":

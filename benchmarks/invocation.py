@@ -16,7 +16,6 @@ import asyncio
 import io
 import json
 import os
-import platform
 import secrets
 import socket
 import statistics
@@ -27,13 +26,13 @@ import time
 import zipfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httptools
 import uvloop
+from _history import keep
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
@@ -58,7 +57,6 @@ from agentkeep.service.front import Front, Server
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 from agentkeep.wire import Router
 
-HISTORY = Path(__file__).with_name("history.jsonl")
 BODY = b'{"prompt":"' + b"x" * 300 + b'"}'
 STREAM = b'{"stream":50}'
 ROUNDS = 8
@@ -448,14 +446,7 @@ def main(seconds: float) -> None:
         print(name)
         for of, values in figure.items():
             print(f"  {of:17}", values)
-    entry = {
-        "benchmark": "invocation",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "figures": figures,
-    }
-    with HISTORY.open("a") as history:
-        history.write(json.dumps(entry) + "\n")
+    keep("invocation", figures)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import boto3
 import psutil
 import uvloop
+from _history import keep
 from botocore.awsrequest import AWSResponse
 from redis.asyncio import Redis
 
@@ -37,7 +37,6 @@ from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.memory.operations import MemoryPlane
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
-HISTORY = Path(__file__).with_name("history.jsonl")
 COMMAND = (sys.executable, "-m", "agentkeep.cli")
 CALLS = 3000
 CONCURRENCY = (1, 8, 32)
@@ -233,14 +232,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = await in_process(Path(folder) / "valkey")
         figures |= await over_http(Path(folder) / "platform")
-    entry = {
-        "benchmark": "memory",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "figures": figures,
-    }
-    with HISTORY.open("a") as history:
-        history.write(json.dumps(entry) + "\n")
+    keep("memory", figures)
 
 
 if __name__ == "__main__":

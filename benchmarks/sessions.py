@@ -11,21 +11,20 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+
+from _history import keep
 
 from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
 from agentkeep.runtime.drivers.process.environment import ProcessEnvironment
 from agentkeep.testing.driver import make_spec, request
 
-HISTORY = Path(__file__).with_name("history.jsonl")
 AGENT = """
 import boto3
 from bedrock_agentcore import BedrockAgentCoreApp
@@ -143,15 +142,8 @@ async def main(count: int, cold: int) -> None:
             figures["mode"] = f"{mode}, control groups: {', '.join(sorted(controllers)) or 'none'}"
         finally:
             await driver.close()
-    record = {
-        "benchmark": "sessions",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "figures": figures,
-    }
-    print(json.dumps(record, indent=2))
-    with HISTORY.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    print(json.dumps(figures, indent=2))
+    keep("sessions", figures)
 
 
 if __name__ == "__main__":

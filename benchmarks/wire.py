@@ -5,24 +5,21 @@ Compared in the same run with what botocore, the client, spends on its half of t
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import botocore.session
 import orjson
+from _history import keep
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.serialize import create_serializer
 from botocore.validate import ParamValidator
 
-HISTORY = Path(__file__).with_name("history.jsonl")
 MOMENT = datetime(2025, 8, 25, 18, 39, 14, 123456, tzinfo=UTC)
 EVENT: dict[str, Any] = {
     "memoryId": "memory-0123456789",
@@ -155,14 +152,7 @@ def main() -> None:
         figures["botocore: validate CreateEvent (no patterns)"] + figures["botocore: serialise CreateEvent"]
     )
     print(f"{'CreateEvent: server / client':50} {ratio:9.2f}")
-    entry = {
-        "benchmark": "wire",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "figures": {**{f"{name}, ms": value for name, value in start.items()}, **figures},
-    }
-    with HISTORY.open("a") as history:
-        history.write(json.dumps(entry) + "\n")
+    keep("wire", {**{f"{name}, ms": value for name, value in start.items()}, **figures})
 
 
 if __name__ == "__main__":

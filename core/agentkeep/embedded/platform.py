@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -25,6 +26,7 @@ from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import SystemClock
+from agentkeep.core.errors import StoreUnavailable
 from agentkeep.core.identifiers import Deployment
 from agentkeep.embedded.settings import EmbeddedSettings
 from agentkeep.embedded.valkey import EmbeddedValkey
@@ -50,6 +52,7 @@ from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.front import Front, Server
 from agentkeep.service.mounts import Access, Mount
+from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 from agentkeep.wire import Router
 
@@ -104,8 +107,17 @@ class EmbeddedPlatform:
         # Planes. They know each other only as ports.
         issuer_url = self.url + ISSUER_PATH
         identity_settings = IdentitySettings()
+        runtime_settings = RuntimeSettings()
+        if "public_url" not in runtime_settings.model_fields_set:
+            runtime_settings = runtime_settings.model_copy(update={"public_url": self.url})
         identity = IdentityPlane(
-            store, master_key, self.deployment, clock, identity_settings, trusted_issuers=(discovery_url(issuer_url),)
+            store,
+            master_key,
+            self.deployment,
+            clock,
+            identity_settings,
+            trusted_issuers=(discovery_url(issuer_url),),
+            public_url=runtime_settings.public_url,
         )
         on_exit(identity.close)
         issuer = DevelopmentIssuer(issuer_url, identity.keys, store, master_key, clock, identity_settings)
@@ -125,9 +137,6 @@ class EmbeddedPlatform:
         def session_endpoint(session: SessionRef) -> Callable[[], asyncio.Protocol]:
             return front.protocol(session)
 
-        runtime_settings = RuntimeSettings()
-        if "public_url" not in runtime_settings.model_fields_set:
-            runtime_settings = runtime_settings.model_copy(update={"public_url": self.url})
         runtime = RuntimePlane(
             store,
             self.deployment,
@@ -159,6 +168,7 @@ class EmbeddedPlatform:
                 Mount("/v1", otlp, Access.SESSION),
             ],
             bearers=runtime.bearers,
+            ready=lambda: _answers(store),
         )
         invocations = InvocationRoute(runtime.invocations, authenticator)
         front = Front(application, [invocations])
@@ -183,6 +193,15 @@ async def _operator(identity: IdentityPlane) -> OperatorCredentials:
     return OperatorCredentials(issued.id, issued.secret)
 
 
+async def _answers(store: KeyValueStore) -> bool:
+    """For /readyz. Planes of one process fail together; the store is what can be away."""
+    try:
+        await store.get("readiness", "")
+    except StoreUnavailable:
+        return False
+    return True
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
@@ -203,6 +222,9 @@ async def _run(platform: EmbeddedPlatform, ready: Callable[[EmbeddedPlatform], N
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     await platform.start()
+    # What was made so far stays for good: collections need not look at it again.
+    gc.collect()
+    gc.freeze()
     try:
         ready(platform)
         await stopping.wait()
