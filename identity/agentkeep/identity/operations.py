@@ -1,18 +1,26 @@
-"""The identity plane: workload identities and their tokens; and, for the other planes, keys and authorizers."""
+"""The identity plane: workload identities, their tokens, and the credential providers these open; and, for the other
+planes, keys and authorizers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from agentkeep.core.call import Call, CallerKind, allow
 from agentkeep.core.clock import Clock
-from agentkeep.core.identifiers import Deployment
+from agentkeep.core.errors import ResourceNotFoundException
+from agentkeep.core.identifiers import Arn, Deployment
 from agentkeep.identity.authorizers import JwtAuthorizers
+from agentkeep.identity.credential_providers import CredentialProvider, CredentialProviders, ProviderKind
 from agentkeep.identity.jwt import JwtVerifier
 from agentkeep.identity.keys import AccessKeys
 from agentkeep.identity.master_key import MasterKey
+from agentkeep.identity.oauth2_providers import Oauth2Providers
 from agentkeep.identity.providers import OpenIdProviders
+from agentkeep.identity.resource_credentials import ResourceCredentials
+from agentkeep.identity.secret_sources import api_key
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.identity.token_vault import VAULT, TokenVault
 from agentkeep.identity.trusted_issuers import TrustedIssuers
 from agentkeep.identity.workload_identities import WorkloadIdentities, WorkloadIdentity
 from agentkeep.identity.workload_tokens import WorkloadAccessTokens
@@ -22,13 +30,27 @@ from agentkeep.wire.types import bedrock_agentcore_control as control
 
 __all__ = ["IdentityPlane"]
 
+_API_KEY_PAGE = 100  # the model's largest
+_OAUTH2_PAGE = 20
+
+
+class _Tagged(Protocol):
+    """Resources with tags, by ARN."""
+
+    async def tag(self, arn: str, tags: Mapping[str, str]) -> None: ...
+
+    async def untag(self, arn: str, keys: Sequence[str]) -> None: ...
+
+    async def tags(self, arn: str) -> Mapping[str, str]: ...
+
 
 class IdentityPlane:
     """Its parts are the ports the other planes are given: `keys` (Keys), `authorizers` (Authorizers) and
-    `workload_tokens` (WorkloadTokens). `trusted_issuers` adds discovery URLs to the settings' own."""
+    `workload_tokens` (WorkloadTokens). `trusted_issuers` adds discovery URLs to the settings' own. `public_url`:
+    where browsers reach the platform, for OAuth2's callbacks."""
 
     name = "identity"
-    arn_kinds = frozenset({"workload-identity"})
+    arn_kinds = frozenset({"workload-identity", *ProviderKind})
 
     def __init__(
         self,
@@ -38,6 +60,7 @@ class IdentityPlane:
         clock: Clock,
         settings: IdentitySettings,
         trusted_issuers: Sequence[str] = (),
+        public_url: str = "http://127.0.0.1:4780",
     ) -> None:
         self._providers = OpenIdProviders(clock, settings)
         self._identities = WorkloadIdentities(store, deployment, clock)
@@ -46,6 +69,18 @@ class IdentityPlane:
         self.keys = AccessKeys(store, master_key, deployment, clock, settings)
         self.authorizers = JwtAuthorizers(self._providers, verifier, clock, settings)
         self.workload_tokens = WorkloadAccessTokens(self._identities, issuers, master_key, clock, settings)
+        self._vault = TokenVault(store, master_key, clock)
+        self._api_keys, oauth2 = (
+            CredentialProviders(kind, store, self._vault, deployment, clock, settings.credential_providers)
+            for kind in (ProviderKind.API_KEY, ProviderKind.OAUTH2)
+        )
+        self._oauth2 = Oauth2Providers(oauth2, public_url)
+        self._resource_credentials = ResourceCredentials(self.workload_tokens, self._api_keys)
+        self._tagged: Mapping[str, _Tagged] = {
+            "workload-identity": self._identities,
+            ProviderKind.API_KEY: self._api_keys,
+            ProviderKind.OAUTH2: oauth2,
+        }
 
     async def close(self) -> None:
         await self._providers.close()
@@ -92,20 +127,168 @@ class IdentityPlane:
             answer["nextToken"] = token
         return answer
 
-    # Tags of workload identities; other planes have those of their own resources.
+    # API key credential providers.
+
+    async def create_api_key_credential_provider(
+        self, call: Call, request: control.CreateApiKeyCredentialProviderRequest
+    ) -> control.CreateApiKeyCredentialProviderResponse:
+        provider = await self._api_keys.create(request["name"], api_key(request), {}, request.get("tags", {}))
+        return {
+            "name": provider.name,
+            "credentialProviderArn": provider.arn,
+            "apiKeySecretArn": {"secretArn": provider.secret_arn},
+            "apiKeySecretSource": "MANAGED",
+        }
+
+    async def get_api_key_credential_provider(
+        self, call: Call, request: control.GetApiKeyCredentialProviderRequest
+    ) -> control.GetApiKeyCredentialProviderResponse:
+        return _api_key_provider(await self._api_keys.get(request["name"]))
+
+    async def update_api_key_credential_provider(
+        self, call: Call, request: control.UpdateApiKeyCredentialProviderRequest
+    ) -> control.UpdateApiKeyCredentialProviderResponse:
+        return _api_key_provider(await self._api_keys.update(request["name"], api_key(request)))
+
+    async def delete_api_key_credential_provider(
+        self, call: Call, request: control.DeleteApiKeyCredentialProviderRequest
+    ) -> control.DeleteApiKeyCredentialProviderResponse:
+        await self._api_keys.delete(request["name"])
+        return {}
+
+    async def list_api_key_credential_providers(
+        self, call: Call, request: control.ListApiKeyCredentialProvidersRequest
+    ) -> control.ListApiKeyCredentialProvidersResponse:
+        page, token = await self._api_keys.list(request.get("maxResults", _API_KEY_PAGE), request.get("nextToken"))
+        answer: control.ListApiKeyCredentialProvidersResponse = {
+            "credentialProviders": [
+                {
+                    "name": one.name,
+                    "credentialProviderArn": one.arn,
+                    "createdTime": one.created,
+                    "lastUpdatedTime": one.updated,
+                }
+                for one in page
+            ]
+        }
+        if token is not None:
+            answer["nextToken"] = token
+        return answer
+
+    # OAuth2 credential providers.
+
+    async def create_oauth2_credential_provider(
+        self, call: Call, request: control.CreateOauth2CredentialProviderRequest
+    ) -> control.CreateOauth2CredentialProviderResponse:
+        provider = await self._oauth2.create(
+            request["name"],
+            request["credentialProviderVendor"],
+            request["oauth2ProviderConfigInput"],
+            request.get("tags", {}),
+        )
+        return {
+            "name": provider.name,
+            "credentialProviderArn": provider.arn,
+            "clientSecretArn": {"secretArn": provider.secret_arn},
+            "clientSecretSource": "MANAGED",
+            "callbackUrl": self._oauth2.callback_url(provider),
+            "oauth2ProviderConfigOutput": provider.details["output"],
+            "status": "READY",
+        }
+
+    async def get_oauth2_credential_provider(
+        self, call: Call, request: control.GetOauth2CredentialProviderRequest
+    ) -> control.GetOauth2CredentialProviderResponse:
+        return self._oauth2_provider(await self._oauth2.stored.get(request["name"]))
+
+    async def update_oauth2_credential_provider(
+        self, call: Call, request: control.UpdateOauth2CredentialProviderRequest
+    ) -> control.UpdateOauth2CredentialProviderResponse:
+        provider = await self._oauth2.update(
+            request["name"], request["credentialProviderVendor"], request["oauth2ProviderConfigInput"]
+        )
+        return self._oauth2_provider(provider)
+
+    async def delete_oauth2_credential_provider(
+        self, call: Call, request: control.DeleteOauth2CredentialProviderRequest
+    ) -> control.DeleteOauth2CredentialProviderResponse:
+        await self._oauth2.stored.delete(request["name"])
+        return {}
+
+    async def list_oauth2_credential_providers(
+        self, call: Call, request: control.ListOauth2CredentialProvidersRequest
+    ) -> control.ListOauth2CredentialProvidersResponse:
+        page, token = await self._oauth2.stored.list(request.get("maxResults", _OAUTH2_PAGE), request.get("nextToken"))
+        answer: control.ListOauth2CredentialProvidersResponse = {
+            "credentialProviders": [
+                {
+                    "name": one.name,
+                    "credentialProviderArn": one.arn,
+                    "credentialProviderVendor": one.details["vendor"],
+                    "createdTime": one.created,
+                    "lastUpdatedTime": one.updated,
+                }
+                for one in page
+            ]
+        }
+        if token is not None:
+            answer["nextToken"] = token
+        return answer
+
+    def _oauth2_provider(self, provider: CredentialProvider) -> control.GetOauth2CredentialProviderResponse:
+        return {
+            "name": provider.name,
+            "credentialProviderArn": provider.arn,
+            "credentialProviderVendor": provider.details["vendor"],
+            "clientSecretArn": {"secretArn": provider.secret_arn},
+            "clientSecretSource": "MANAGED",
+            "callbackUrl": self._oauth2.callback_url(provider),
+            "oauth2ProviderConfigOutput": provider.details["output"],
+            "createdTime": provider.created,
+            "lastUpdatedTime": provider.updated,
+            "status": "READY",
+        }
+
+    # The token vault.
+
+    async def get_token_vault(self, call: Call, request: control.GetTokenVaultRequest) -> control.GetTokenVaultResponse:
+        vault = request.get("tokenVaultId", VAULT)
+        return {
+            "tokenVaultId": vault,
+            "kmsConfiguration": {"keyType": "ServiceManagedKey"},
+            "lastModifiedDate": await self._vault.modified(vault),
+        }
+
+    @allow(CallerKind.SESSION)
+    async def get_resource_api_key(
+        self, call: Call, request: data.GetResourceApiKeyRequest
+    ) -> data.GetResourceApiKeyResponse:
+        key = await self._resource_credentials.api_key(
+            call.caller, request["workloadIdentityToken"], request["resourceCredentialProviderName"]
+        )
+        return {"apiKey": key}
+
+    # Tags of this plane's resources; other planes have those of their own.
 
     async def tag_resource(self, call: Call, request: control.TagResourceRequest) -> control.TagResourceResponse:
-        await self._identities.tag(request["resourceArn"], request["tags"])
+        await self._of(request["resourceArn"]).tag(request["resourceArn"], request["tags"])
         return {}
 
     async def untag_resource(self, call: Call, request: control.UntagResourceRequest) -> control.UntagResourceResponse:
-        await self._identities.untag(request["resourceArn"], request["tagKeys"])
+        await self._of(request["resourceArn"]).untag(request["resourceArn"], request["tagKeys"])
         return {}
 
     async def list_tags_for_resource(
         self, call: Call, request: control.ListTagsForResourceRequest
     ) -> control.ListTagsForResourceResponse:
-        return {"tags": dict(await self._identities.tags(request["resourceArn"]))}
+        return {"tags": dict(await self._of(request["resourceArn"]).tags(request["resourceArn"]))}
+
+    def _of(self, arn: str) -> _Tagged:
+        parsed = Arn.parse(arn)
+        found = None if parsed is None else self._tagged.get(parsed.kind)
+        if found is None:
+            raise ResourceNotFoundException(f"No resource with ARN {arn!r}")
+        return found
 
     # Workload access tokens. Sessions may ask for their own agent's only, and are told what AgentCore would tell them:
     # that one is not asked for, it comes with each invocation.
@@ -137,4 +320,15 @@ def _described(identity: WorkloadIdentity) -> control.GetWorkloadIdentityRespons
         "allowedResourceOauth2ReturnUrls": list(identity.return_urls),
         "createdTime": identity.created,
         "lastUpdatedTime": identity.updated,
+    }
+
+
+def _api_key_provider(provider: CredentialProvider) -> control.GetApiKeyCredentialProviderResponse:
+    return {
+        "name": provider.name,
+        "credentialProviderArn": provider.arn,
+        "apiKeySecretArn": {"secretArn": provider.secret_arn},
+        "apiKeySecretSource": "MANAGED",
+        "createdTime": provider.created,
+        "lastUpdatedTime": provider.updated,
     }

@@ -29,6 +29,11 @@ class IdentitySettings(BaseSettings):
         description="Discovery URLs of the OpenID providers whose user tokens GetWorkloadAccessTokenForJWT accepts.",
     )
 
+    # The token vault.
+    credential_providers: int = Field(
+        50, ge=1, le=1000, description="How many credential providers there may be of each kind: API keys, OAuth2."
+    )
+
     # JSON Web Tokens and where their keys come from.
     clock_skew: float = Field(60, ge=0, le=300, description="Tolerance for exp, nbf and iat.")
     token_limit: int = Field(16_384, ge=1024, le=131_072, description="Longer user tokens are refused unread.")

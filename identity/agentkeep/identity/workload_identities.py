@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +15,11 @@ from agentkeep.core.errors import (
     ConditionFailed,
     ConflictException,
     ResourceNotFoundException,
-    ServiceQuotaExceededException,
     ValidationException,
 )
 from agentkeep.core.identifiers import Deployment
+from agentkeep.identity.pagination import page_start, page_token
+from agentkeep.identity.tags import merged, refuse_reserved, without
 from agentkeep.storage.interface import ABSENT, Delete, KeyValueStore, Put, partition
 
 __all__ = ["WorkloadIdentities", "WorkloadIdentity"]
@@ -28,7 +27,6 @@ __all__ = ["WorkloadIdentities", "WorkloadIdentity"]
 _IDENTITIES = partition("identity", "workload-identities")
 _DIRECTORY = "workload-identity-directory/default/workload-identity/"
 _PAGE = 20  # the model's largest
-_MOST_TAGS = 50
 _ATTEMPTS = 5
 
 
@@ -73,7 +71,7 @@ class WorkloadIdentities:
         service_linked: bool = False,
     ) -> WorkloadIdentity:
         """Raises ConflictException where the name is taken."""
-        _refuse_reserved(tags or {})
+        refuse_reserved(tags or {})
         now = self._now()
         identity = WorkloadIdentity(
             name, self.arn(name), tuple(return_urls), now, now, secrets.token_hex(8), service_linked, dict(tags or {})
@@ -94,9 +92,9 @@ class WorkloadIdentities:
     async def list(self, limit: int | None, token: str | None) -> tuple[list[WorkloadIdentity], str | None]:
         """A page by name, and the token of the next."""
         limit = limit or _PAGE
-        items = await self._store.query(_IDENTITIES, after=_page_start(token), limit=limit + 1)
+        items = await self._store.query(_IDENTITIES, after=page_start(token), limit=limit + 1)
         page = [self._load(item.sort, item.value) for item in items[:limit]]
-        return page, _page_token(page[-1].name) if len(items) > limit else None
+        return page, page_token(page[-1].name) if len(items) > limit else None
 
     async def set_return_urls(self, name: str, return_urls: Sequence[str] | None) -> WorkloadIdentity:
         """None leaves them as they are."""
@@ -109,21 +107,10 @@ class WorkloadIdentities:
 
     async def tag(self, arn: str, tags: Mapping[str, str]) -> None:
         """Raises ServiceQuotaExceededException beyond 50 tags."""
-        _refuse_reserved(tags)
-
-        def change(identity: WorkloadIdentity) -> WorkloadIdentity:
-            merged = {**identity.tags, **tags}
-            if len(merged) > _MOST_TAGS:
-                raise ServiceQuotaExceededException(f"A resource has at most {_MOST_TAGS} tags")
-            return replace(identity, tags=merged)
-
-        await self._change(self._name(arn), change)
+        await self._change(self._name(arn), lambda one: replace(one, tags=merged(one.tags, tags)))
 
     async def untag(self, arn: str, keys: Sequence[str]) -> None:
-        def change(identity: WorkloadIdentity) -> WorkloadIdentity:
-            return replace(identity, tags={key: value for key, value in identity.tags.items() if key not in keys})
-
-        await self._change(self._name(arn), change)
+        await self._change(self._name(arn), lambda one: replace(one, tags=without(one.tags, keys)))
 
     async def tags(self, arn: str) -> Mapping[str, str]:
         return (await self.get(self._name(arn))).tags
@@ -179,24 +166,3 @@ class WorkloadIdentities:
                 continue
             return changed
         raise ConflictException(f"Workload identity {name} is being changed by others; try again")
-
-
-def _refuse_reserved(tags: Mapping[str, str]) -> None:
-    if any(key.lower().startswith("aws:") for key in tags):
-        raise ValidationException("Tag keys beginning with aws: are reserved")
-
-
-def _page_token(name: str) -> str:
-    return base64.urlsafe_b64encode(name.encode()).decode()
-
-
-def _page_start(token: str | None) -> str | None:
-    if token is None:
-        return None
-    try:
-        name = base64.b64decode(token, b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        name = ""
-    if not name:
-        raise ValidationException("nextToken is not one that this operation returned")
-    return name
