@@ -44,7 +44,7 @@ def rows(settings: type[BaseSettings]) -> Iterator[str]:
 
 def default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
-    text = "" if value is None or value == () else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
     return f"`{text}`" if text else ""
 
 

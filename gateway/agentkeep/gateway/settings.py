@@ -23,7 +23,11 @@ class GatewaySettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="AGENTKEEP_GATEWAY_", frozen=True, extra="ignore")
 
-    routes: Annotated[tuple[Rule, ...], NoDecode, BeforeValidator(_rules)] = (Rule("*", "demo"),)
+    routes: Annotated[tuple[Rule, ...], NoDecode, BeforeValidator(_rules)] = Field(
+        (Rule("*", "demo"),),
+        description="Which provider answers for which model id: `pattern=provider` or `pattern=provider:model`, "
+        "separated by commas, the first that matches. Providers: bedrock, openai, local, demo.",
+    )
     answer_seconds: float = Field(300, gt=0, description="Limit for a whole answer of a model.")
     gap_seconds: float = Field(60, gt=0, description="Limit for the silence between two events of a streaming answer.")
 

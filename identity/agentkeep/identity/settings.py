@@ -20,10 +20,12 @@ class IdentitySettings(BaseSettings):
     key_cache: float = Field(
         5, ge=0, le=60, description="How long another replica may still accept a key after its end: its cache's age."
     )
-    key_cache_size: int = Field(10_000, ge=1)
+    key_cache_size: int = Field(10_000, ge=1, description="Access keys remembered at once.")
 
     # Workload access tokens.
-    workload_token_life: float = Field(3600, ge=60, le=43_200)
+    workload_token_life: float = Field(
+        3600, ge=60, le=43_200, description="How long a workload access token is accepted."
+    )
     trusted_issuers: tuple[str, ...] = Field(
         (),
         description="Discovery URLs of the OpenID providers whose user tokens GetWorkloadAccessTokenForJWT accepts.",
@@ -46,10 +48,12 @@ class IdentitySettings(BaseSettings):
         10, ge=0, description="Least time between two fetches from one provider, whatever key ids tokens name."
     )
     provider_timeout: float = Field(5, gt=0, description="For each document of a provider.")
-    provider_document_limit: int = Field(262_144, ge=1024)
+    provider_document_limit: int = Field(262_144, ge=1024, description="Larger documents of a provider are refused.")
 
     # The development issuer.
-    development_token_life: float = Field(3600, ge=60, le=86_400)
+    development_token_life: float = Field(
+        3600, ge=60, le=86_400, description="How long the development issuer's tokens live."
+    )
 
     @field_validator("trusted_issuers")
     @classmethod

@@ -23,7 +23,7 @@ class RuntimeSettings(BaseSettings):
     connect_timeout: float = Field(10, gt=0, description="For a connection to a running agent.")
     reap_interval: float = Field(5, gt=0, description="How often sessions are checked against their time limits.")
     ping_interval: float = Field(30, gt=0, description="How often an idle session is asked whether it is busy.")
-    ping_timeout: float = Field(5, gt=0)
+    ping_timeout: float = Field(5, gt=0, description="For the answer to a ping.")
     ping_failures: int = Field(3, ge=1, description="So many unanswered pings in a row end a session.")
     lease: float = Field(30, gt=0, description="A replica silent for this long has lost its sessions.")
     max_sessions: int = Field(500, ge=1, description="Sessions alive at once on this replica; more are refused (402).")

@@ -9,13 +9,16 @@ __all__ = ["ProcessDriverSettings"]
 
 
 class ProcessDriverSettings(BaseSettings):
-    """A fork server imports a version's libraries once and is forked for each session. It is replaced after
-    `fork_server_sessions` sessions or `fork_server_age` seconds, since its sessions share its memory layout, and ends
-    after `fork_server_idle` seconds without a session. `fork_servers` off: every session starts cold."""
+    """`AGENTKEEP_RUNTIME_PROCESS_*`."""
 
     model_config = SettingsConfigDict(env_prefix="AGENTKEEP_RUNTIME_PROCESS_")
 
-    fork_servers: bool = True
-    fork_server_sessions: int = Field(default=1000, ge=1)
-    fork_server_age: float = Field(default=24 * 3600, gt=0)
-    fork_server_idle: float = Field(default=15 * 60, gt=0)
+    fork_servers: bool = Field(
+        True, description="Sessions are forked from a process that has imported the version's libraries. "
+        "Off: every session starts a fresh process (cold).",
+    )  # fmt: skip
+    fork_server_sessions: int = Field(
+        1000, ge=1, description="Sessions after which a fork server is replaced: they share its memory layout."
+    )
+    fork_server_age: float = Field(24 * 3600, gt=0, description="Seconds after which a fork server is replaced.")
+    fork_server_idle: float = Field(15 * 60, gt=0, description="Seconds without a session after which it ends.")
