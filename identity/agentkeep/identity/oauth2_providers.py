@@ -97,7 +97,7 @@ def _read(vendor: str, given: Mapping[str, Any]) -> _Configuration:
     client = not _without_client(config)
     if client and not config.get("clientId"):
         faults.append(FieldError(f"{path}clientId", "is needed"))
-    secret = managed_secret(config, "clientSecret", path, faults, needed=client)
+    secret = managed_secret(config, "clientSecret", "clientSecret", path, faults, needed=client)
     refuse(faults)
     return _Configuration(vendor, {member: output}, secret)
 

@@ -11,20 +11,25 @@ __all__ = ["api_key", "managed_secret", "refuse"]
 
 
 def managed_secret(
-    document: Mapping[str, Any], member: str, path: str, faults: list[FieldError], needed: bool = True
+    document: Mapping[str, Any],
+    member: str,
+    prefix: str,
+    path: str,
+    faults: list[FieldError],
+    needed: bool = True,
 ) -> str | None:
     """The secret in `member` of `document`; an empty one is none.
 
-    Its siblings `<member>Source` and `<member>Config` say where it is otherwise. That, and a missing secret that is
+    The members `<prefix>Source` and `<prefix>Config` say where it is otherwise. That, and a missing secret that is
     `needed`, goes to `faults`, under `path`.
     """
     secret: str | None = document.get(member) or None
-    if document.get(f"{member}Source") == "EXTERNAL" or document.get(f"{member}Config") is not None:
+    if document.get(f"{prefix}Source") == "EXTERNAL" or document.get(f"{prefix}Config") is not None:
         faults.append(
             FieldError(
-                f"{path}{member}Source",
+                f"{path}{prefix}Source",
                 "EXTERNAL, a secret in AWS Secrets Manager, is not supported by agentkeep yet; "
-                f"leave it and {member}Config out and give {member}, which is kept encrypted",
+                f"leave it and {prefix}Config out and give {member}, which is kept encrypted",
             )
         )
     elif needed and secret is None:
@@ -35,7 +40,7 @@ def managed_secret(
 def api_key(request: Mapping[str, Any]) -> str:
     """Of the requests to create and update API key credential providers. Raises ValidationException."""
     faults: list[FieldError] = []
-    secret = managed_secret(request, "apiKey", "", faults)
+    secret = managed_secret(request, "apiKey", "apiKeySecret", "", faults)
     refuse(faults)
     assert secret is not None
     return secret
