@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import stat
 import subprocess
 import uuid
@@ -140,3 +141,28 @@ def test_every_command_explains_itself() -> None:
     done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, env=clean_environment())
     for command in ("up", "down", "env", "deploy", "invoke", "sessions", "stop", "logs", "login", "doctor", "usage"):
         assert f" {command} " in done.stdout
+
+
+def test_up_says_why_it_cannot_start(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for detach in (("--detach",), ()):
+            done = PlatformProcess(tmp_path).run("up", "--port", port, *detach, check=False)
+            assert done.returncode == 1
+            said = " ".join(done.stderr.split())
+            assert f"Port {port} of this machine's loopback is taken" in said
+            assert "--port" in said
+            assert "Traceback" not in said
+
+
+def test_up_names_a_wrong_setting(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "up", "--detach", "--port", "0", "--data-dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=clean_environment() | {"AGENTKEEP_RUNTIME_LEASE": "-1"},
+    )
+    assert done.returncode == 1
+    assert "A setting is wrong: lease" in " ".join(done.stderr.split())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shlex
 import signal
@@ -14,10 +16,12 @@ from typing import Annotated
 
 import psutil
 import typer
+from pydantic import ValidationError
 
 from agentkeep.cli.deployment import Deployment, Running, write_credentials
 from agentkeep.cli.options import DEFAULT_DATA_DIR, DataDir
 from agentkeep.cli.output import AsJson, CommandError, console, progress, show
+from agentkeep.core.errors import AgentkeepError
 
 START_SECONDS = 60
 STOP_SECONDS = 30
@@ -63,6 +67,18 @@ def _serve(port: int, data_dir: Path, as_json: bool) -> None:
 
     try:
         run(data_dir, port, ready)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise CommandError(f"A setting is wrong: {wrong}.", "docs/settings.md explains every setting.") from None
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise CommandError(f"The platform cannot start: {error}.") from None
+        raise CommandError(
+            f"Port {port} of this machine's loopback is taken by another program.",
+            f"Choose another with --port, or stop that program (`ss -ltnp sport = :{port}` names it).",
+        ) from None
+    except AgentkeepError as error:
+        raise CommandError(f"The platform cannot start: {error}.", "`agentkeep doctor` tries what it needs.") from None
     finally:
         mine = Running.read(data_dir)
         if mine and mine.pid == os.getpid():
@@ -72,7 +88,9 @@ def _serve(port: int, data_dir: Path, as_json: bool) -> None:
 def _start_detached(port: int, data_dir: Path, as_json: bool) -> Running:
     log_path = data_dir / "platform.log"
     command = [sys.executable, "-m", "agentkeep.cli", "up", "--port", str(port), "--data-dir", str(data_dir)]
-    with log_path.open("ab") as log:
+    command.append("--json")  # what it says goes into the log, its last line to whoever waits here
+    with open(log_path, "ab", opener=_private) as log:
+        begins = log.tell()
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=data_dir
         )
@@ -85,14 +103,27 @@ def _start_detached(port: int, data_dir: Path, as_json: bool) -> Running:
             if process.poll() is not None:
                 break
             time.sleep(0.05)
+    said = log_path.read_bytes()[begins:].decode(errors="replace")
     if process.poll() is None:
         process.terminate()
         process.wait(STOP_SECONDS)
-        reason = f"The platform was not ready within {START_SECONDS} seconds and was stopped."
-    else:
-        reason = f"The platform ended with status {process.returncode} before it was ready."
-    tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])
-    raise CommandError(f"{reason} Its last words:\n{tail}", f"The whole log: {log_path}")
+        raise CommandError(
+            f"The platform was not ready within {START_SECONDS} seconds and was stopped.", f"Its log: {log_path}"
+        )
+    try:
+        # It said why, as any command does with --json.
+        refused = json.loads(said.strip().splitlines()[-1])
+        raise CommandError(refused["error"], refused["fix"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        tail = "\n".join(said.splitlines()[-15:])
+        raise CommandError(
+            f"The platform ended with status {process.returncode} before it was ready. Its last words:\n{tail}",
+            f"The whole log: {log_path}",
+        ) from None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:

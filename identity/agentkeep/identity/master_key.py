@@ -11,6 +11,8 @@ from typing import Protocol
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from agentkeep.core.errors import AgentkeepError
+
 __all__ = ["FileMasterKey", "MasterKey", "MasterKeyError"]
 
 _LENGTH = 32
@@ -24,7 +26,7 @@ class MasterKey(Protocol):
         ...
 
 
-class MasterKeyError(Exception):
+class MasterKeyError(AgentkeepError):
     """The key file cannot be trusted or used; the message says what to do. The platform does not start."""
 
 
