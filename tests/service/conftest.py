@@ -80,7 +80,7 @@ async def make_stack(store: ValkeyKeyValueStore, router: Router) -> AsyncIterato
         await stack.server.front.close()
         stack.route.close()
         await stack.agent.stop()
-        assert not stack.route.runs, "an invocation is left"
+        assert not stack.route.pump.runs, "an invocation is left"
         assert all(turn.ended == 1 for turn in stack.sessions.turns), "every turn ends exactly once"
         assert all(connection.released == 1 for connection in stack.sessions.connections)
 

@@ -83,7 +83,7 @@ async def test_boto3_sends_100_mb(stack: Stack) -> None:
     for _ in range(2):
         _, body = await asyncio.to_thread(invoke, stack.client(), payload, runtimeSessionId=LIVE)
         assert body == b'{"n":100000000}'
-    assert stack.route.spools.used == 0
+    assert stack.route.pump.spools.used == 0
     _, body = await asyncio.to_thread(invoke, stack.client(), io.BytesIO(b"f" * 1_000_000))
     assert body == b'{"n":1000000}'
     error = await refusal(stack.client(), payload + b"x")
@@ -109,7 +109,7 @@ async def test_a_wrong_signature(stack: Stack, size: int, chunked: bool) -> None
     await asyncio.sleep(0.1)
     assert all(not request.complete for request in stack.agent.received)
     assert len(stack.agent.received) <= (0 if size == 10 else 1), "large bodies stream into sessions that live"
-    assert stack.route.spools.used == 0
+    assert stack.route.pump.spools.used == 0
 
 
 async def test_a_good_signature_in_pieces(stack: Stack) -> None:

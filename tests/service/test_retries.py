@@ -117,8 +117,8 @@ async def test_an_awaited_retry_that_never_comes(make_stack: Any) -> None:
     await asyncio.wait_for(stack.agent.left.wait(), 3)
     await stack.raw(attempt(stack, 1, b"hi", session_id="another-" + "0" * 32))
     await asyncio.sleep(0.6)
-    assert not stack.route.runs._by_key
-    assert not stack.route.runs._kept
+    assert not stack.route.pump.runs._by_key
+    assert not stack.route.pump.runs._kept
 
 
 async def test_failures(stack: Stack) -> None:
@@ -141,9 +141,9 @@ async def test_kept_answers_are_bounded(make_stack: Any) -> None:
     assert len(stack.agent.received) == 2, "too large to keep"
     for number in range(20):
         await stack.raw(attempt(stack, 1, b"hi", session_id=f"kept-{number}-" + "0" * 32))
-    assert len(stack.route.runs._kept) <= 4
-    assert stack.route.runs._kept_size <= 5000
-    assert len(stack.route.runs._by_key) <= 4
+    assert len(stack.route.pump.runs._kept) <= 4
+    assert stack.route.pump.runs._kept_size <= 5000
+    assert len(stack.route.pump.runs._by_key) <= 4
 
 
 async def test_a_detached_answer_is_bounded(make_stack: Any) -> None:
@@ -152,7 +152,7 @@ async def test_a_detached_answer_is_bounded(make_stack: Any) -> None:
     stack.sessions.start_seconds = 0.2
     await stack.raw(attempt(stack, 1, b"flood 200"), wait=0.05)
     await asyncio.sleep(0.8)
-    (run,) = stack.route.runs._active
+    (run,) = stack.route.pump.runs._active
     assert run.recorded_size < 2_000_000
     answer = await stack.raw(attempt(stack, 2, b"flood 200"))
     assert answer.count(b"x") > 200 * 65536

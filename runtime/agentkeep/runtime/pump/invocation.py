@@ -26,6 +26,7 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.ports import AccessKey
+from agentkeep.runtime.pump.pump import Pump
 from agentkeep.runtime.pump.run import Run
 from agentkeep.runtime.pump.target import SESSION_ID, USER_ID, Attempt, attempt, parse_target, text_headers
 from agentkeep.runtime.turn import InvocationRequest
@@ -35,8 +36,6 @@ from agentkeep.service.spool import Spool
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
-
-    from agentkeep.runtime.pump.route import InvocationRoute
 
 __all__ = ["Invocation"]
 
@@ -53,9 +52,9 @@ class _Mode(Enum):
 
 
 class Invocation(Exchange):
-    def __init__(self, route: InvocationRoute, head: Head, connection: ClientConnection) -> None:
+    def __init__(self, pump: Pump, head: Head, connection: ClientConnection) -> None:
         super().__init__(head, connection)
-        self._route = route
+        self._pump = pump
         self._mode = _Mode.HOLD
         self._size = 0
         self._parts: list[bytes] = []
@@ -76,17 +75,17 @@ class Invocation(Exchange):
     # The head.
 
     def on_open(self) -> None:
-        route, head = self._route, self.head
+        pump, head = self._pump, self.head
         try:
             self._headers = text_headers(head.headers)
-            if head.length is not None and head.length > route.limits.body:
-                raise _too_large(route.limits.body)
+            if head.length is not None and head.length > pump.limits.body:
+                raise _too_large(pump.limits.body)
             bearer = self._bearer()
             if bearer is not None:
                 self._identified(None, bearer)
                 return
-            claim = self._claim = route.authenticator.claim(head.method, head.path, head.query, head.headers)
-            access = route.authenticator.cached(claim, head.session)
+            claim = self._claim = pump.authenticator.claim(head.method, head.path, head.query, head.headers)
+            access = pump.authenticator.cached(claim, head.session)
             if access is not None:
                 self._access = access
                 self._identified(access.caller, None)
@@ -105,12 +104,12 @@ class Invocation(Exchange):
 
     async def _find_key(self, claim: Claim) -> None:
         try:
-            self._access = await self._route.authenticator.find(claim, self.head.session)
+            self._access = await self._pump.authenticator.find(claim, self.head.session)
             if not self.response_complete:
                 self._identified(self._access.caller, None)
                 if self.received:
                     self._whole()
-                elif self._size > self._route.limits.held_body:
+                elif self._size > self._pump.limits.held_body:
                     self.take_body(True)
                     self._overflow()  # may stop the body again
         except ServiceError as error:
@@ -141,14 +140,14 @@ class Invocation(Exchange):
             self._key = (caller.principal, head.path, head.query, user_id, session_id, invocation_id)
             self._attempt = attempt(headers.get("amz-sdk-request", ""))
             if self._attempt.number > 1:
-                self._retried = self._route.runs.get(self._key)
+                self._retried = self._pump.runs.get(self._key)
 
     # The body.
 
     def on_body(self, data: bytes) -> None:
         if self.response_complete:
             return
-        limits = self._route.limits
+        limits = self._pump.limits
         self._size += len(data)
         if self._size > limits.body:
             self.answer_failed(_too_large(limits.body))
@@ -173,16 +172,16 @@ class Invocation(Exchange):
             return
         try:
             # Without a session that lives, nothing may be made for a caller who is not proved.
-            turn = self._route.invocations.begin_now(self._request) if self._claim is not None else None
+            turn = self._pump.invocations.begin_now(self._request) if self._claim is not None else None
         except ServiceError as error:
             self._refusal = error
             return
         if turn is None and self._claim is not None:
             self._mode = _Mode.SPOOL
-            self._spool = self._route.spools.open()
+            self._spool = self._pump.spools.open()
         else:
             self._mode = _Mode.STREAM
-            self._run = Run(self._route, self._request, self, self._key)
+            self._run = Run(self._pump, self._request, self, self._key)
             self._run.stream(self.head.length, turn)
         for part in parts:
             self._relay(part)
@@ -215,7 +214,7 @@ class Invocation(Exchange):
         try:
             if self._claim is not None:
                 assert self._access is not None
-                self._route.authenticator.prove(self._claim, self._access, digest)
+                self._pump.authenticator.prove(self._claim, self._access, digest)
             if self._refusal is not None:
                 raise self._refusal
             if self._retried is not None and self._attach(self._retried, digest):
@@ -232,7 +231,7 @@ class Invocation(Exchange):
             self._run.feed(held)
             self._run.finish(digest)
             return
-        run = self._run = Run(self._route, request, self, self._key)
+        run = self._run = Run(self._pump, request, self, self._key)
         if self._spool is not None:
             spool, self._spool = self._spool, None
             run.send(spool, digest)
@@ -305,7 +304,7 @@ class Invocation(Exchange):
             return
         if not self.received and self._run is not None:
             self._run.give_up()
-        status, fields, body = self._route.error_answer(error)
+        status, fields, body = self._pump.error_answer(error)
         self.answer(status, fields, body)
 
 

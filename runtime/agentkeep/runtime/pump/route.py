@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from agentkeep.core.errors import ServiceError
-from agentkeep.runtime.pump.agent import AgentPool
 from agentkeep.runtime.pump.invocation import Invocation
 from agentkeep.runtime.pump.limits import PumpLimits
+from agentkeep.runtime.pump.pump import Pump
 from agentkeep.runtime.pump.run import Run
-from agentkeep.runtime.pump.runs import Runs
 from agentkeep.runtime.pump.tunnel import Tunnel
 from agentkeep.runtime.turn import Invocations
-from agentkeep.service.answers import error_answer
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.direct import ClientConnection, Exchange, Head
-from agentkeep.service.spool import Spools
-from agentkeep.wire.model import service
 
 __all__ = ["InvocationRoute"]
 
@@ -27,15 +22,7 @@ class InvocationRoute:
     def __init__(
         self, invocations: Invocations, authenticator: Authenticator, limits: PumpLimits = _DEFAULT_LIMITS
     ) -> None:
-        self.invocations = invocations
-        self.authenticator = authenticator
-        self.limits = limits
-        self.pool = AgentPool(limits)
-        self.runs = Runs(limits)
-        self.spools = Spools(limits.spooled)
-        self.tunnels: set[Tunnel] = set()
-        self.now = 0.0
-        self._operation = service("bedrock-agentcore").operation("InvokeAgentRuntime")
+        self.pump = Pump(invocations, authenticator, limits)
 
     def matches(self, method: bytes, path: bytes, websocket: bool) -> bool:
         if not path.startswith(b"/runtimes/"):
@@ -48,20 +35,12 @@ class InvocationRoute:
     def open(self, head: Head, connection: ClientConnection) -> Exchange:
         before, connection.memo = connection.memo, None
         if isinstance(before, Run):
-            self.runs.forget(before)
-        return Tunnel(self, head, connection) if head.websocket else Invocation(self, head, connection)
+            self.pump.runs.forget(before)
+        return Tunnel(self.pump, head, connection) if head.websocket else Invocation(self.pump, head, connection)
 
     def sweep(self, now: float) -> None:
-        self.now = now
-        self.pool.sweep(now)
-        self.runs.sweep(now)
-        for tunnel in [tunnel for tunnel in self.tunnels if tunnel.deadline < now]:
-            tunnel.expire()
-
-    def error_answer(self, error: ServiceError) -> tuple[int, list[bytes], bytes]:
-        return error_answer(error, self._operation)
+        self.pump.sweep(now)
 
     def close(self) -> None:
         """Gives up what is still under way."""
-        self.runs.give_up()
-        self.pool.close()
+        self.pump.close()

@@ -13,15 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError
-from agentkeep.runtime.pump.agent import AgentConnection, Fields
-from agentkeep.runtime.turn import InvocationRequest, Turn
+from agentkeep.runtime.pump.agent import AgentConnection, AgentPool, Fields
+from agentkeep.runtime.pump.limits import PumpLimits
+from agentkeep.runtime.turn import InvocationRequest, Invocations, Turn
 from agentkeep.service.spool import Spool
-
-if TYPE_CHECKING:
-    from agentkeep.runtime.pump.route import InvocationRoute
 
 __all__ = ["AgentTooSlow", "Client", "Run", "RunState"]
 
@@ -80,11 +78,34 @@ class Client(Protocol):
         ...
 
 
+class Register(Protocol):
+    """Where a run is found again by its client's retries (`Runs`)."""
+
+    def add(self, run: Run) -> None: ...
+    def ended(self, run: Run) -> None: ...
+    def forget(self, run: Run) -> None: ...
+
+
+class Means(Protocol):
+    """What a run works with (`Pump`)."""
+
+    @property
+    def invocations(self) -> Invocations: ...
+    @property
+    def limits(self) -> PumpLimits: ...
+    @property
+    def pool(self) -> AgentPool: ...
+    @property
+    def runs(self) -> Register: ...
+    @property
+    def now(self) -> float: ...
+
+
 class Run:
     """`client` sends the request, and receives the answer once the request is whole: nothing is answered to a caller
     whose signature is not proved yet. `key` names the invocation among its retries; None: there are none."""
 
-    def __init__(self, route: InvocationRoute, request: InvocationRequest, client: Client, key: object | None) -> None:
+    def __init__(self, pump: Means, request: InvocationRequest, client: Client, key: object | None) -> None:
         self.state = RunState.WAITING
         self.digest: str | None = None  # of the body: a retry's must be the same
         self.deadline = _NEVER
@@ -92,7 +113,7 @@ class Run:
         self.key = key
         self.recorded_size = 0
         self._recorded: list[bytes] | None = []
-        self._route = route
+        self._pump = pump
         self._request = request
         self._sender: Client | None = client
         self._client: Client | None = None
@@ -128,7 +149,7 @@ class Run:
 
     def feed(self, data: bytes) -> None:
         if self._agent is not None:
-            self.deadline = self._route.now + self._route.limits.first_byte
+            self.deadline = self._pump.now + self._pump.limits.first_byte
             self._agent.write(b"%x\r\n%b\r\n" % (len(data), data) if self._length is None else data, False)
         elif self.state is RunState.WAITING:
             self._pieces.append(data)
@@ -173,7 +194,7 @@ class Run:
             self._recorded = None
         if self._error is not None:
             client.answer_failed(self._error)
-            self._route.runs.forget(self)
+            self._pump.runs.forget(self)
             self._client = None
         elif self.state is RunState.COMPLETE:
             self._client = None
@@ -189,7 +210,7 @@ class Run:
         """`may_retry`: the client has said that it would, and has seen nothing of the answer."""
         self._client = self._sender = None
         if may_retry and self.key is not None and self.attachable and not self.over:
-            self.detached_since = self._route.now
+            self.detached_since = self._pump.now
             if self._agent is not None:
                 self._agent.pause(False)
         else:
@@ -199,18 +220,18 @@ class Run:
         """Nobody wants the answer: the agent's server sees its client leave."""
         self._client = self._sender = self._recorded = None
         self._fail(RuntimeClientError("The invocation was given up"))
-        self._route.runs.forget(self)
+        self._pump.runs.forget(self)
 
     # Opening.
 
     def _open(self) -> None:
         """Most often all that is needed is at hand, and nothing is waited for."""
-        route = self._route
-        route.runs.add(self)
+        pump = self._pump
+        pump.runs.add(self)
         try:
             if self._turn is None:
-                self._turn = route.invocations.begin_now(self._request)
-            agent = route.pool.take(self._turn.environment_id) if self._turn is not None else None
+                self._turn = pump.invocations.begin_now(self._request)
+            agent = pump.pool.take(self._turn.environment_id) if self._turn is not None else None
         except ServiceError as error:
             self._fail(error)
         except Exception:
@@ -227,14 +248,14 @@ class Run:
     async def _open_slowly(self) -> None:
         """Not cancelled when the client leaves: a session half made would be nobody's. Whoever prepares the session
         has time limits of his own."""
-        route = self._route
+        pump = self._pump
         agent = None
         try:
             if self._turn is None:
-                self._turn = await route.invocations.begin(self._request)
-                agent = route.pool.take(self._turn.environment_id)
+                self._turn = await pump.invocations.begin(self._request)
+                agent = pump.pool.take(self._turn.environment_id)
             if agent is None and not self.over:
-                agent = await route.pool.connect(self._turn)
+                agent = await pump.pool.connect(self._turn)
         except ServiceError as error:
             self._fail(error)
         except Exception:
@@ -255,7 +276,7 @@ class Run:
         assert turn is not None
         self._agent = agent
         self.state = RunState.SENDING
-        self.deadline = self._route.now + self._route.limits.first_byte
+        self.deadline = self._pump.now + self._pump.limits.first_byte
         out = [b"POST ", turn.path.encode(), b" HTTP/1.1\r\nhost: localhost\r\n"]
         for name, value in turn.headers:
             out += (name, b": ", value, b"\r\n")
@@ -280,7 +301,7 @@ class Run:
         try:
             with body:
                 while self._agent is not None and (piece := body.read()):
-                    self.deadline = self._route.now + self._route.limits.first_byte
+                    self.deadline = self._pump.now + self._pump.limits.first_byte
                     self._agent.write(piece, body.exhausted)
                     await self._agent.drained()
         except Exception:
@@ -289,7 +310,7 @@ class Run:
     # The agent's answer.
 
     def on_answer(self, status: int, fields: Fields) -> None:
-        self.deadline = self._route.now + self._route.limits.gap
+        self.deadline = self._pump.now + self._pump.limits.gap
         if status >= 400:
             self._fail(
                 RuntimeClientError(
@@ -323,7 +344,7 @@ class Run:
     def _record(self, data: bytes) -> None:
         assert self._recorded is not None
         self.recorded_size += len(data)
-        if self.recorded_size <= self._route.limits.kept_answer:
+        if self.recorded_size <= self._pump.limits.kept_answer:
             self._recorded.append(data)
         elif self._client is not None:
             self._recorded = None  # too large to keep: a retry would find it incomplete
@@ -334,17 +355,17 @@ class Run:
                 self._agent.pause(True)  # until a client comes
 
     def on_answer_pause(self) -> None:
-        self.deadline = self._route.now + self._route.limits.gap
+        self.deadline = self._pump.now + self._pump.limits.gap
         if self._client is not None:
             self._client.answer_pause()
 
     def on_answer_end(self) -> None:
         agent, self._agent = self._agent, None
         if agent is not None:
-            self._route.pool.give_back(agent)
+            self._pump.pool.give_back(agent)
         self.state = RunState.COMPLETE
         self._end_turn()
-        self._route.runs.ended(self)
+        self._pump.runs.ended(self)
         if self._sender is not None:
             self._sender.take_body(True)  # nobody reads it any more; it is still to be proved
         client, self._client = self._client, None  # and no cycle is left for the garbage collector
@@ -384,7 +405,7 @@ class Run:
             self._body.close()
         if not self._opening:
             self._end_turn()
-        self._route.runs.ended(self)
+        self._pump.runs.ended(self)
         if self._sender is not None:
             self._sender.take_body(True)
         client, self._client = self._client, None

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from hashlib import sha256
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import httptools
 
 from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError, UnauthorizedException
 from agentkeep.runtime.drivers.driver import Connection
+from agentkeep.runtime.pump.agent import MOST_FRAMING
+from agentkeep.runtime.pump.pump import Pump
 from agentkeep.runtime.pump.target import SESSION_ID, USER_ID, parse_target, text_headers
 from agentkeep.runtime.turn import InvocationRequest, Turn
 from agentkeep.service.direct import ClientConnection, Exchange, Head
-
-if TYPE_CHECKING:
-    from agentkeep.runtime.pump.route import InvocationRoute
 
 __all__ = ["Tunnel"]
 
@@ -39,9 +38,9 @@ class Tunnel(Exchange):
     """States: opening (head proved, turn and agent's connection awaited), upgrading (the agent's 101 awaited),
     tunnelled."""
 
-    def __init__(self, route: InvocationRoute, head: Head, connection: ClientConnection) -> None:
+    def __init__(self, pump: Pump, head: Head, connection: ClientConnection) -> None:
         super().__init__(head, connection)
-        self._route = route
+        self._pump = pump
         self._turn: Turn | None = None
         self._agent: _AgentEnd | None = None
         self._task: asyncio.Task[None] | None = None
@@ -53,14 +52,14 @@ class Tunnel(Exchange):
         self.keep_alive = False
         self.tunnelled = True
         self.received = True
-        self._route.tunnels.add(self)
+        self._pump.tunnels.add(self)
         self._task = asyncio.get_running_loop().create_task(self._open())
 
     async def _open(self) -> None:
-        route = self._route
+        pump = self._pump
         try:
             request = await self._authenticated()
-            turn = await route.invocations.begin(request)
+            turn = await pump.invocations.begin(request)
             if self.response_complete:
                 turn.end()
                 return
@@ -81,11 +80,11 @@ class Tunnel(Exchange):
             self._fail(InternalServerException("The WebSocket failed. The platform's log says more"))
         else:
             self._agent = agent
-            self.deadline = route.now + route.limits.first_byte
+            self.deadline = pump.now + pump.limits.first_byte
             self._ask(agent, turn)
 
     async def _authenticated(self) -> InvocationRequest:
-        head, authenticator = self.head, self._route.authenticator
+        head, authenticator = self.head, self._pump.authenticator
         headers = text_headers(head.headers)
         target = parse_target(head.path, head.query)
         bearer = None
@@ -138,7 +137,7 @@ class Tunnel(Exchange):
                 out += (name, b": ", value, b"\r\n")
         out += (b"\r\n", rest)
         self.started = True
-        self.deadline = self._route.now + self._route.limits.tunnel
+        self.deadline = self._pump.now + self._pump.limits.tunnel
         self.connection.transport.write(b"".join(out))
         early, self._early = self._early, []
         self.connection.resume_body()
@@ -202,12 +201,12 @@ class Tunnel(Exchange):
         self._over()
         if not self.response_complete:
             self.tunnelled = False
-            status, fields, body = self._route.error_answer(error)
+            status, fields, body = self._pump.error_answer(error)
             self.answer(status, fields, body)
 
     def _over(self) -> None:
         self.deadline = _NEVER
-        self._route.tunnels.discard(self)
+        self._pump.tunnels.discard(self)
         agent, self._agent = self._agent, None
         if agent is not None:
             agent.leave()
@@ -224,6 +223,7 @@ class _AgentEnd(asyncio.Protocol):
         self._connection = connection
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._fields: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
 
     def leave(self) -> None:
         self._tunnel = None
@@ -246,6 +246,7 @@ class _AgentEnd(asyncio.Protocol):
         if self._parser is None:
             tunnel.from_agent(data)
             return
+        self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -253,6 +254,9 @@ class _AgentEnd(asyncio.Protocol):
             tunnel.agreed(self._fields, data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.transport.abort()
+        else:
+            if self._head_bytes > MOST_FRAMING:
+                self.transport.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields.append((name.lower(), value))

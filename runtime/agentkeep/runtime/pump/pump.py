@@ -1,0 +1,54 @@
+"""What the exchanges of one invocation route share: what they ask, what they keep, and their time limits."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from agentkeep.core.errors import ServiceError
+from agentkeep.runtime.pump.agent import AgentPool
+from agentkeep.runtime.pump.limits import PumpLimits
+from agentkeep.runtime.pump.runs import Runs
+from agentkeep.runtime.turn import Invocations
+from agentkeep.service.answers import error_answer
+from agentkeep.service.authentication import Authenticator
+from agentkeep.service.spool import Spools
+from agentkeep.wire.model import service
+
+__all__ = ["Pump", "Timed"]
+
+
+class Timed(Protocol):
+    """What ends when the loop's time has passed `deadline`."""
+
+    deadline: float
+
+    def expire(self) -> None: ...
+
+
+class Pump:
+    def __init__(self, invocations: Invocations, authenticator: Authenticator, limits: PumpLimits) -> None:
+        self.invocations = invocations
+        self.authenticator = authenticator
+        self.limits = limits
+        self.pool = AgentPool(limits)
+        self.runs = Runs(limits)
+        self.spools = Spools(limits.spooled)
+        self.tunnels: set[Timed] = set()
+        self.now = 0.0  # the loop's time, as of the last sweep
+        self._operation = service("bedrock-agentcore").operation("InvokeAgentRuntime")
+
+    def error_answer(self, error: ServiceError) -> tuple[int, list[bytes], bytes]:
+        """Status, header lines and body, as InvokeAgentRuntime models them."""
+        return error_answer(error, self._operation)
+
+    def sweep(self, now: float) -> None:
+        self.now = now
+        self.pool.sweep(now)
+        self.runs.sweep(now)
+        for tunnel in [tunnel for tunnel in self.tunnels if tunnel.deadline < now]:
+            tunnel.expire()
+
+    def close(self) -> None:
+        """Gives up what is still under way."""
+        self.runs.give_up()
+        self.pool.close()
