@@ -98,7 +98,6 @@ class ProcessDriver:
         return list(self._living.values())
 
     async def describe(self) -> tuple[Mode, frozenset[str]]:
-        """As whom sessions run, and the control group controllers that limit them. Raises SandboxUnavailable."""
         mode, cgroups = await self._get_ready()
         return mode, cgroups.controllers
 

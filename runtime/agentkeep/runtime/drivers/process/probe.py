@@ -7,20 +7,17 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import DriverError, SandboxUnavailable
-from agentkeep.runtime.drivers.driver import EnvironmentSpec, Finding, Limits, Severity, VersionSpec
+from agentkeep.runtime.drivers.driver import Driver, EnvironmentSpec, Finding, Limits, Severity, VersionSpec
 from agentkeep.runtime.drivers.process import seccomp
 from agentkeep.runtime.drivers.process.bubblewrap import find_bubblewrap
 from agentkeep.runtime.drivers.process.privilege import Mode
 from agentkeep.runtime.drivers.process.tasks import in_thread
 
-if TYPE_CHECKING:
-    from agentkeep.runtime.drivers.process.driver import ProcessDriver
-
-__all__ = ["probe"]
+__all__ = ["Probed", "probe"]
 
 _NAMESPACES_FIX = (
     "allow unprivileged user namespaces, whichever of these this machine has: "
@@ -57,7 +54,15 @@ http.server.HTTPServer(("127.0.0.1", 8080), Ping).serve_forever()
 _TIMEOUT = 30.0
 
 
-async def probe(driver: ProcessDriver, folder: Path) -> Sequence[Finding]:
+class Probed(Driver, Protocol):
+    """The process driver, as its probe sees it."""
+
+    async def describe(self) -> tuple[Mode, frozenset[str]]:
+        """As whom sessions run, and the control group controllers that limit them. Raises SandboxUnavailable."""
+        ...
+
+
+async def probe(driver: Probed, folder: Path) -> Sequence[Finding]:
     findings = [await _bubblewrap(), await in_thread(_libseccomp)]
     if any(finding.severity is Severity.ERROR for finding in findings):
         return findings
@@ -99,7 +104,7 @@ def _privileges(mode: Mode) -> Finding:
     )
 
 
-async def _session(driver: ProcessDriver, folder: Path) -> list[Finding]:
+async def _session(driver: Driver, folder: Path) -> list[Finding]:
     """A real session: each step of its birth is one finding."""
     await in_thread(_write_agent, folder)
     version = VersionSpec("doctor", "1", bundle=folder, entry_point=("main.py",), python=_own_python())
