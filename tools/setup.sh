@@ -13,7 +13,7 @@ fresh() { [ -e "$stamp" ] && ! [ "$lock" -nt "$stamp" ] && ! [ pyproject.toml -n
 
 system_packages() {  # names of what is missing
   command -v bwrap >/dev/null || echo bubblewrap
-  ldconfig -p 2>/dev/null | grep -q 'libseccomp\.so\.2' || echo libseccomp2
+  "$python" -c 'import ctypes; ctypes.CDLL("libseccomp.so.2")' 2>/dev/null || echo libseccomp2
   [ -x .venv/bin/python ] || "$python" -c 'import ensurepip' 2>/dev/null || echo python3.11-venv
 }
 
@@ -24,7 +24,11 @@ missing=$(system_packages | tr '\n' ' ')
 if [ -n "${missing// /}" ]; then
   command -v apt-get >/dev/null || die "please install these with your package manager, then run this again: $missing"
   run=""
-  [ "$(id -u)" = 0 ] || run="sudo"
+  if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || die "these packages are missing, and neither root nor sudo is at hand: ask whoever
+administers this machine to run 'apt-get install ${missing% }', then run this again"
+    run="sudo"
+  fi
   say "installing system packages with apt-get: $missing"
   $run apt-get update -qq
   $run env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
@@ -34,6 +38,6 @@ fresh && exit 0
 [ -x .venv/bin/python ] || { say "creating .venv"; "$python" -m venv .venv; }
 [ -x .venv/bin/uv ] || { say "installing uv"; .venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt; }
 say "installing $(grep -c '==' "$lock") locked packages ($lock)"
-.venv/bin/uv pip install -q --python .venv/bin/python --require-hashes --no-deps -r "$lock"
-.venv/bin/uv pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e .
+.venv/bin/uv pip install -q --system-certs --python .venv/bin/python --require-hashes --no-deps -r "$lock"
+.venv/bin/uv pip install -q --system-certs --python .venv/bin/python --no-deps --no-build-isolation -e .
 touch "$stamp"

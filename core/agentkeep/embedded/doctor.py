@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ _LEAST_FREE = 2 << 30
 
 def examine(data_dir: Path) -> list[Finding]:
     """Every check, in the order in which a person would want to mend things."""
+    logging.getLogger("agentkeep").setLevel(logging.CRITICAL)  # what is tried tells of itself in the findings
     return asyncio.run(_examine(data_dir))
 
 

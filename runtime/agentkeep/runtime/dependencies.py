@@ -105,6 +105,7 @@ class Dependencies:
         command = [
             *(uv.find_uv_bin(), "pip", "install", "--python", sys.executable, "--target", str(work / "packages")),
             *("--only-binary", ":all:", "--compile-bytecode", "--no-progress", "--color", "never"),
+            "--system-certs",  # a company's own authority, known to the machine, is one for package indexes too
             *(["--require-hashes"] if "--hash" in requirements else []),
             *(["--no-index"] if self._no_index else []),
             *("--requirement", str(work / REQUIREMENTS)),
