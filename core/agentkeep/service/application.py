@@ -22,8 +22,10 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.parity import COMPATIBILITY_PAGE
 from agentkeep.core.ports import AccessKey
-from agentkeep.service.asgi import Body, ClientLeft, Receive, Scope, Send, read_body, send_response
+from agentkeep.service.answers import send_response
+from agentkeep.service.asgi import ClientLeft, Receive, Scope, Send
 from agentkeep.service.authentication import Authenticator, Claim
+from agentkeep.service.body import Body, read_body
 from agentkeep.service.idempotency import idempotency
 from agentkeep.service.mounts import Access, AnswerCut, Mount
 from agentkeep.service.request_id import new_request_id

@@ -30,9 +30,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 
 from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import StoreUnavailable
-from agentkeep.observability.asgi import BodyTooLarge, Receive, Scope, Send, body, header, respond
 from agentkeep.observability.settings import ObservabilitySettings
 from agentkeep.observability.spans import Span, SqliteSpanStore
+from agentkeep.service.asgi import ClientLeft, Receive, Scope, Send, header, pieces, respond
 
 __all__ = ["OtlpApp"]
 
@@ -64,15 +64,15 @@ class OtlpApp:
         try:
             answer = await self._answer(scope, receive, content_type)
         except _Refused as refusal:
-            await respond(send, refusal.status, orjson.dumps({"message": str(refusal)}), JSON)
+            await respond(send, refusal.status, {"message": str(refusal)})
         except StoreUnavailable:
             logger.exception("spans were not kept")
-            await respond(send, 503, orjson.dumps({"message": "spans cannot be kept now; try again"}), JSON)
-        except ConnectionError:
+            await respond(send, 503, {"message": "spans cannot be kept now; try again"})
+        except ClientLeft:
             pass  # the agent ended while it was sending
         else:
             content = json_format.MessageToJson(answer).encode() if as_json else answer.SerializeToString()
-            await respond(send, 200, content, JSON if as_json else PROTOBUF)
+            await respond(send, 200, content, content_type=JSON if as_json else PROTOBUF)
 
     async def _answer(self, scope: Scope, receive: Receive, content_type: bytes) -> Message:
         requests: dict[str, type[Message]] = {
@@ -90,13 +90,18 @@ class OtlpApp:
         session = scope.get("agentkeep.session")
         if not isinstance(session, SessionRef):
             raise _Refused(403, "OTLP is taken from a session, through its session endpoint")
-        try:
-            data = await body(receive, self._settings.body_bytes)
-        except BodyTooLarge:
-            raise _Refused(413, f"more than {self._settings.body_bytes} bytes: send smaller batches") from None
+        data = await self._body(receive)
         encoding = header(scope, b"content-encoding").strip().lower()
         request = await asyncio.to_thread(self._decode, wanted, data, content_type, encoding)
         return await self._take(session, request)
+
+    async def _body(self, receive: Receive) -> bytes:
+        data = bytearray()
+        async for piece in pieces(receive):
+            data += piece
+            if len(data) > self._settings.body_bytes:
+                raise _Refused(413, f"more than {self._settings.body_bytes} bytes: send smaller batches")
+        return bytes(data)
 
     async def _take(self, session: SessionRef, request: Message) -> Message:
         match request:

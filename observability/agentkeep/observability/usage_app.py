@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from urllib.parse import unquote
-
-import orjson
 
 from agentkeep.core.call import SessionRef
-from agentkeep.observability.asgi import Receive, Scope, Send, respond
 from agentkeep.observability.usage import KeyValueUsage, UsageTotals
+from agentkeep.service.asgi import Receive, Scope, Send, path_parts, respond
 
 __all__ = ["UsageApp"]
-
-JSON = b"application/json"
 
 
 class UsageApp:
@@ -23,20 +18,18 @@ class UsageApp:
         self._usage = usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The raw path: an id may hold an encoded slash.
-        match (scope.get("raw_path") or scope["path"].encode()).split(b"/"):
-            case [b"", b"usage", runtime_id, session_id] if runtime_id and session_id:
-                pass
+        match path_parts(scope, 4):
+            case ["usage", runtime_id, session_id] if runtime_id and session_id:
+                session = SessionRef(runtime_id, session_id)
             case _:
-                await respond(send, 404, orjson.dumps({"message": "GET /usage/{runtime_id}/{session_id}"}), JSON)
+                await respond(send, 404, {"message": "GET /usage/{runtime_id}/{session_id}"})
                 return
         if scope["method"] != "GET":
-            await respond(send, 405, orjson.dumps({"message": "Only GET"}), JSON, {b"allow": b"GET"})
+            await respond(send, 405, {"message": "Only GET"}, ((b"allow", b"GET"),))
             return
-        session = SessionRef(unquote(runtime_id.decode()), unquote(session_id.decode()))
         records = await self._usage.of_session(session)
         calls = [
             {member: value for member, value in asdict(record).items() if member != "session"} for record in records
         ]
         answer = {"session": asdict(session), "totals": asdict(UsageTotals.of(records)), "calls": calls}
-        await respond(send, 200, orjson.dumps(answer), JSON)
+        await respond(send, 200, answer)

@@ -17,10 +17,10 @@ from urllib.parse import parse_qs
 
 from agentkeep.core.call import Caller, CallerKind, SessionRef
 from agentkeep.runtime.artifacts import ArtifactStore, ArtifactTooLarge
-from agentkeep.runtime.asgi import Receive, Scope, Send, body, path_parts, respond
 from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.records import SessionRecord
 from agentkeep.runtime.session_table import SessionTable
+from agentkeep.service.asgi import ClientLeft, Receive, Scope, Send, path_parts, pieces, respond
 
 __all__ = ["AdminApp", "ArtifactsApp"]
 
@@ -59,10 +59,10 @@ class ArtifactsApp:
             await _refuse(send, 405, "ValidationException", "Artifacts are uploaded with PUT.")
         else:
             try:
-                stored = await self._store.put(parts[1], parts[2], body(receive), self._limit)
+                stored = await self._store.put(parts[1], parts[2], pieces(receive), self._limit)
             except ArtifactTooLarge as error:
                 await _refuse(send, 400, "ValidationException", str(error))
-            except ConnectionError:
+            except ClientLeft:
                 pass  # nothing was stored, and nobody is left to be told
             else:
                 await respond(

@@ -14,11 +14,11 @@ from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import AccessDeniedException, ConflictException, StoreUnavailable
 from agentkeep.core.ports import Keys, SessionCredentials
-from agentkeep.runtime.asgi import Receive, Scope, Send, respond
 from agentkeep.runtime.environment import CREDENTIALS_PATH
 from agentkeep.runtime.records import SessionState
 from agentkeep.runtime.session import Session
 from agentkeep.runtime.sessions import Sessions
+from agentkeep.service.asgi import Receive, Scope, Send, respond
 
 __all__ = ["CredentialsApp"]
 
