@@ -535,7 +535,7 @@ async def test_a_session_taken_by_another_replica_is_ended_here(platform: Any, c
     await asyncio.sleep(0.01)
     other = SessionTable(store, clock, "replica-other", lease=30, retention=3600)
     await other.claim(SessionRef(runtime_id, session_id), None, 1, "DEFAULT")
-    await platform.plane._parts.sessions.verify_leases()
+    await platform.plane._parts.recovery.verify_leases()
     await _until(lambda: _session(platform, runtime_id, session_id) is None)
     assert (await _record(platform, runtime_id, session_id)).owner == "replica-other"
 

@@ -27,6 +27,7 @@ from agentkeep.runtime.prepared import PreparedVersions
 from agentkeep.runtime.provisioning import Provisioning
 from agentkeep.runtime.reaper import Reaper
 from agentkeep.runtime.records import Version
+from agentkeep.runtime.recovery import Recovery
 from agentkeep.runtime.runtimes import Runtimes
 from agentkeep.runtime.session_endpoint import CredentialsApp
 from agentkeep.runtime.session_table import SessionTable
@@ -87,7 +88,8 @@ class Parts:
             endpoint_of=endpoint_factory,
             variables_of=self._variables,
         )
-        self.reaper = Reaper(self.sessions, self.logs, clock, settings)
+        self.recovery = Recovery(self.sessions, self.table, driver, keys, self._version)
+        self.reaper = Reaper(self.sessions, self.recovery, self.logs, clock, settings)
         self.provisioning = Provisioning(
             self.catalogue, clock, prepared, workload_tokens, self.sessions.end_runtime, self.targets.changed
         )
@@ -115,7 +117,7 @@ class Parts:
         return session_environment(platform, version.settings.get("environmentVariables", {}))
 
     async def start(self) -> None:
-        await self.sessions.recover(self._version)
+        await self.recovery.recover()
         await self.bundles.collect(await self._digests_in_use())
         self.reaper.start()
         await self.provisioning.start()

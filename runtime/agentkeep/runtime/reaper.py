@@ -10,6 +10,7 @@ from agentkeep.core.errors import DependencyError, EnvironmentStartFailed
 from agentkeep.runtime.health import ping, supports_ping
 from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.records import EndReason, SessionState
+from agentkeep.runtime.recovery import Recovery
 from agentkeep.runtime.session import Session
 from agentkeep.runtime.sessions import Sessions
 from agentkeep.runtime.settings import RuntimeSettings
@@ -23,8 +24,11 @@ COLLECT_SECONDS = 3600.0
 
 
 class Reaper:
-    def __init__(self, sessions: Sessions, logs: Logs, clock: Clock, settings: RuntimeSettings) -> None:
+    def __init__(
+        self, sessions: Sessions, recovery: Recovery, logs: Logs, clock: Clock, settings: RuntimeSettings
+    ) -> None:
         self._sessions = sessions
+        self._recovery = recovery
         self._logs = logs
         self._clock = clock
         self._settings = settings
@@ -104,9 +108,9 @@ class Reaper:
             try:
                 await table.heartbeat()
                 if self._clock.monotonic() - last > lease:
-                    await self._sessions.verify_leases()
+                    await self._recovery.verify_leases()
                 last = self._clock.monotonic()
-                await self._sessions.bury_orphans()
+                await self._recovery.bury_orphans()
             except DependencyError as error:
                 # Sessions go on without the store; it is asked again soon.
                 log.warning("the heartbeat could not be written: %s", error)

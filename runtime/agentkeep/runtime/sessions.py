@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -337,35 +337,8 @@ class Sessions:
 
     # The platform's own life.
 
-    async def recover(self, version_of: Callable[[str, int], Awaitable[Version | None]]) -> None:
-        """After a start: environments that outlived the platform are found again; all else that was ours is ended."""
-        await self.table.heartbeat()
-        found = {environment.session: environment for environment in await self._parts.driver.adopt()}
-        async for record in self.table.orphans(own=True):
-            environment = found.pop(record.ref, None)
-            version = await version_of(record.runtime_id, record.version)
-            usable = record.state is SessionState.READY and record.owner == self.table.replica and version is not None
-            if usable and environment is not None and environment.id == record.environment_id:
-                assert version is not None
-                await self._adopt(record, version, environment)
-                continue
-            if environment is not None:
-                await environment.stop(0)
-            await self._bury(record)
-        for environment in found.values():
-            await environment.stop(0)
-
-    async def bury_orphans(self) -> None:
-        """Ends the sessions of replicas that have died."""
-        async for record in self.table.orphans(own=False):
-            await self._bury(record)
-
-    async def _bury(self, record: SessionRecord) -> None:
-        log.info("session %s of %s did not outlive its platform", record.session_id, record.runtime_id)
-        await self._parts.keys.end_session(record.ref)
-        await self.table.stopped(record, EndReason.PLATFORM_RESTARTED)
-
-    async def _adopt(self, record: SessionRecord, version: Version, environment: Environment) -> None:
+    async def adopt(self, record: SessionRecord, version: Version, environment: Environment) -> None:
+        """A session whose environment has outlived its platform goes on here, READY."""
         now = self._clock.monotonic()
         age = (self._clock.now() - record.created_at).total_seconds()
         output = self._parts.logs.open(record.ref)
@@ -379,16 +352,6 @@ class Sessions:
         self._live[record.ref] = session
         self._attach(session, environment)
         log.info("session %s of %s goes on", record.session_id, record.runtime_id)
-
-    async def verify_leases(self) -> None:
-        """After our heartbeat had run out: sessions that another replica has taken are ended here."""
-        for session in self.all_live():
-            record = session.record
-            if record is None or session.state is not SessionState.READY:
-                continue
-            found = await self.table.find(session.ref)
-            if found is None or found.record.fence != record.fence:
-                self.end(session, EndReason.LEASE_LOST)
 
     async def close(self) -> None:
         """Ends every session of this process; without the store's help if it is away, then the next start ends them
