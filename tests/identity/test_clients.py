@@ -129,6 +129,7 @@ async def test_boto3(platform: Platform, operator: Call) -> None:
 
 async def test_the_sdks_identity_client(platform: Platform, operator: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """The calls of the SDK's local mode (contract notes 4.4), up to where it uses credential providers."""
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the keys of whoever used it first
     monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_AGENTCORE", platform.url)
     monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_AGENTCORE_CONTROL", platform.url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", platform.key.id)

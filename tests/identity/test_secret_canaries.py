@@ -138,6 +138,7 @@ async def test_no_planted_secret_comes_out(
     caplog.set_level(logging.DEBUG)
     for name, value in platform.credentials.items():
         monkeypatch.setenv(name.upper(), value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the keys of whoever used it first
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_AGENTCORE", platform.url)
     monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_AGENTCORE_CONTROL", platform.url)
