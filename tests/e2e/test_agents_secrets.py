@@ -77,7 +77,7 @@ def _invoke(platform: PlatformProcess, runtime: str, user: str | None, payload: 
 
 
 def test_a_sealed_agent_uses_an_api_key(tmp_path: Path) -> None:
-    """IDN-2, IDN-3, IDN-5: with the SDK's own decorator, for the user it acts for; nobody else with its token, and the
+    """IDN-2, IDN-3: with the SDK's own decorator, for the user it acts for; nobody else with its token, and the
     key in no file of a platform that logs all it can."""
     folder, data_dir = tmp_path / "agent", tmp_path / "data"
     folder.mkdir()

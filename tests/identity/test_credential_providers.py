@@ -470,7 +470,7 @@ async def test_secrets_open_with_their_key_and_for_their_provider_only(
 async def test_a_session_gets_keys_for_its_own_agent_and_user(
     plane: IdentityPlane, operator: Call, session_of: Callable[..., Call], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """IDN-2, IDN-4: with its own workload access token only, and only while it acts for a user. IDN-5: audited."""
+    """IDN-2, IDN-4: with its own workload access token only, and only while it acts for a user. Each is audited."""
     await plane.create_api_key_credential_provider(operator, {"name": "weather", "apiKey": "k-canary"})
     tokens = plane.workload_tokens
     for runtime in ("helper-1234567890", "other-1234567890"):

@@ -131,7 +131,7 @@ def _bad_requests(secret: str) -> list[tuple[str, dict[str, Any]]]:
 async def test_no_planted_secret_comes_out(
     platform: Platform, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """IDN-5: not in a log, an answer, an error, a repr, nor in anything Valkey was ever told; and what asks for it
+    """IDN-3: not in a log, an answer, an error, a repr, nor in anything Valkey was ever told; and what asks for it
     rightly gets it."""
     secrets = {name: canary() for name in ("first key", "key", "client", "refused", "refused url", "token")}
     secrets["refused url"] = secrets["refused"].replace("/", "-")
