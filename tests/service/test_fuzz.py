@@ -73,9 +73,10 @@ async def test_a_good_request_with_some_bytes_changed(stack: Stack, at: int, cha
     bad = good[:at] + change + good[at + len(change) :]
     # What is not signed may change and the request is still good; so may what means the same.
     answer = await stack.raw(bad, wait=0.3)
-    if answer != b"<open>" and status(answer) != 200:
+    done = answer != b"<open>" and status(answer) in (200, 202)
+    if answer != b"<open>" and not done:
         acceptable(answer)
-    if status(answer) == 200:
+    if done:
         head, _, sent = bad.partition(b"\r\n\r\n")
         assert sent == body, "the body is covered"
         assert head.split(b" ")[:2] == good.split(b" ")[:2], "method and path are covered"

@@ -23,9 +23,10 @@ from agentkeep.core.errors import (
 from agentkeep.core.parity import COMPATIBILITY_PAGE
 from agentkeep.core.ports import AccessKey
 from agentkeep.service.answers import send_response
-from agentkeep.service.asgi import ClientLeft, Receive, Scope, Send
+from agentkeep.service.asgi import ClientLeft, Message, Receive, Scope, Send
 from agentkeep.service.authentication import Authenticator, Claim
 from agentkeep.service.body import Body, read_body
+from agentkeep.service.body_memory import BodyMemory, Share
 from agentkeep.service.idempotency import idempotency
 from agentkeep.service.mounts import Access, AnswerCut, Mount
 from agentkeep.service.request_id import new_request_id
@@ -40,6 +41,9 @@ logger = logging.getLogger(__name__)
 MAX_BODY = 25_000_000
 #: Of all mounts' request bodies that wait on disk to be proved.
 MAX_SPOOLED = 2 << 30
+#: Of request bodies in memory at one time: all together, and those of one session.
+MAX_HELD = 1 << 30
+MAX_HELD_OF_SESSION = 64 << 20
 _HEALTH = frozenset((b"/healthz", b"/ping"))
 _READY = b"/readyz"
 _JSON = [(b"content-type", b"application/json")]
@@ -69,7 +73,7 @@ class Bearers(Protocol):
 class _Request:
     """What the chain knows of a request; `match` once it is routed, `body_read` once all of it is here."""
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, memory: BodyMemory) -> None:
         self.id = new_request_id()
         self.scope = scope
         self.receive = receive
@@ -84,6 +88,13 @@ class _Request:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.raw_headers.items()}
         self.match: Match | None = None
         self.body_read = False
+        self.share: Share = memory.share(self.session)
+
+    async def receive_counted(self) -> Message:
+        """For whoever keeps what comes in memory. Raises ThrottlingException."""
+        message = await self.receive()
+        self.share.take(len(message.get("body", b"")))
+        return message
 
     @property
     def bearer(self) -> str | None:
@@ -115,11 +126,18 @@ class Application:
         self._bearers = bearers
         self._ready = ready
         self._spools = Spools(MAX_SPOOLED)
+        self._memory = BodyMemory(MAX_HELD, MAX_HELD_OF_SESSION)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        request = _Request(scope, receive)
+        request = _Request(scope, receive, self._memory)
+        try:
+            await self._answer(request, send)
+        finally:
+            request.share.close()
+
+    async def _answer(self, request: _Request, send: Send) -> None:
         try:
             mount = self._mount(request)
             if mount is not None:
@@ -139,7 +157,7 @@ class Application:
             response = self._error(
                 request, InternalServerException(f"The service failed. Its log tells more of request {request.id}")
             )
-        await send_response(response, request.id, receive, send, close=self._ends_connection(request))
+        await send_response(response, request.id, request.receive, send, close=self._ends_connection(request))
 
     async def _serve(self, request: _Request) -> Response:
         if request.method == "GET" and (request.path in _HEALTH or request.path == _READY):
@@ -174,7 +192,8 @@ class Application:
         )
 
     async def _body(self, request: _Request, limit: int = MAX_BODY, spools: Spools | None = None) -> Body:
-        body = await read_body(request.receive, request.headers, limit, spools)
+        receive = request.receive if spools is not None else request.receive_counted
+        body = await read_body(receive, request.headers, limit, spools)
         request.body_read = True
         return body
 
@@ -198,7 +217,7 @@ class Application:
         if mount.access is not Access.OPERATOR:
             if int(request.headers.get("content-length", "0")) > mount.max_body:
                 raise ValidationException(f"The request's body is larger than {mount.max_body} bytes", "CannotParse")
-            await mount.serve(request.scope, request.receive, send, request.id)
+            await mount.serve(request.scope, request.receive_counted, send, request.id)
             return
         key, claim = await self._identify(request)
         if key.caller.kind is not CallerKind.OPERATOR:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from email.utils import formatdate
 from typing import Any
@@ -59,6 +60,8 @@ class Front:
         self.limits = limits
         self.state = ServerState()
         self.refused_connections = 0
+        self._of_session: Counter[SessionRef] = Counter()
+        self._in_sessions = 0
         self.connection_ended = asyncio.Event()
         self.now = 0.0  # the loop's time, a quarter of a second coarse
         self.date = b""
@@ -85,6 +88,25 @@ class Front:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper])
             self._sweeper = None
+
+    def admit(self, session: SessionRef | None) -> bool:
+        """Counts a connection that was accepted; False: it is one too many. Sessions take nothing from the public
+        listener, nor one of them all from the others."""
+        if session is None:
+            return len(self.state.connections) - self._in_sessions <= self.limits.connections
+        self._in_sessions += 1
+        self._of_session[session] += 1
+        of_session = self._of_session[session]
+        return of_session <= self.limits.session_connections and self._in_sessions <= self.limits.connections
+
+    def ended(self, session: SessionRef | None) -> None:
+        """A connection that was counted is over."""
+        self.connection_ended.set()
+        if session is not None:
+            self._in_sessions -= 1
+            self._of_session[session] -= 1
+            if not self._of_session[session]:
+                del self._of_session[session]
 
     def connections(self) -> list[FrontProtocol]:
         return [connection for connection in self.state.connections if isinstance(connection, FrontProtocol)]

@@ -12,7 +12,8 @@ class FrontLimits:
     """Sizes in bytes, times in seconds. A body must come at `body_rate` bytes per second on average, after
     `body_grace`; time in which we ourselves stopped reading does not count."""
 
-    connections: int = 10_000
+    connections: int = 10_000  # to the public listener; as many to all sessions' together
+    session_connections: int = 256  # to one session's listener
     head_bytes: int = 32 * 1024
     head_fields: int = 100
     head_seconds: float = 10.0  # from the first byte of a head to its last: against slow-loris

@@ -11,20 +11,21 @@ pinned, and the tests say when that breaks.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import httptools
 import orjson
+from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from agentkeep.core.call import SessionRef
-from agentkeep.service.direct import Exchange, Head
+from agentkeep.service.direct import DirectRoute, Exchange, Head
+from agentkeep.service.limits import FrontLimits
 from agentkeep.service.request_id import new_request_id
 
-if TYPE_CHECKING:
-    from agentkeep.service.front import Front
-
-__all__ = ["FrontProtocol"]
+__all__ = ["FrontProtocol", "Shared"]
 
 _NEVER = float("inf")
 #: Fields that mean nothing, or something else, when repeated.
@@ -35,8 +36,26 @@ class _Refused(Exception):
     """Raised inside parser callbacks; httptools turns it into its own error, the protocol knows the reason."""
 
 
+class Shared(Protocol):
+    """What all connections share: their front (`Front`), as they see it."""
+
+    config: Config
+    state: ServerState
+    limits: FrontLimits
+    refused_connections: int
+    now: float
+    date: bytes
+
+    @property
+    def routes(self) -> Sequence[DirectRoute]: ...
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+    def admit(self, session: SessionRef | None) -> bool: ...
+    def ended(self, session: SessionRef | None) -> None: ...
+
+
 class FrontProtocol(HttpToolsProtocol):
-    def __init__(self, front: Front, session: SessionRef | None) -> None:
+    def __init__(self, front: Shared, session: SessionRef | None) -> None:
         super().__init__(front.config, front.state, {}, front.loop)
         self.front = front
         self.session = session
@@ -51,6 +70,7 @@ class FrontProtocol(HttpToolsProtocol):
         self.upgrading = False
         self.segment = 0  # size of the piece being parsed
         self.head_bytes = 0  # of the head being read, without the piece in which it began
+        self.framing_bytes = 0  # since the body's last byte: chunk sizes, extensions, trailers
         self.discarded = 0
         self.refusal = (400, "ValidationException", "This is not a valid HTTP request")
 
@@ -59,7 +79,7 @@ class FrontProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self.deadline = self.front.now + self.front.limits.idle_seconds
-        if len(self.connections) > self.front.limits.connections:
+        if not self.front.admit(self.session):
             self.front.refused_connections += 1
             self.transport.abort()
 
@@ -76,6 +96,7 @@ class FrontProtocol(HttpToolsProtocol):
         self.segment = len(data)
         if self.in_head:
             self.head_bytes += self.segment
+        self.framing_bytes += self.segment
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -90,6 +111,8 @@ class FrontProtocol(HttpToolsProtocol):
                 self.refuse(*self.refusal)
         if self.in_head and self.head_bytes > self.front.limits.head_bytes:
             self.refuse(400, "ValidationException", f"The head is larger than {self.front.limits.head_bytes} bytes")
+        elif self.in_body and not self.deaf and self.framing_bytes > self.front.limits.head_bytes:
+            self.refuse(400, "ValidationException", "The body's framing is larger than its data")
 
     def read_again(self, rest: bytes) -> None:
         """httptools drops the body of a request that offers to upgrade, as Java's client does (h2c): the request is
@@ -119,7 +142,7 @@ class FrontProtocol(HttpToolsProtocol):
         exchange, self.exchange = self.exchange, None
         self.deadline, self.blocked_since = _NEVER, 0.0
         super().connection_lost(exc)
-        self.front.connection_ended.set()
+        self.front.ended(self.session)
         if exchange is not None and not exchange.response_complete:
             exchange.response_complete = True
             exchange.on_client_lost()
@@ -139,7 +162,7 @@ class FrontProtocol(HttpToolsProtocol):
             self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.deaf:
+        if self.in_head and not self.deaf:  # else a trailer: nobody reads those
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -147,6 +170,7 @@ class FrontProtocol(HttpToolsProtocol):
             return
         self.in_head = False
         self.in_body = True
+        self.framing_bytes = 0
         parser = self.parser
         url, version, method, upgrade = (
             self.url,
@@ -187,6 +211,7 @@ class FrontProtocol(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
+        self.framing_bytes = 0
         if self.deaf or self.declining:
             return
         self.deadline += len(body) / self.front.limits.body_rate

@@ -36,6 +36,8 @@ EMPTY_SHA256: Final = sha256().hexdigest()
 
 _UNSIGNED: Final = b"UNSIGNED-PAYLOAD"
 _LONGEST_REMEMBERED: Final = 512
+_AGENTCORE: Final = b"x-amzn-bedrock-agentcore-"
+_USER_ID: Final = _AGENTCORE + b"runtime-user-id"
 _MISMATCH: Final = (
     "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key "
     "and signing method."
@@ -205,7 +207,7 @@ def parse(
     if stamp[:8] != scope.date:
         _refuse(f"Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date: {_text(stamp)}")
     for name in fields:
-        if name[:6] == b"x-amz-" and name not in scope.names:
+        if name[:5] == b"x-amz" and name not in scope.names and _must_be_signed(name, bool(presigned)):
             _refuse(f"'{_text(name)}' must be a 'SignedHeader' in the AWS Authorization")
     lines = header_lines(scope.names, fields)
     if lines is None:
@@ -223,6 +225,15 @@ def parse(
         b"%b\n%b\n%b/%b/%b/aws4_request\n" % (ALGORITHM, stamp, scope.date, scope.region, scope.service),
         signature,
     )
+
+
+def _must_be_signed(name: bytes, presigned: bool) -> bool:
+    """As AWS: every `x-amz-` header. And the user's id: who may name a user is whoever signed. A presigned URL is given
+    to somebody else, who may add nothing of AgentCore's to it; what it holds of that is in the query, and signed. With
+    a signature in the header the session's id may be unsigned, as the SDK sends it with a WebSocket."""
+    if name[:6] == b"x-amz-" or name == _USER_ID:
+        return True
+    return presigned and name.startswith(_AGENTCORE)
 
 
 def _stated_hash(fields: Mapping[bytes, bytes], allow_unsigned: bool) -> bytes | None:

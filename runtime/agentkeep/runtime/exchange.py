@@ -18,7 +18,8 @@ from agentkeep.runtime.drivers.driver import Connection
 __all__ = ["AgentAnswer", "AgentProtocolError", "request"]
 
 _READ = 64 << 10
-_HEAD_LIMIT = 64 << 10
+#: Of an answer that may come without a byte of body.
+_FRAMING_LIMIT = 128 << 10
 
 
 class AgentProtocolError(Exception):
@@ -36,12 +37,13 @@ class AgentAnswer:
         self._pieces: list[bytes] = []
         self._headed = False
         self._complete = False
-        self._head_size = 0
+        self._framing_size = 0  # since the body's last byte
 
     # httptools' callbacks.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+        if not self._headed:  # else a trailer: nobody reads those
+            self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
@@ -50,8 +52,10 @@ class AgentAnswer:
             self.headers.clear()
         else:
             self._headed = True
+            self._framing_size = 0
 
     def on_body(self, piece: bytes) -> None:
+        self._framing_size = 0
         self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
@@ -64,18 +68,18 @@ class AgentAnswer:
         while not self._headed:
             if not await self._feed():
                 raise AgentProtocolError("the agent closed the connection before it answered")
-            if not self._headed and self._head_size > _HEAD_LIMIT:
-                raise AgentProtocolError("the head of the agent's answer is too large")
 
     async def _feed(self) -> bool:
         data = await self._reader.read(_READ)
         if not data:
             return False
-        self._head_size += len(data)
+        self._framing_size += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             raise AgentProtocolError(f"the agent does not speak HTTP: {error}") from None
+        if self._framing_size > _FRAMING_LIMIT:
+            raise AgentProtocolError("the agent's answer is all head, chunk sizes or trailers")
         return True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

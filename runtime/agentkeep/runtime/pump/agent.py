@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 Fields = list[tuple[bytes, bytes]]
 
+#: Of an agent's answer that may come without a byte of body: its head, chunk sizes and extensions, trailers.
+MOST_FRAMING = 256 * 1024
+
 
 class Answered(Protocol):
     """Who receives an agent's answer. Exactly one of `on_answer_end` and `on_agent_lost` comes last."""
@@ -59,7 +62,7 @@ class AgentConnection(asyncio.Protocol):
         self._receiver: Answered | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._fields: Fields = []
-        self._head_bytes = 0
+        self._framing_bytes = 0  # since the body's last byte
         self._interim = False
         self._framed = True  # the answer says where it ends; otherwise it ends with the connection
         self._answering = False
@@ -123,15 +126,13 @@ class AgentConnection(asyncio.Protocol):
         if receiver is None:
             self.transport.abort()  # bytes nobody asked for
             return
-        if not self._answering:
-            self._head_bytes += len(data)
-            if self._head_bytes > 256 * 1024:
-                self._break()
-                return
+        self._framing_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._break()  # not HTTP, or a second answer
+        if self._framing_bytes > MOST_FRAMING and self._receiver is not None:
+            self._break()
         if self._receiver is not None:
             receiver.on_answer_pause()
 
@@ -175,7 +176,8 @@ class AgentConnection(asyncio.Protocol):
         self._fields = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name.lower(), value))
+        if not self._answering:  # else a trailer: nobody reads those
+            self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -185,7 +187,7 @@ class AgentConnection(asyncio.Protocol):
                 raise ValueError("an upgrade nobody asked for")
             return
         self._answering = True
-        self._head_bytes = 0
+        self._framing_bytes = 0
         self._framed = status in (204, 304) or any(
             name in (b"content-length", b"transfer-encoding") for name, _ in self._fields
         )
@@ -193,6 +195,7 @@ class AgentConnection(asyncio.Protocol):
             self._receiver.on_answer(status, self._fields)
 
     def on_body(self, data: bytes) -> None:
+        self._framing_bytes = 0
         if self._receiver is not None:
             self._receiver.on_answer_data(data)
 

@@ -9,11 +9,12 @@ from typing import cast
 
 import httptools
 
-from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError, UnauthorizedException
+from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError
 from agentkeep.runtime.drivers.driver import Connection
 from agentkeep.runtime.pump.agent import MOST_FRAMING
+from agentkeep.runtime.pump.heads import agent_refused, upgrade_answer, upgrade_head
 from agentkeep.runtime.pump.pump import Pump
-from agentkeep.runtime.pump.target import SESSION_ID, USER_ID, parse_target, text_headers
+from agentkeep.runtime.pump.target import SESSION_ID, USER_ID, bearer_token, parse_target, text_headers
 from agentkeep.runtime.turn import InvocationRequest, Turn
 from agentkeep.service.direct import ClientConnection, Exchange, Head
 
@@ -21,16 +22,7 @@ __all__ = ["Tunnel"]
 
 logger = logging.getLogger(__name__)
 
-_PATH = b"/ws"
 _NO_BODY = sha256(b"").hexdigest()
-_TO_AGENT = (
-    b"sec-websocket-key",
-    b"sec-websocket-version",
-    b"sec-websocket-protocol",
-    b"sec-websocket-extensions",
-    b"origin",
-)
-_TO_CLIENT = frozenset((b"sec-websocket-accept", b"sec-websocket-protocol", b"sec-websocket-extensions"))
 _NEVER = float("inf")
 
 
@@ -81,20 +73,15 @@ class Tunnel(Exchange):
         else:
             self._agent = agent
             self.deadline = pump.now + pump.limits.first_byte
-            self._ask(agent, turn)
+            agent.transport.write(upgrade_head(turn, self.head.headers))
 
     async def _authenticated(self) -> InvocationRequest:
         head, authenticator = self.head, self._pump.authenticator
         headers = text_headers(head.headers)
         target = parse_target(head.path, head.query)
-        bearer = None
         caller = None
-        authorization = headers.get("authorization", "")
-        if authorization[:7].lower() == "bearer ":
-            if head.session is not None:
-                raise UnauthorizedException("Inside a session, calls are signed with the session's own credentials")
-            bearer = authorization[7:].strip()
-        else:
+        bearer = bearer_token(headers, head.session)
+        if bearer is None:
             claim = authenticator.claim(head.method, head.path, head.query, head.headers)
             access = authenticator.cached(claim, head.session) or await authenticator.find(claim, head.session)
             authenticator.prove(claim, access, _NO_BODY)
@@ -114,42 +101,22 @@ class Tunnel(Exchange):
             headers,
         )
 
-    def _ask(self, agent: _AgentEnd, turn: Turn) -> None:
-        out = [b"GET ", _PATH, b" HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"]
-        for name, value in turn.headers:
-            out += (name, b": ", value, b"\r\n")
-        for name in _TO_AGENT:
-            value_sent = self.head.headers.get(name)
-            if value_sent is not None:
-                out += (name, b": ", value_sent, b"\r\n")
-        out.append(b"\r\n")
-        agent.transport.write(b"".join(out))
-
     # The agent's end.
 
     def agreed(self, fields: list[tuple[bytes, bytes]], rest: bytes) -> None:
         """The agent took the upgrade."""
         assert self._turn is not None
-        out = [b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\nx-amzn-requestid: "]
-        out += (self.request_id.encode(), b"\r\n", SESSION_ID.encode(), b": ", self._turn.session_id.encode(), b"\r\n")
-        for name, value in fields:
-            if name in _TO_CLIENT:
-                out += (name, b": ", value, b"\r\n")
-        out += (b"\r\n", rest)
+        head = upgrade_answer(self.request_id, self._turn.session_id, fields)
         self.started = True
         self.deadline = self._pump.now + self._pump.limits.tunnel
-        self.connection.transport.write(b"".join(out))
+        self.connection.transport.write(head + rest)
         early, self._early = self._early, []
         self.connection.resume_body()
         if self._agent is not None and early:
             self._agent.transport.write(b"".join(early))  # may pause the client again
 
     def declined(self, status: int) -> None:
-        self._fail(
-            RuntimeClientError(
-                f"Received error ({status}) from runtime. Please check your CloudWatch logs for more information"
-            )
-        )
+        self._fail(agent_refused(status))
 
     def from_agent(self, data: bytes) -> None:
         self.connection.transport.write(data)
