@@ -22,13 +22,20 @@ from agentkeep.core.errors import (
     InternalServerException,
     RetryableConflictException,
     ServiceError,
-    UnauthorizedException,
     ValidationException,
 )
 from agentkeep.core.ports import AccessKey
 from agentkeep.runtime.pump.pump import Pump
 from agentkeep.runtime.pump.run import Run
-from agentkeep.runtime.pump.target import SESSION_ID, USER_ID, Attempt, attempt, parse_target, text_headers
+from agentkeep.runtime.pump.target import (
+    SESSION_ID,
+    USER_ID,
+    Attempt,
+    attempt,
+    bearer_token,
+    parse_target,
+    text_headers,
+)
 from agentkeep.runtime.turn import InvocationRequest
 from agentkeep.service.authentication import Claim
 from agentkeep.service.direct import ClientConnection, Exchange, Head
@@ -80,7 +87,7 @@ class Invocation(Exchange):
             self._headers = text_headers(head.headers)
             if head.length is not None and head.length > pump.limits.body:
                 raise _too_large(pump.limits.body)
-            bearer = self._bearer()
+            bearer = bearer_token(self._headers, head.session)
             if bearer is not None:
                 self._identified(None, bearer)
                 return
@@ -93,14 +100,6 @@ class Invocation(Exchange):
                 self._task = asyncio.get_running_loop().create_task(self._find_key(claim))
         except ServiceError as error:
             self.answer_failed(error)
-
-    def _bearer(self) -> str | None:
-        authorization = self._headers.get("authorization", "")
-        if authorization[:7].lower() != "bearer ":
-            return None
-        if self.head.session is not None:
-            raise UnauthorizedException("Inside a session, calls are signed with the session's own credentials")
-        return authorization[7:].strip()
 
     async def _find_key(self, claim: Claim) -> None:
         try:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError
 from agentkeep.runtime.pump.agent import AgentConnection, AgentPool, Fields
+from agentkeep.runtime.pump.heads import agent_refused, answer_fields, invocation_head
 from agentkeep.runtime.pump.limits import PumpLimits
 from agentkeep.runtime.turn import InvocationRequest, Invocations, Turn
 from agentkeep.service.spool import Spool
@@ -25,21 +26,6 @@ __all__ = ["AgentTooSlow", "Client", "Run", "RunState"]
 
 logger = logging.getLogger(__name__)
 
-#: What of an agent's answer passes to the client. Framing is our own.
-_PASSED = frozenset(
-    (
-        b"baggage",
-        b"cache-control",
-        b"content-encoding",
-        b"content-type",
-        b"mcp-protocol-version",
-        b"mcp-session-id",
-        b"traceparent",
-        b"tracestate",
-        b"x-amzn-trace-id",
-    )
-)
-_SESSION_ID = b"x-amzn-bedrock-agentcore-runtime-session-id: "
 _NEVER = float("inf")
 
 
@@ -277,9 +263,7 @@ class Run:
         self._agent = agent
         self.state = RunState.SENDING
         self.deadline = self._pump.now + self._pump.limits.first_byte
-        out = [b"POST ", turn.path.encode(), b" HTTP/1.1\r\nhost: localhost\r\n"]
-        for name, value in turn.headers:
-            out += (name, b": ", value, b"\r\n")
+        out = invocation_head(turn)
         if isinstance(body, bytes):
             self._body = None
             out += (b"content-length: %d\r\n\r\n" % len(body), body)
@@ -312,24 +296,10 @@ class Run:
     def on_answer(self, status: int, fields: Fields) -> None:
         self.deadline = self._pump.now + self._pump.limits.gap
         if status >= 400:
-            self._fail(
-                RuntimeClientError(
-                    f"Received error ({status}) from runtime. Please check your CloudWatch logs for more information"
-                )
-            )
+            self._fail(agent_refused(status))
             return
         assert self._turn is not None
-        length = None
-        seen = set()
-        out = [_SESSION_ID, self._turn.session_id.encode(), b"\r\n"]
-        for name, value in fields:
-            if name in _PASSED and name not in seen:
-                seen.add(name)
-                out += (name, b": ", value, b"\r\n")
-            elif name == b"content-length":
-                length = int(value)
-        if b"content-type" not in seen:
-            out.append(b"content-type: application/json\r\n")
+        out, length = answer_fields(self._turn.session_id, fields)
         self.state = RunState.ANSWERING
         self._head = (status, out, length)
         if self._client is not None:

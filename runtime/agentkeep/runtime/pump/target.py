@@ -11,9 +11,10 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from agentkeep.core.errors import FieldError, ValidationException
+from agentkeep.core.call import SessionRef
+from agentkeep.core.errors import FieldError, UnauthorizedException, ValidationException
 
-__all__ = ["DEFAULT_QUALIFIER", "Attempt", "Target", "attempt", "parse_target", "text_headers"]
+__all__ = ["DEFAULT_QUALIFIER", "Attempt", "Target", "attempt", "bearer_token", "parse_target", "text_headers"]
 
 DEFAULT_QUALIFIER: Final = "DEFAULT"
 SESSION_ID: Final = "x-amzn-bedrock-agentcore-runtime-session-id"
@@ -80,6 +81,17 @@ def text_headers(raw: Mapping[bytes, bytes]) -> dict[str, str]:
     if faults:
         raise _invalid(sorted(faults))
     return headers
+
+
+def bearer_token(headers: Mapping[str, str], session: SessionRef | None) -> str | None:
+    """The token of a caller who does not sign. Raises UnauthorizedException inside a session (`session`: the
+    listener's), whose callers have keys of their own."""
+    authorization = headers.get("authorization", "")
+    if authorization[:7].lower() != "bearer ":
+        return None
+    if session is not None:
+        raise UnauthorizedException("Inside a session, calls are signed with the session's own credentials")
+    return authorization[7:].strip()
 
 
 def _invalid(faults: list[FieldError]) -> ValidationException:
