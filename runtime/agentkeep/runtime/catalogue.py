@@ -10,9 +10,8 @@ from agentkeep.core.identifiers import Deployment
 from agentkeep.runtime.records import AgentRuntime, Endpoint, Stored, Version, decode, encode
 from agentkeep.storage.interface import ANY, Check, Delete, Expected, KeyValueStore, Once, Put, partition
 
-__all__ = ["DEFAULT_ENDPOINT", "Catalogue", "replayed"]
+__all__ = ["Catalogue", "replayed"]
 
-DEFAULT_ENDPOINT = "DEFAULT"
 RUNTIMES = partition("runtime", "runtimes")
 NAMES = partition("runtime", "names")
 TAGS = partition("runtime", "tags")

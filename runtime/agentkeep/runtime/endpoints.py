@@ -16,8 +16,8 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.identifiers import resource_id
-from agentkeep.runtime.catalogue import DEFAULT_ENDPOINT, TAGS, Catalogue, replayed
-from agentkeep.runtime.records import AgentRuntime, Endpoint, Status, Stored
+from agentkeep.runtime.catalogue import TAGS, Catalogue, replayed
+from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Endpoint, Status, Stored
 from agentkeep.runtime.runtimes import once
 from agentkeep.storage.interface import ABSENT, Put, Write
 

@@ -87,8 +87,8 @@ def agent_headers(
     the token that passed the runtime's authorizer."""
     headers = [
         (b"content-type", sent.get("content-type", "application/json").encode("latin-1")),
-        (b"x-amzn-bedrock-agentcore-runtime-session-id", session_id.encode("latin-1")),
-        (b"x-amzn-bedrock-agentcore-runtime-request-id", request_id.encode("latin-1")),
+        (SESSION_HEADER.encode(), session_id.encode("latin-1")),
+        (REQUEST_HEADER.encode(), request_id.encode("latin-1")),
         (b"baggage", _baggage(sent.get("baggage"), session_id).encode("latin-1")),
     ]
     for name in _MODELLED:

@@ -12,6 +12,7 @@ from agentkeep.core.errors import RuntimeClientError
 from agentkeep.runtime.exchange import AgentAnswer, AgentProtocolError, request
 from agentkeep.runtime.headers import SESSION_HEADER
 from agentkeep.runtime.invocations import RuntimeInvocations, SessionTurn
+from agentkeep.runtime.records import DEFAULT_ENDPOINT
 from agentkeep.runtime.turn import InvocationRequest
 from agentkeep.wire.types import bedrock_agentcore as data
 
@@ -101,7 +102,7 @@ def _request(call: Call, document: Mapping[str, Any]) -> InvocationRequest:
     by_token = call.caller.kind is CallerKind.USER
     return InvocationRequest(
         runtime=document["agentRuntimeArn"],
-        qualifier=document.get("qualifier") or "DEFAULT",
+        qualifier=document.get("qualifier") or DEFAULT_ENDPOINT,
         account_id=document.get("accountId"),
         session_id=document.get("runtimeSessionId"),
         user_id=document.get("runtimeUserId"),

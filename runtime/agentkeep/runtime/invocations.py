@@ -20,10 +20,9 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.ports import WorkloadTokens
 from agentkeep.runtime.authorization import Authorization, not_accepted
-from agentkeep.runtime.catalogue import DEFAULT_ENDPOINT
 from agentkeep.runtime.drivers.driver import Connection
 from agentkeep.runtime.headers import agent_headers
-from agentkeep.runtime.records import SessionState
+from agentkeep.runtime.records import DEFAULT_ENDPOINT, SessionState
 from agentkeep.runtime.rules import invalid
 from agentkeep.runtime.session import Session
 from agentkeep.runtime.session_table import in_progress, other_user

@@ -20,9 +20,9 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.ports import WorkloadTokens
 from agentkeep.runtime.artifacts import ArtifactError
-from agentkeep.runtime.catalogue import DEFAULT_ENDPOINT, POLICIES, TAGS, Catalogue
+from agentkeep.runtime.catalogue import POLICIES, TAGS, Catalogue
 from agentkeep.runtime.prepared import PreparedVersions
-from agentkeep.runtime.records import AgentRuntime, Artifact, Endpoint, Status, Stored, Version
+from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Artifact, Endpoint, Status, Stored, Version
 from agentkeep.storage.interface import Delete, Write
 
 __all__ = ["Provisioning"]
@@ -147,8 +147,10 @@ class Provisioning:
         if not failed and before is not None and before != live:
             await self._retire_unless_used(runtime.id, before)
 
-    async def _prepare(self, version: Stored[Version]) -> Artifact:
-        return (await self._prepared.get(version.record)).bundle.artifact
+    async def _prepare(self, version: Stored[Version]) -> Artifact | None:
+        """What its code is pinned to. Images are the driver's to pin."""
+        bundle = (await self._prepared.get(version.record)).bundle
+        return None if bundle is None else bundle.artifact
 
     async def _move_endpoint(self, stored: Stored[Endpoint]) -> None:
         endpoint = stored.record

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from agentkeep.core.call import SessionRef, User
 
 __all__ = [
+    "DEFAULT_ENDPOINT",
     "SESSION_MOVES",
     "AgentRuntime",
     "Artifact",
@@ -95,6 +96,10 @@ class Version:
     updated_at: datetime
     artifact: Artifact | None = None
     failure_reason: str | None = None
+
+
+#: The endpoint every runtime has, which follows its newest version: the qualifier where none is given.
+DEFAULT_ENDPOINT = "DEFAULT"
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from agentkeep.core.errors import (
     ServiceQuotaExceededException,
 )
 from agentkeep.core.identifiers import resource_id
-from agentkeep.runtime.catalogue import DEFAULT_ENDPOINT, TAGS, Catalogue, replayed
-from agentkeep.runtime.records import AgentRuntime, Endpoint, Status, Stored, Version
+from agentkeep.runtime.catalogue import TAGS, Catalogue, replayed
+from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Endpoint, Status, Stored, Version
 from agentkeep.storage.interface import ABSENT, Once, Put, Write
 
 __all__ = ["Runtimes", "once"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from agentkeep.core.errors import RuntimeClientError
+from agentkeep.runtime.headers import SESSION_HEADER
 from agentkeep.runtime.pump.agent import Fields
-from agentkeep.runtime.pump.target import SESSION_ID
 from agentkeep.runtime.turn import Turn
 
 __all__ = ["agent_refused", "answer_fields", "invocation_head", "upgrade_answer", "upgrade_head"]
@@ -37,7 +37,7 @@ _WEBSOCKET_TO_AGENT: Final = (
 _WEBSOCKET_TO_CLIENT: Final = frozenset(
     (b"sec-websocket-accept", b"sec-websocket-protocol", b"sec-websocket-extensions")
 )
-_SESSION: Final = SESSION_ID.encode() + b": "
+_SESSION: Final = SESSION_HEADER.encode() + b": "
 
 
 def invocation_head(turn: Turn) -> list[bytes]:

@@ -25,11 +25,10 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.ports import AccessKey
+from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
 from agentkeep.runtime.pump.pump import Pump
 from agentkeep.runtime.pump.run import Run
 from agentkeep.runtime.pump.target import (
-    SESSION_ID,
-    USER_ID,
     Attempt,
     attempt,
     bearer_token,
@@ -121,8 +120,8 @@ class Invocation(Exchange):
         headers, head = self._headers, self.head
         target = parse_target(head.path, head.query)
         invocation_id = headers.get("amz-sdk-invocation-id")
-        session_id = headers.get(SESSION_ID) or None
-        user_id = headers.get(USER_ID)
+        session_id = headers.get(SESSION_HEADER) or None
+        user_id = headers.get(USER_HEADER)
         self._request = InvocationRequest(
             target.runtime,
             target.qualifier,

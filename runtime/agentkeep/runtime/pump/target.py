@@ -13,23 +13,22 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import FieldError, UnauthorizedException, ValidationException
+from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
+from agentkeep.runtime.records import DEFAULT_ENDPOINT
 
-__all__ = ["DEFAULT_QUALIFIER", "Attempt", "Target", "attempt", "bearer_token", "parse_target", "text_headers"]
+__all__ = ["Attempt", "Target", "attempt", "bearer_token", "parse_target", "text_headers"]
 
-DEFAULT_QUALIFIER: Final = "DEFAULT"
-SESSION_ID: Final = "x-amzn-bedrock-agentcore-runtime-session-id"
-USER_ID: Final = "x-amzn-bedrock-agentcore-runtime-user-id"
 
 #: Member, least and greatest length, by header, as the model says.
 _LENGTHS: Final[Mapping[str, tuple[str, int, int]]] = {
     "content-type": ("contentType", 1, 256),
     "accept": ("accept", 1, 256),
     "mcp-session-id": ("mcpSessionId", 1, 1024),
-    SESSION_ID: ("runtimeSessionId", 33, 256),
+    SESSION_HEADER: ("runtimeSessionId", 33, 256),
     "mcp-protocol-version": ("mcpProtocolVersion", 1, 1024),
     "mcp-method": ("mcpMethod", 1, 1024),
     "mcp-name": ("mcpName", 1, 1024),
-    USER_ID: ("runtimeUserId", 1, 1024),
+    USER_HEADER: ("runtimeUserId", 1, 1024),
     "x-amzn-trace-id": ("traceId", 0, 128),
     "traceparent": ("traceParent", 0, 128),
     "tracestate": ("traceState", 0, 512),
@@ -62,7 +61,7 @@ def parse_target(path: bytes, query: bytes) -> Target:
     account_id = given.get("accountId")
     if account_id is not None and not _ACCOUNT.fullmatch(account_id):
         raise _invalid([FieldError("accountId", "must be 12 digits")])
-    return Target(runtime, given.get("qualifier") or DEFAULT_QUALIFIER, account_id, given)
+    return Target(runtime, given.get("qualifier") or DEFAULT_ENDPOINT, account_id, given)
 
 
 def text_headers(raw: Mapping[bytes, bytes]) -> dict[str, str]:
@@ -74,7 +73,7 @@ def text_headers(raw: Mapping[bytes, bytes]) -> dict[str, str]:
         if not low <= len(headers[name]) <= high:
             faults = faults or []
             faults.append(FieldError(member, f"must have a length of {low} to {high}"))
-    session_id = headers.get(SESSION_ID)
+    session_id = headers.get(SESSION_HEADER)
     if session_id and not _VISIBLE.fullmatch(session_id):
         faults = faults or []
         faults.append(FieldError("runtimeSessionId", "must be visible ASCII characters"))

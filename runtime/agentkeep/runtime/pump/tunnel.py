@@ -11,10 +11,11 @@ import httptools
 
 from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError
 from agentkeep.runtime.drivers.driver import Connection
+from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
 from agentkeep.runtime.pump.agent import MOST_FRAMING
 from agentkeep.runtime.pump.heads import agent_refused, upgrade_answer, upgrade_head
 from agentkeep.runtime.pump.pump import Pump
-from agentkeep.runtime.pump.target import SESSION_ID, USER_ID, bearer_token, parse_target, text_headers
+from agentkeep.runtime.pump.target import bearer_token, parse_target, text_headers
 from agentkeep.runtime.turn import InvocationRequest, Turn
 from agentkeep.service.direct import ClientConnection, Exchange, Head
 
@@ -92,8 +93,8 @@ class Tunnel(Exchange):
             target.runtime,
             target.qualifier,
             target.account_id,
-            headers.get(SESSION_ID) or given.get(SESSION_ID),
-            headers.get(USER_ID) or given.get(USER_ID),
+            headers.get(SESSION_HEADER) or given.get(SESSION_HEADER),
+            headers.get(USER_HEADER) or given.get(USER_HEADER),
             None,
             caller,
             bearer,
