@@ -154,6 +154,7 @@ class EmbeddedPlatform:
         # What serves them.
         authenticator = Authenticator(identity.keys, clock)
         otlp = OtlpApp(spans, observed)
+        self._exit.callback(otlp.close)
         application = Application(
             Router(),
             Switch(SelfBackend([runtime, gateway, memory, identity])),

@@ -10,8 +10,10 @@ import asyncio
 import base64
 import logging
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import orjson
 from google.protobuf import json_format  # type: ignore[import-untyped]
@@ -40,6 +42,12 @@ logger = logging.getLogger(__name__)
 
 PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
 
+Result = TypeVar("Result")
+
+#: Of one session's requests being read at one time. Exporters send one after the other.
+MAX_AT_ONCE = 4
+#: JSON takes a hundred times its size while it is read, and the interpreter for itself: less of it is taken, bytes.
+MAX_JSON = 2 << 20
 #: Nesting of JSON and of attribute values beyond this is refused.
 MAX_DEPTH = 32
 
@@ -57,6 +65,12 @@ class OtlpApp:
     def __init__(self, spans: SqliteSpanStore, settings: ObservabilitySettings | None = None) -> None:
         self._spans = spans
         self._settings = settings or ObservabilitySettings()
+        # One thread of its own: what agents send to be read keeps nothing else of the platform waiting.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="otlp")
+        self._reading: Counter[SessionRef] = Counter()
+
+    def close(self) -> None:
+        self._reader.shutdown(wait=False, cancel_futures=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         content_type = header(scope, b"content-type").partition(b";")[0].strip().lower()
@@ -90,10 +104,21 @@ class OtlpApp:
         session = scope.get("agentkeep.session")
         if not isinstance(session, SessionRef):
             raise _Refused(403, "OTLP is taken from a session, through its session endpoint")
-        data = await self._body(receive)
-        encoding = header(scope, b"content-encoding").strip().lower()
-        request = await asyncio.to_thread(self._decode, wanted, data, content_type, encoding)
-        return await self._take(session, request)
+        if self._reading[session] >= MAX_AT_ONCE:
+            raise _Refused(429, "the session has as many requests being read as it may; send one after the other")
+        self._reading[session] += 1
+        try:
+            data = await self._body(receive)
+            encoding = header(scope, b"content-encoding").strip().lower()
+            request = await self._read(lambda: self._decode(wanted, data, content_type, encoding))
+            return await self._take(session, request)
+        finally:
+            self._reading[session] -= 1
+            if not self._reading[session]:
+                del self._reading[session]
+
+    async def _read(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, work)
 
     async def _body(self, receive: Receive) -> bytes:
         data = bytearray()
@@ -106,7 +131,7 @@ class OtlpApp:
     async def _take(self, session: SessionRef, request: Message) -> Message:
         match request:
             case ExportTraceServiceRequest():
-                spans = await asyncio.to_thread(lambda: list(_spans(request)))
+                spans = await self._read(lambda: list(_spans(request)))
                 traces = ExportTraceServiceResponse()
                 if rejected := await self._spans.add(session, spans):
                     traces.partial_success.rejected_spans = rejected
@@ -131,10 +156,13 @@ class OtlpApp:
         raise _Refused(404, "not an OTLP request")
 
     def _decode(self, wanted: type[Message], data: bytes, content_type: bytes, encoding: bytes) -> Message:
+        most = self._settings.decoded_bytes if content_type == PROTOBUF else min(self._settings.decoded_bytes, MAX_JSON)
         if encoding == b"gzip":
-            data = _unzipped(data, self._settings.decoded_bytes)
+            data = _unzipped(data, most)
         elif encoding not in (b"", b"identity"):
             raise _Refused(415, "the only content encoding taken is gzip")
+        if len(data) > most:
+            raise _Refused(413, f"more than {most} bytes: send smaller batches, or protobuf")
         request = wanted()
         try:
             if content_type == PROTOBUF:

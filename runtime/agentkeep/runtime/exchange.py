@@ -56,7 +56,8 @@ class AgentAnswer:
 
     def on_body(self, piece: bytes) -> None:
         self._framing_size = 0
-        self._pieces.append(piece)
+        if not self._complete:  # else a second answer's
+            self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
         if self._headed:
@@ -78,6 +79,8 @@ class AgentAnswer:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             raise AgentProtocolError(f"the agent does not speak HTTP: {error}") from None
+        except httptools.HttpParserUpgrade:  # no HttpParserError
+            raise AgentProtocolError("the agent answers with an upgrade nobody asked for") from None
         if self._framing_size > _FRAMING_LIMIT:
             raise AgentProtocolError("the agent's answer is all head, chunk sizes or trailers")
         return True
