@@ -1,4 +1,4 @@
-"""A backend answers calls. `self` is this platform; `agentcore` (later) is the managed service; the switch chooses."""
+"""A backend answers calls: this platform itself (`own.py`), or whatever else speaks AgentCore; the switch chooses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Backend(Protocol):
 
 
 class Switch:
-    """Chooses the backend that answers a call. Today there is one; breaker, failover and replication wrap it here."""
+    """Chooses the backend that answers a call. Today there is one; a second one comes in here."""
 
     def __init__(self, own: Backend) -> None:
         self._own = own

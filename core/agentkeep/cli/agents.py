@@ -1,4 +1,4 @@
-"""`agentkeep deploy`, `invoke`, `sessions`, `stop`, `logs`: agents and their sessions."""
+"""`agentkeep deploy`, `invoke`, `sessions`, `usage`, `stop`, `logs`: agents and their sessions."""
 
 from __future__ import annotations
 

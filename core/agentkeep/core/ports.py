@@ -99,7 +99,8 @@ class WorkloadTokens(Protocol):
     async def delete_for_service(self, name: str) -> None: ...
 
     async def issue(self, name: str, user: User | None, user_token: str | None = None) -> str | None:
-        """The workload access token handed to a session's agent; None where there is no user (contract 4.3)."""
+        """The workload access token handed to a session's agent; None where there is no user: it says which agent acts
+        for whom."""
         ...
 
 

@@ -1,7 +1,7 @@
 """What a model provider is: something that answers Bedrock's Converse.
 
 Requests and responses are bedrock-runtime's own shapes (camelCase members, blobs as bytes). What only some providers
-can do (Bedrock's native bodies, guardrails, counting tokens) is a protocol of its own; who lacks it is asked never.
+can do (Bedrock's native bodies, guardrails, counting tokens) is a protocol of its own; one without it is never asked.
 """
 
 from __future__ import annotations
