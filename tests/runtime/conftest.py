@@ -118,6 +118,7 @@ class LoopbackAgent:
         self.requests: list[dict[str, Any]] = []
         self.pings = 0
         self.stops: list[float] = []
+        self.resumed: list[Any] = []
         self._gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._runner: web.AppRunner | None = None
         self._port = 0
@@ -160,6 +161,10 @@ class LoopbackAgent:
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self._port))
         return LoopbackConnection(sock)
+
+    async def resume(self, endpoint: Callable[[], asyncio.Protocol], log: Callable[[bytes], None]) -> None:
+        self.resumed.append(endpoint)
+        log(b"still here\n")
 
     async def crash(self, reason: str = "killed by signal 9") -> None:
         if not self._gone.done():

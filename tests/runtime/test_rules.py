@@ -20,6 +20,7 @@ async def test_images_are_refused_with_the_reason(platform: Any) -> None:
     image = {"containerConfiguration": {"containerUri": "public.ecr.aws/a/b:1"}}
     refused = await _refused(platform, agentRuntimeArtifact=image)
     assert "docker driver" in refused.message
+    assert "AGENTKEEP_RUNTIME_DOCKER=true" in refused.message
     assert refused.fields[0].name == "agentRuntimeArtifact.containerConfiguration"
 
 

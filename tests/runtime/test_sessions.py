@@ -483,6 +483,7 @@ async def test_environments_that_outlive_the_platform_are_adopted(platform: Any,
     assert forgotten.is_gone  # nobody's
     turn = await platform.begin(runtime_id, session_id, user_id="alice")
     assert turn.environment_id == kept.id
+    assert len(kept.resumed) == 1  # its session endpoint was given back
     assert (await _say(turn))[0] == 200
     turn.end()
     await clock.move(50)  # its age goes on

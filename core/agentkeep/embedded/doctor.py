@@ -11,8 +11,11 @@ from pathlib import Path
 
 from agentkeep.core.errors import AgentkeepError
 from agentkeep.embedded.valkey import EmbeddedValkey
-from agentkeep.runtime.drivers.driver import Finding, Severity
+from agentkeep.runtime.drivers.by_artifact import DriverByArtifact
+from agentkeep.runtime.drivers.docker.driver import DockerDriver
+from agentkeep.runtime.drivers.driver import Driver, Finding, Severity
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
+from agentkeep.runtime.settings import RuntimeSettings
 
 __all__ = ["examine"]
 
@@ -29,7 +32,9 @@ async def _examine(data_dir: Path) -> list[Finding]:
     findings = [_python(), _disk(data_dir)]
     with tempfile.TemporaryDirectory(prefix="agentkeep-doctor-") as folder:
         findings.append(await _valkey(Path(folder)))
-        driver = ProcessDriver(Path(folder))
+        driver: Driver = ProcessDriver(Path(folder))
+        if RuntimeSettings().docker:
+            driver = DriverByArtifact(driver, DockerDriver(Path(folder)))
         try:
             findings += await driver.probe()
         finally:

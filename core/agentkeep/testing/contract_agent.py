@@ -99,7 +99,9 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: say("no"))
     if SCENARIO == "polite":
         signal.signal(signal.SIGTERM, say_goodbye)
-    host = "0.0.0.0" if SCENARIO == "everywhere" else "127.0.0.1"  # noqa: S104
+    # As the public SDK does: a container is reached from outside.
+    everywhere = SCENARIO == "everywhere" or "DOCKER_CONTAINER" in os.environ
+    host = "0.0.0.0" if everywhere else "127.0.0.1"  # noqa: S104
     server = Server((host, int(os.environ.get("AGENT_PORT", "8080"))), Agent)
     if SCENARIO == "thread":
         threading.Thread(target=server.serve_forever).start()  # keeps the process alive when the main script has ended

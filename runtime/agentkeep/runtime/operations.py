@@ -107,7 +107,7 @@ class RuntimePlane:
 
     def _checked(self, request: Mapping[str, Any]) -> dict[str, Any]:
         settings = {name: value for name, value in request.items() if name not in _NOT_SETTINGS}
-        settings = check_settings(settings, self._deployment, self._settings.public_url)
+        settings = check_settings(settings, self._deployment, self._settings.public_url, images=self._settings.docker)
         authorizer = settings.get("authorizerConfiguration", {}).get("customJWTAuthorizer")
         if authorizer is not None:
             self._authorizers.check(authorizer)

@@ -1,4 +1,5 @@
-"""Versions made ready to run on this machine: bundle unpacked, packages installed, the driver prepared; once each."""
+"""Versions made ready to run on this machine: bundle unpacked and packages installed, or image there; the driver
+prepared; once each."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ __all__ = ["PreparedVersion", "PreparedVersions"]
 class PreparedVersion:
     version: Version
     settings: Settings
-    bundle: Bundle
+    bundle: Bundle | None  # None: it is an image
     spec: VersionSpec
 
 
@@ -37,15 +38,18 @@ class PreparedVersions:
             if found := self._ready.get(key):
                 return found
             settings = Settings.of(version.settings)
-            code = version.settings["agentRuntimeArtifact"]["codeConfiguration"]
-            bundle = await self._bundles.prepare(code, version.artifact)
+            artifact = version.settings["agentRuntimeArtifact"]
+            bundle = None
+            if "containerConfiguration" not in artifact:
+                bundle = await self._bundles.prepare(artifact["codeConfiguration"], version.artifact)
             spec = VersionSpec(
                 runtime_id=version.runtime_id,
                 version=str(version.number),
-                bundle=bundle.folder,
-                dependencies=bundle.dependencies,
+                bundle=None if bundle is None else bundle.folder,
+                dependencies=None if bundle is None else bundle.dependencies,
                 entry_point=settings.entry_point,
                 python=PYTHON,
+                image=artifact["containerConfiguration"]["containerUri"] if bundle is None else None,
                 port=settings.port,
             )
             await self._driver.prepare(spec)

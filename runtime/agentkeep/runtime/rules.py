@@ -69,8 +69,11 @@ def invalid(*fields: FieldError) -> ValidationException:
     return ValidationException(f"{count} validation error{'s' if count > 1 else ''} detected: {text}", fields=fields)
 
 
-def check_settings(request: Mapping[str, Any], deployment: Deployment, public_url: str) -> dict[str, Any]:
-    """The settings of a new version: the request's members with defaults filled in.
+def check_settings(
+    request: Mapping[str, Any], deployment: Deployment, public_url: str, *, images: bool
+) -> dict[str, Any]:
+    """The settings of a new version: the request's members with defaults filled in. `images`: whether this deployment
+    runs container images.
 
     Raises ValidationException naming every member at fault.
     """
@@ -78,7 +81,7 @@ def check_settings(request: Mapping[str, Any], deployment: Deployment, public_ur
     document.setdefault("networkConfiguration", {"networkMode": "PUBLIC"})
     lifecycle, faults = _lifecycle(document.get("lifecycleConfiguration", {}))
     document["lifecycleConfiguration"] = lifecycle
-    faults += _artifact(document["agentRuntimeArtifact"])
+    faults += _artifact(document["agentRuntimeArtifact"], images)
     faults += _headers(document)
     faults += _environment(document.get("environmentVariables", {}), deployment, public_url)
     faults += _protocol(document.get("protocolConfiguration", {}))
@@ -88,14 +91,16 @@ def check_settings(request: Mapping[str, Any], deployment: Deployment, public_ur
     return document
 
 
-def _artifact(artifact: Mapping[str, Any]) -> list[FieldError]:
+def _artifact(artifact: Mapping[str, Any], images: bool) -> list[FieldError]:
     where = "agentRuntimeArtifact"
     if "containerConfiguration" in artifact:
+        if images:
+            return []
         return [
             FieldError(
                 f"{where}.containerConfiguration",
-                "container images need the docker driver, which this deployment does not have; "
-                "deploy the code as a bundle (codeConfiguration)",
+                "container images need the docker driver, which this deployment does not have; deploy the code as a "
+                "bundle (codeConfiguration), or have the operator set AGENTKEEP_RUNTIME_DOCKER=true",
             )
         ]
     code = artifact["codeConfiguration"]

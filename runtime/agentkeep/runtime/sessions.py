@@ -28,7 +28,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.ports import Keys
 from agentkeep.runtime.artifacts import ArtifactError
-from agentkeep.runtime.drivers.driver import Driver, Environment, EnvironmentSpec, Exit, Limits
+from agentkeep.runtime.drivers.driver import AdoptedEnvironment, Driver, Environment, EnvironmentSpec, Exit, Limits
 from agentkeep.runtime.health import ping, supports_ping
 from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.prepared import PreparedVersions
@@ -183,7 +183,7 @@ class Sessions:
         prepared = session.prepared = await self._parts.prepared.get(version)
         settings = self._settings
         session.log.note(f"session {session.ref.session_id} begins, version {version.number}")
-        if prepared.bundle.note:
+        if prepared.bundle is not None and prepared.bundle.note:
             session.log.note(prepared.bundle.note)
         spec = EnvironmentSpec(
             session=session.ref,
@@ -337,7 +337,7 @@ class Sessions:
 
     # The platform's own life.
 
-    async def adopt(self, record: SessionRecord, version: Version, environment: Environment) -> None:
+    async def adopt(self, record: SessionRecord, version: Version, environment: AdoptedEnvironment) -> None:
         """A session whose environment has outlived its platform goes on here, READY."""
         now = self._clock.monotonic()
         age = (self._clock.now() - record.created_at).total_seconds()
@@ -350,6 +350,7 @@ class Sessions:
         session.move(SessionState.READY)
         session.touch(now)
         self._live[record.ref] = session
+        await environment.resume(self._parts.endpoint_of(record.ref), output.write)
         self._attach(session, environment)
         log.info("session %s of %s goes on", record.session_id, record.runtime_id)
 

@@ -37,6 +37,13 @@ class RuntimeSettings(BaseSettings):
     session_cpus: float = Field(2.0, gt=0, description="Processors one session may keep busy.")
     session_disk: int = Field(512 * _MB, ge=_MB, description="Written by one session, in /tmp and the like.")
 
+    # Container images.
+    docker: bool = Field(
+        False,
+        description="Agents given as container images run in this machine's Docker engine; needs root. Off: they are "
+        "refused, and code bundles only are run.",
+    )
+
     # Code bundles.
     bundle_limit: int = Field(250 * _MB, ge=1, description="Of the zip file.")
     unpacked_limit: int = Field(750 * _MB, ge=1, description="Of what the zip holds.")

@@ -19,6 +19,7 @@ from typing import Protocol
 from agentkeep.core.call import SessionRef
 
 __all__ = [
+    "AdoptedEnvironment",
     "Connection",
     "Driver",
     "Environment",
@@ -113,6 +114,15 @@ class Environment(Protocol):
         ...
 
 
+class AdoptedEnvironment(Environment, Protocol):
+    """One that outlived the platform. Until `resume` it has no session endpoint: its connections there are closed."""
+
+    async def resume(self, endpoint: Callable[[], asyncio.Protocol], log: Callable[[bytes], None]) -> None:
+        """Gives it back its session endpoint, and its output to `log` from now on; what it wrote meanwhile may be
+        lost."""
+        ...
+
+
 class Severity(StrEnum):
     OK = "ok"
     WARNING = "warning"  # works, weaker than it could be
@@ -147,7 +157,7 @@ class Driver(Protocol):
         Returns when the agent's process runs sealed; it need not listen yet."""
         ...
 
-    async def adopt(self) -> Sequence[Environment]:
+    async def adopt(self) -> Sequence[AdoptedEnvironment]:
         """After a restart of the platform: environments of ours that still live. A driver whose environments die with
         the platform returns none, and removes what remains of them."""
         ...

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agentkeep.core.clock import Clock, SystemClock
 from agentkeep.core.errors import DriverError
-from agentkeep.runtime.drivers.driver import Environment, EnvironmentSpec, Exit, Finding, VersionSpec
+from agentkeep.runtime.drivers.driver import AdoptedEnvironment, EnvironmentSpec, Exit, Finding, VersionSpec
 from agentkeep.runtime.drivers.process import bubblewrap
 from agentkeep.runtime.drivers.process.cgroups import Cgroups
 from agentkeep.runtime.drivers.process.command import check_entry_point
@@ -72,7 +72,7 @@ class ProcessDriver:
         assert environment is not None
         return environment
 
-    async def adopt(self) -> Sequence[Environment]:
+    async def adopt(self) -> Sequence[AdoptedEnvironment]:
         """None: they die with the platform. Removes the control groups that a killed platform left."""
         await self._get_ready()
         return ()

@@ -1,0 +1,101 @@
+"""What the engine is told to make of a session: everything that isolates it is on this page, or in `network.py` and
+`firewall.py`."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from typing import Any, Final
+
+from agentkeep.core.call import SessionRef
+from agentkeep.runtime.drivers.docker.images import Image
+from agentkeep.runtime.drivers.docker.network import LABEL, NETWORK, SUBNET
+from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
+from agentkeep.runtime.drivers.driver import EnvironmentSpec
+
+__all__ = ["OWNER", "configuration", "labelled_port", "labelled_session"]
+
+OWNER: Final = f"{LABEL}.owner"
+_RUNTIME, _SESSION, _PORT = f"{LABEL}.runtime", f"{LABEL}.session", f"{LABEL}.port"
+
+#: Host users of sessions whose image names none: one for each address, from the range systemd leaves to containers.
+_FIRST_USER: Final = 0x69000000
+#: Writable places, all in memory, and which part each has of the session's disk.
+_WRITABLE: Final = {"/tmp": 2, "/var/tmp": 8, "/run": 8}  # noqa: S108 -- inside the container
+_SHARED_MEMORY: Final = 4
+_LEAST: Final = 64 << 10
+
+
+def configuration(
+    spec: EnvironmentSpec, image: Image, address: str, owner: str, settings: DockerDriverSettings
+) -> dict[str, Any]:
+    """The body of the engine's "create a container"."""
+    limits = spec.limits
+    variables = dict(spec.environment)
+    user = image.user
+    if not image.names_user and not settings.image_root:
+        number = _FIRST_USER + int(IPv4Address(address)) - int(SUBNET.network_address)
+        user = f"{number}:{number}"
+        if "HOME" not in image.variables:
+            variables.setdefault("HOME", "/tmp")  # noqa: S108 -- it has no home in the image
+    host: dict[str, Any] = {
+        "NetworkMode": NETWORK,
+        # An internal network still answers names, and engines before 26.0 hand questions to a resolver on the host's
+        # loopback. Told of a resolver of the container's own, which is not there, they ask nobody.
+        "Dns": ["127.0.0.1"],
+        "ReadonlyRootfs": True,
+        "Tmpfs": {
+            place: f"rw,exec,nosuid,nodev,mode=1777,size={max(limits.disk // part, _LEAST)}"
+            for place, part in _WRITABLE.items()
+        },
+        "ShmSize": max(limits.disk // _SHARED_MEMORY, _LEAST),
+        "IpcMode": "private",
+        "CapDrop": ["ALL"],
+        "Privileged": False,
+        "SecurityOpt": ["no-new-privileges"],  # besides the engine's default seccomp and AppArmor profiles
+        "Memory": limits.memory,
+        "MemorySwap": limits.memory,
+        "PidsLimit": limits.processes,
+        "NanoCpus": int(limits.cpus * 1e9),
+        "Ulimits": [
+            {"Name": name, "Soft": value, "Hard": value}
+            for name, value in (("nofile", limits.open_files), ("memlock", 64 << 10), ("core", 0))
+        ],
+        "OomScoreAdj": 500,
+        # A PID 1 that hands signals on and reaps: an agent that handles no SIGTERM ends by it nevertheless.
+        "Init": True,
+        "RestartPolicy": {"Name": "no"},
+        "AutoRemove": False,
+        "LogConfig": {"Type": "none"},
+    }
+    if settings.oci_runtime is not None:
+        host["Runtime"] = settings.oci_runtime
+    labels = {
+        LABEL: "session",
+        OWNER: owner,
+        _RUNTIME: spec.session.runtime_id,
+        _SESSION: spec.session.session_id,
+        _PORT: str(spec.version.port),
+    }
+    return {
+        "Image": image.id,
+        "User": user,
+        "Hostname": "session",
+        "Env": [f"{name}={value}" for name, value in variables.items()],
+        "Labels": labels,
+        "AttachStdin": False,
+        "OpenStdin": False,
+        "Tty": False,
+        "Healthcheck": {"Test": ["NONE"]},  # the platform asks /ping itself
+        "HostConfig": host,
+        "NetworkingConfig": {"EndpointsConfig": {NETWORK: {"IPAMConfig": {"IPv4Address": address}}}},
+    }
+
+
+def labelled_session(labels: dict[str, str]) -> SessionRef:
+    """Raises KeyError."""
+    return SessionRef(labels[_RUNTIME], labels[_SESSION])
+
+
+def labelled_port(labels: dict[str, str]) -> int:
+    """Raises KeyError or ValueError."""
+    return int(labels[_PORT])
