@@ -146,15 +146,15 @@ def sessions(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> N
     """List the sessions that live now."""
     deployment = Deployment(data_dir)
     found = json.loads(deployment.request("GET", "/sessions"))["sessions"]
-    if as_json:
-        show(found, True)
-        return
-    columns = ("sessionId", "agentRuntimeId", "agentRuntimeVersion", "user", "status", "createdAt")
-    table(
-        ("SESSION", "AGENT", "VERSION", "USER", "STATE", "SINCE"),
-        [[session.get(column) or "-" for column in columns] for session in found],
-        "No session lives.",
-    )
+    columns = {
+        "sessionId": "SESSION",
+        "agentRuntimeId": "AGENT",
+        "agentRuntimeVersion": "VERSION",
+        "user": "USER",
+        "status": "STATE",
+        "createdAt": "SINCE",
+    }
+    table(found, as_json, columns, found, "No session lives.")
 
 
 def usage(
@@ -169,15 +169,15 @@ def usage(
     if runtime is None:
         raise CommandError(f"There is no session {session_id}.", "`agentkeep sessions` lists those that live.")
     used = json.loads(deployment.request("GET", f"/usage/{quote(runtime, safe='')}/{quote(session_id, safe='')}"))
-    if as_json:
-        show(used, True)
-        return
-    columns = ("at", "model_id", "provider", "input_tokens", "output_tokens", "latency_ms")
-    table(
-        ("AT", "MODEL", "PROVIDER", "TOKENS IN", "TOKENS OUT", "MS"),
-        [[call[column] for column in columns] for call in used["calls"]],
-        "No model was called.",
-    )
+    columns = {
+        "at": "AT",
+        "model_id": "MODEL",
+        "provider": "PROVIDER",
+        "input_tokens": "TOKENS IN",
+        "output_tokens": "TOKENS OUT",
+        "latency_ms": "MS",
+    }
+    table(used, as_json, columns, used["calls"], "No model was called.")
 
 
 def stop(

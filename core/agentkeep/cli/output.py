@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
@@ -49,15 +49,22 @@ def show(document: Any, as_json: bool, *lines: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
+def table(
+    document: Any, as_json: bool, columns: Mapping[str, str], rows: Sequence[Mapping[str, object]], empty: str
+) -> None:
+    """The answer: `document` as JSON, or a table for people. `columns`: members of a row and their titles; `empty`:
+    what is said where there are no rows."""
+    if as_json:
+        show(document, True)
+        return
     if not rows:
         console.print(empty, style="dim")
         return
     grid = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        grid.add_column(column, overflow="fold")
+    for title in columns.values():
+        grid.add_column(title, overflow="fold")
     for row in rows:
-        grid.add_row(*(str(cell) for cell in row))
+        grid.add_row(*("-" if (cell := row.get(member)) is None else str(cell) for member in columns))
     console.print(grid)
 
 
