@@ -90,9 +90,36 @@ def test_env_works_in_a_shell(platform: PlatformProcess) -> None:
     assert done.stdout.strip() == platform.variables["AWS_ACCESS_KEY_ID"]
 
 
-def test_usage_of_a_session_without_model_calls(platform: PlatformProcess, agent: str) -> None:
-    session = platform.json("invoke", agent, "hi", "--user", "alice")["session_id"]
-    assert platform.json("usage", session)["totals"]["calls"] == 0
+MODEL_AGENT = """
+import boto3
+from bedrock_agentcore import BedrockAgentCoreApp
+
+app = BedrockAgentCoreApp()
+models = boto3.client("bedrock-runtime")
+
+@app.entrypoint
+def invoke(payload):
+    message = {"role": "user", "content": [{"text": payload["prompt"]}]}
+    return models.converse(modelId="any", messages=[message])["output"]["message"]["content"][0]["text"]
+
+app.run()
+"""
+
+
+def test_usage_of_a_session_also_after_its_end(platform: PlatformProcess, agent: str, tmp_path: Path) -> None:
+    """OBS-2: tokens of a session, counted where the model is called, not where the agent says."""
+    (tmp_path / "main.py").write_text(MODEL_AGENT)
+    (tmp_path / "requirements.txt").write_text("bedrock-agentcore==1.25.0\n")
+    platform.run("deploy", str(tmp_path), "--name", "caller")
+    session = platform.json("invoke", "caller", "My name is Dora.", "--user", "dora")["session_id"]
+    for _ in range(2):
+        used = platform.json("usage", session)
+        assert used["totals"]["calls"] == 1
+        assert used["totals"]["input_tokens"] > 0
+        assert used["calls"][0]["user_id"] == "dora"
+        platform.run("stop", session, check=False)
+    silent = platform.json("invoke", agent, "hi", "--user", "alice")["session_id"]
+    assert platform.json("usage", silent)["totals"]["calls"] == 0
 
 
 @pytest.mark.parametrize(
@@ -101,6 +128,7 @@ def test_usage_of_a_session_without_model_calls(platform: PlatformProcess, agent
         (("invoke", "nobody", "hi"), "There is no agent 'nobody'"),
         (("stop", "no-such-session"), "No session no-such-session lives"),
         (("logs", "no-such-session"), "No output of such a session is kept"),
+        (("usage", "no-such-session"), "No model call of a session no-such-session is recorded"),
         (("up",), "already runs"),
         (("deploy", str(REPOSITORY / "docs")), "holds none of main.py"),
         (("deploy", str(REPOSITORY / "tests" / "agents" / "echo"), "--env", "novalue"), "is not NAME=VALUE"),

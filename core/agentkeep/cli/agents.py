@@ -164,11 +164,18 @@ def usage(
 ) -> None:
     """Show the model calls and tokens of a session."""
     deployment = Deployment(data_dir)
-    found = json.loads(deployment.request("GET", "/sessions?all=true"))["sessions"]
-    runtime = next((session["agentRuntimeId"] for session in found if session["sessionId"] == session_id), None)
-    if runtime is None:
-        raise CommandError(f"There is no session {session_id}.", "`agentkeep sessions` lists those that live.")
-    used = json.loads(deployment.request("GET", f"/usage/{quote(runtime, safe='')}/{quote(session_id, safe='')}"))
+    session = quote(session_id, safe="")
+    used = None
+    for runtime in _runtimes(deployment):  # a session's id is one of its agent's
+        used = json.loads(deployment.request("GET", f"/usage/{runtime['agentRuntimeId']}/{session}"))
+        if used["calls"]:
+            break
+    else:
+        living = json.loads(deployment.request("GET", "/sessions"))["sessions"]
+        if used is None or session_id not in [found["sessionId"] for found in living]:
+            raise CommandError(
+                f"No model call of a session {session_id} is recorded.", "`agentkeep sessions` lists those that live."
+            )
     columns = {
         "at": "AT",
         "model_id": "MODEL",
