@@ -35,6 +35,7 @@ from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.memory.operations import MemoryPlane
+from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 COMMAND = (sys.executable, "-m", "agentkeep.cli")
@@ -118,7 +119,8 @@ async def in_process(folder: Path) -> dict[str, Any]:
             store = ValkeyKeyValueStore(valkey.url, prefix=f"{{{client}}}")
             if client == "redis-py":
                 store._client = RedisPy(valkey.url)  # type: ignore[assignment]
-            plane = MemoryPlane(store, Deployment(), SystemClock())
+            records = SqliteSearchStore(folder / f"{client}.db", dimensions=None)
+            plane = MemoryPlane(store, Deployment(), SystemClock(), records)
             created = await plane.create_memory(CALL, {"name": "benchmark", "eventExpiryDuration": 7})
             memory_id = created["memory"]["id"]
 
@@ -140,6 +142,7 @@ async def in_process(folder: Path) -> dict[str, Any]:
                     label = f"{name}, operation, {client}"
                     figures[f"{label}, c={clients}"] = await measure(label, [work] * clients, own, server)
             await plane.close()
+            await records.close()
             await store.close()
     return figures
 

@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import boto3
@@ -26,6 +28,8 @@ from agentkeep.memory.operations import MemoryPlane
 from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.front import Front, Server
+from agentkeep.storage.embedding_minilm import MiniLmEmbedder
+from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 from agentkeep.wire import Router
 
@@ -85,7 +89,12 @@ def memory_service(valkey_url: str) -> Iterator[MemoryService]:
             store = ValkeyKeyValueStore(valkey_url, prefix=f"{{test-{secrets.token_hex(8)}}}")
             on_exit.push_async_callback(store.close)
             keys = AccessKeys(store, FileMasterKey(secrets.token_bytes(32)), deployment, clock, IdentitySettings())
-            plane = MemoryPlane(store, deployment, clock)
+            embedder = MiniLmEmbedder()
+            on_exit.push_async_callback(embedder.close)
+            folder = Path(on_exit.enter_context(TemporaryDirectory()))
+            search = SqliteSearchStore(folder / "records.db", dimensions=embedder.dimensions, model=embedder.name)
+            on_exit.push_async_callback(search.close)
+            plane = MemoryPlane(store, deployment, clock, search, embedder)
             on_exit.push_async_callback(plane.close)
             application = Application(Router(), Switch(SelfBackend([plane])), Authenticator(keys, clock))
             front = Front(application)

@@ -15,6 +15,8 @@ CLASSES = (
     ("Embedded mode", "agentkeep.embedded.settings", "EmbeddedSettings"),
     ("Runtime", "agentkeep.runtime.settings", "RuntimeSettings"),
     ("Process driver", "agentkeep.runtime.drivers.process.settings", "ProcessDriverSettings"),
+    ("Docker driver", "agentkeep.runtime.drivers.docker.settings", "DockerDriverSettings"),
+    ("Memory", "agentkeep.memory.settings", "MemorySettings"),
     ("Gateway", "agentkeep.gateway.settings", "GatewaySettings"),
     ("Identity", "agentkeep.identity.settings", "IdentitySettings"),
     ("Observability", "agentkeep.observability.settings", "ObservabilitySettings"),

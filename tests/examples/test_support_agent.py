@@ -30,6 +30,7 @@ from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.memory.operations import MemoryPlane
 from agentkeep.observability.usage import KeyValueUsage
+from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "support_agent"
@@ -48,11 +49,12 @@ class Platform:
 
 
 @pytest.fixture
-async def platform(store: ValkeyKeyValueStore) -> AsyncIterator[Platform]:
+async def platform(store: ValkeyKeyValueStore, tmp_path: Path) -> AsyncIterator[Platform]:
     clock = SystemClock()
+    records = SqliteSearchStore(tmp_path / "records.db", dimensions=None)
     usage = KeyValueUsage(store)
     gateway = gateway_plane(GatewaySettings(), usage, clock)
-    async with session_stack(store, [gateway, MemoryPlane(store, DEPLOYMENT, clock)]) as stack:
+    async with session_stack(store, [gateway, MemoryPlane(store, DEPLOYMENT, clock, records)]) as stack:
         operator = await stack.operator()
 
         def create() -> str:
@@ -61,6 +63,7 @@ async def platform(store: ValkeyKeyValueStore) -> AsyncIterator[Platform]:
 
         yield Platform(stack, usage, await asyncio.to_thread(create))
     await gateway.close()
+    await records.close()
 
 
 @dataclass

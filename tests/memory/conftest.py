@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from agentkeep.core.identifiers import Deployment
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.memory.operations import MemoryPlane
 from agentkeep.storage.interface import KeyValueStore
+from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 OPERATOR = Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/operator")
@@ -103,8 +105,16 @@ async def store(valkey: EmbeddedValkey, clock: SetClock) -> AsyncIterator[KeyVal
 
 
 @pytest.fixture
-async def backend(store: KeyValueStore, clock: SetClock) -> AsyncIterator[SelfBackend]:
-    plane = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock)
+async def search(tmp_path: Path, clock: SetClock) -> AsyncIterator[SqliteSearchStore]:
+    """For long-term records, searched by words: takes no vectors. Follows `clock`."""
+    search = SqliteSearchStore(tmp_path / "records.db", dimensions=None, clock=clock)
+    yield search
+    await search.close()
+
+
+@pytest.fixture
+async def backend(store: KeyValueStore, search: SqliteSearchStore, clock: SetClock) -> AsyncIterator[SelfBackend]:
+    plane = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search)
     yield SelfBackend([plane])
     await plane.close()
 

@@ -16,7 +16,7 @@ from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Call, CallerKind, allowed_callers
 from agentkeep.core.errors import AccessDeniedException, ResourceNotFoundException, ServiceError
 from agentkeep.memory.operations import MemoryPlane
-from agentkeep.memory.partition import ActorPartition, authorize
+from agentkeep.memory.partition import ActorPartition, RecordScope, authorize, authorize_records
 
 from .conftest import NOBODY, OPERATOR, Client, session_of
 
@@ -97,15 +97,20 @@ async def test_a_token_leads_nowhere_else(backend: SelfBackend, memory: str) -> 
 def test_only_data_operations_are_open_to_sessions() -> None:
     names = [name for name in vars(MemoryPlane) if not name.startswith("_")]
     opened = {name for name in names if len(allowed_callers(getattr(MemoryPlane, name))) > 1}
-    assert opened == {"create_event", "get_event", "list_events", "delete_event", "list_sessions", "list_actors"}
+    assert opened == {
+        *("create_event", "get_event", "list_events", "delete_event", "list_sessions", "list_actors"),
+        *("batch_create_memory_records", "batch_update_memory_records", "batch_delete_memory_records"),
+        *("get_memory_record", "delete_memory_record", "list_memory_records", "retrieve_memory_records"),
+    }
     for name in opened:
         assert allowed_callers(getattr(MemoryPlane, name)) == {CallerKind.OPERATOR, CallerKind.SESSION}
 
 
 def test_there_is_no_way_round_the_gate() -> None:
     """Actors' partitions are named in one module, and made for callers by one function."""
-    with pytest.raises(TypeError):
-        ActorPartition("m", "a", object())
+    for gated in (ActorPartition, RecordScope):
+        with pytest.raises(TypeError):
+            gated("m", "a", object())
     (folder,) = agentkeep.memory.__path__
     for file in Path(folder).glob("*.py"):
         if file.name == "partition.py":
@@ -115,11 +120,16 @@ def test_there_is_no_way_round_the_gate() -> None:
                 literals = {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
                 if node.func.id == "partition":
                     assert literals <= {"memory", "memories", "names", "live"}, file
-                assert node.func.id != "ActorPartition", file
+                assert node.func.id not in ("ActorPartition", "RecordScope", "Beneath"), file
             if isinstance(node, ast.Attribute) and node.attr == "of_platform":
                 assert file.name == "erasure.py"
     call = Call("bedrock-agentcore", "GetEvent", OPERATOR, "r")
     assert authorize(call, "m", "a/b").events("c") != authorize(call, "m", "a").events("b/c")
+    alices = authorize_records(Call("bedrock-agentcore", "GetMemoryRecord", session_of("alice"), "r"), "m")
+    assert isinstance(alices.readable, str)
+    for owner in ("bob", "alice/", None):
+        with pytest.raises(ValueError):
+            alices.home(owner)
 
 
 ACTORS = ["alice", "bob", "alice/bob", "alice:bob", "a", "b"]

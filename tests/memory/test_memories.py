@@ -16,6 +16,7 @@ from agentkeep.core.identifiers import Deployment
 from agentkeep.memory.erasure import Erasure
 from agentkeep.memory.operations import MemoryPlane
 from agentkeep.storage.interface import KeyValueStore
+from agentkeep.storage.search_sqlite import SqliteSearchStore
 
 from .conftest import OPERATOR, Client, SetClock
 
@@ -318,7 +319,12 @@ async def test_a_deleted_memory_is_gone_with_its_events(operator: Client, memory
 
 
 async def test_an_interrupted_deletion_goes_on(
-    operator: Client, memory: str, store: KeyValueStore, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+    operator: Client,
+    memory: str,
+    store: KeyValueStore,
+    search: SqliteSearchStore,
+    clock: SetClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """EXE-6: killed at any step, a deletion takes no more events and is finished by the next start."""
     for number in range(5):
@@ -342,7 +348,7 @@ async def test_an_interrupted_deletion_goes_on(
         await operator.update_memory(memoryId=memory, description="x")
     monkeypatch.undo()
 
-    successor = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock)
+    successor = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search)
     await successor.resume()
     await asyncio.gather(*successor._erasing.values())
     with pytest.raises(ResourceNotFoundException):
@@ -350,9 +356,11 @@ async def test_an_interrupted_deletion_goes_on(
     assert await keys_left(store, memory) == []
 
 
-async def test_replicas_agree(operator: Client, memory: str, store: KeyValueStore, clock: SetClock) -> None:
+async def test_replicas_agree(
+    operator: Client, memory: str, store: KeyValueStore, search: SqliteSearchStore, clock: SetClock
+) -> None:
     """What one replica remembers of a memory is proved anew with each write, so another's change counts at once."""
-    other = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock)
+    other = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search)
     elsewhere = Client(SelfBackend([other]), OPERATOR)
     await elsewhere.event(memory, "a", "s", "kept 7 days")
     await operator.update_memory(memoryId=memory, eventExpiryDuration=30)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 AGENTCORE = "bedrock_agentcore-1.25.0"
 LANGGRAPH = "langgraph_checkpoint_aws-1.2.6"
 
-LONG_TERM = "long-term memory records: parts 2 and 4 of the roadmap"
+EXTRACTION = "needs records extracted from events: part 4 of the roadmap"
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,7 @@ SUITES = (
     Suite(AGENTCORE, "tests_integ/runtime/test_runtime_passthrough.py"),
     Suite(AGENTCORE, "tests_integ/services/test_resource_policy.py"),
     Suite(AGENTCORE, "tests_integ/memory/test_controlplane.py"),
-    Suite(
-        AGENTCORE,
-        "tests_integ/memory/test_memory_client.py",
-        left_out=dict.fromkeys(
-            (
-                "TestMemoryClient::test_retrieve_semantic_memories",
-                "TestMemoryClient::test_retrieve_preference_memories",
-                "TestMemoryClient::test_retrieve_summary_memories",
-                "TestMemoryClient::test_retrieve_memories_prefix_namespace",
-                "TestMemoryClient::test_list_memory_records",
-            ),
-            LONG_TERM,
-        ),
-    ),
+    Suite(AGENTCORE, "tests_integ/memory/test_memory_client.py"),
     Suite(AGENTCORE, "tests_integ/identity/test_identity_client.py"),
     Suite(LANGGRAPH, "tests/integration_tests/agentcore/test_saver.py"),
     Suite(LANGGRAPH, "tests/integration_tests/agentcore/test_snapshot.py"),
@@ -49,28 +36,9 @@ SUITES = (
         LANGGRAPH,
         "tests/integration_tests/agentcore/test_store.py",
         left_out=dict.fromkeys(
-            (
-                "TestAgentCoreMemoryStoreIntegration::test_search_processed_memories",
-                "TestAgentCoreMemoryStoreIntegration::test_hierarchical_vs_exact_match",
-                "TestAgentCoreMemoryStoreIntegration::test_batch_operations",
-                "TestAgentCoreMemoryStoreIntegration::test_multiple_actors_isolation",
-                "TestAgentCoreMemoryStoreIntegration::test_get_memory_record_success",
-                "TestAgentCoreMemoryStoreIntegration::test_batch_operations_with_get",
-            ),
-            LONG_TERM,
+            ("TestAgentCoreMemoryStoreIntegration::test_hierarchical_vs_exact_match",),
+            EXTRACTION,
         ),
     ),
-    Suite(
-        LANGGRAPH,
-        "tests/integration_tests/agentcore/test_async_store.py",
-        left_out=dict.fromkeys(
-            (
-                "TestAgentCoreMemoryStoreAsyncIntegration::test_asearch_returns_list",
-                "TestAgentCoreMemoryStoreAsyncIntegration::test_aget_missing_record_returns_none",
-                "TestAgentCoreMemoryStoreAsyncIntegration::test_abatch_mixed_ops",
-                "TestAgentCoreMemoryStoreAsyncIntegration::test_sync_async_parity",
-            ),
-            LONG_TERM,
-        ),
-    ),
+    Suite(LANGGRAPH, "tests/integration_tests/agentcore/test_async_store.py"),
 )

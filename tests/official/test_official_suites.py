@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,6 +16,9 @@ from official.suites import SUITES, Suite
 from platform_process import REPOSITORY, PlatformProcess, running_platform
 
 pytestmark = [pytest.mark.official, pytest.mark.slow, pytest.mark.timeout(900)]
+
+#: Whose records the prepopulated memory has.
+ACTOR, SESSION = "integ-test-actor", "integ-test-session"
 
 CACHE = REPOSITORY / "tests" / ".cache" / "official"
 
@@ -58,6 +62,7 @@ def variables(platform: PlatformProcess, tmp_path_factory: pytest.TempPathFactor
     runtime = platform.client("bedrock-agentcore-control").get_agent_runtime(agentRuntimeId=deployed["agentRuntimeId"])
     code = runtime["agentRuntimeArtifact"]["codeConfiguration"]["code"]["s3"]
     memory = platform.client("bedrock-agentcore-control").create_memory(name="official", eventExpiryDuration=30)
+    prepopulate(platform, memory["memory"]["id"])
     account = runtime["agentRuntimeArn"].split(":")[4]
     role = f"arn:aws:iam::{account}:role/official"
     region = platform.variables["AWS_REGION"]
@@ -70,11 +75,35 @@ def variables(platform: PlatformProcess, tmp_path_factory: pytest.TempPathFactor
         "MEMORY_ROLE_ARN": role,
         "MEMORY_KINESIS_ARN": f"arn:aws:kinesis:{region}:{account}:stream/official",
         "MEMORY_PREPOPULATED_ID": memory["memory"]["id"],
+        "MEMORY_PREPOPULATED_ACTOR_ID": ACTOR,
+        "MEMORY_PREPOPULATED_SESSION_ID": SESSION,
         "AGENTCORE_MEMORY_ID": memory["memory"]["id"],
         "COGNITO_POOL_ID": "us-west-2_dummy",
         "COGNITO_CLIENT_ID": "dummy",
         "COGNITO_CLIENT_SECRET": "dummy",
     }
+
+
+def prepopulate(platform: PlatformProcess, memory_id: str) -> None:
+    """The records that the SDK's suite expects to find, as its TESTING.md says where."""
+    texts = {
+        f"/facts/{ACTOR}/": "The user is a developer who works on distributed systems.",
+        f"/preferences/{ACTOR}/": "Prefers Python as programming language.",
+        f"/summaries/{ACTOR}/{SESSION}/": "The conversation was about consensus in distributed systems.",
+    }
+    answer = platform.client("bedrock-agentcore").batch_create_memory_records(
+        memoryId=memory_id,
+        records=[
+            {
+                "requestIdentifier": f"r{number}",
+                "namespaces": [namespace],
+                "content": {"text": text},
+                "timestamp": datetime.now(UTC),
+            }
+            for number, (namespace, text) in enumerate(texts.items())
+        ],
+    )
+    assert len(answer["successfulRecords"]) == len(texts), answer
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: Path(suite.path).stem)

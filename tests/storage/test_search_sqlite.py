@@ -36,6 +36,29 @@ async def test_survives_a_restart(tmp_path: Path) -> None:
     await second.close()
 
 
+async def test_vectors_of_another_model_are_refused(tmp_path: Path) -> None:
+    """With the way out; and without a model the file is searched by words, whatever vectors it has."""
+    path = tmp_path / "records.db"
+    first = SqliteSearchStore(path, dimensions=DIMENSIONS, model="one")
+    await first.upsert(ALICE, [document("a", "tea", vector=vector(1, 0, 0, 0))])
+    await first.close()
+    for other in ({"model": "two", "dimensions": DIMENSIONS}, {"model": "one", "dimensions": 5}):
+        store = SqliteSearchStore(path, **other)
+        with pytest.raises(StoreUnavailable, match=r"'one' .*configure the former model again, or none"):
+            await store.purge()
+        await store.close()
+    wordless = SqliteSearchStore(path, dimensions=None)
+    await wordless.upsert(ALICE, [document("b", "tea")])
+    assert {hit.document.id for hit in await wordless.search(ALICE, text="tea")} == {"a", "b"}
+    with pytest.raises(ValueError):
+        await wordless.search(ALICE, vector=vector(1, 0, 0, 0))
+    await wordless.close()
+    again = SqliteSearchStore(path, dimensions=DIMENSIONS, model="one")
+    hits = await again.search(ALICE, vector=vector(1, 0, 0, 0))
+    assert [(hit.document.id, hit.similarity) for hit in hits] == [("a", pytest.approx(1))]
+    await again.close()
+
+
 async def test_scores_tell_nothing_of_other_partitions(search_store: SqliteSearchStore) -> None:
     """MEM-2: how rare a word is among other users' documents does not show in this user's scores."""
     await search_store.upsert(ALICE, [document("a", "tea with milk"), document("b", "a car")])

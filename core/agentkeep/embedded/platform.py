@@ -3,9 +3,11 @@
 <data dir>/master.key   what all secrets are derived from or sealed with      (0600)
            valkey/      resources, events, sessions, keys, usage
            spans.db     spans sent by agents
+           records.db   long-term memory
            artifacts/   uploaded code
            runtime/     unpacked bundles, installed dependencies, logs
            driver/      the process driver's own
+           docker/      the docker driver's own, where there is one
 """
 
 from __future__ import annotations
@@ -37,12 +39,16 @@ from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.settings import MemorySettings
 from agentkeep.observability.otlp import OtlpApp
 from agentkeep.observability.settings import ObservabilitySettings
 from agentkeep.observability.spans import SqliteSpanStore
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.observability.usage_app import UsageApp
 from agentkeep.runtime.artifacts import FolderArtifactStore
+from agentkeep.runtime.drivers.by_artifact import DriverByArtifact
+from agentkeep.runtime.drivers.docker.driver import DockerDriver
+from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
 from agentkeep.runtime.environment import CREDENTIALS_PATH
 from agentkeep.runtime.operations import RuntimePlane
@@ -52,7 +58,9 @@ from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.front import Front, Server
 from agentkeep.service.mounts import Access, Mount
+from agentkeep.storage.embedding_minilm import MiniLmEmbedder
 from agentkeep.storage.interface import KeyValueStore
+from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 from agentkeep.wire import Router
 
@@ -129,9 +137,22 @@ class EmbeddedPlatform:
         on_exit(spans.close)
         gateway = gateway_plane(GatewaySettings(), usage, clock)
         on_exit(gateway.close)
-        memory = MemoryPlane(store, self.deployment, clock)
+        memory_settings = MemorySettings()
+        embedder = MiniLmEmbedder() if memory_settings.embedding == "minilm" else None
+        if embedder is not None:
+            on_exit(embedder.close)
+        records = SqliteSearchStore(
+            self.data_dir / "records.db",
+            dimensions=embedder.dimensions if embedder is not None else None,
+            model=embedder.name if embedder is not None else "",
+            clock=clock,
+        )
+        on_exit(records.close)
+        memory = MemoryPlane(store, self.deployment, clock, records, embedder, memory_settings)
         on_exit(memory.close)
-        driver = ProcessDriver(self.data_dir / "driver", clock=clock)
+        driver: Driver = ProcessDriver(self.data_dir / "driver", clock=clock)
+        if runtime_settings.docker:
+            driver = DriverByArtifact(driver, DockerDriver(self.data_dir / "docker", clock=clock))
         on_exit(driver.close)
 
         def session_endpoint(session: SessionRef) -> Callable[[], asyncio.Protocol]:
@@ -178,7 +199,7 @@ class EmbeddedPlatform:
         await front.start()
         on_exit(runtime.stop)
         await runtime.start()
-        await memory.resume()
+        await memory.start()
         self.operator = await _operator(identity)
         server = Server(front, HOST, self.port)
         on_exit(server.stop, self.settings.stop_timeout)

@@ -1,6 +1,7 @@
 """The search store: documents with text, vector and metadata, searched inside one partition.
 
-A partition is one user's: every call names exactly one, and nothing of another is read, written or counted by it.
+A partition is one user's: a call names exactly one, and nothing of another is read, written or counted by it. Only the
+platform's operators look at several at once, by naming `Beneath`.
 Embedding texts and weighing the two scores against each other is the caller's.
 """
 
@@ -15,12 +16,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Condition", "Document", "Hit", "Operator", "Page", "SearchStore", "Selection", "Value", "Vector"]
+__all__ = ["Beneath", "Condition", "Document", "Hit", "Operator", "Page", "SearchStore", "Selection", "Value", "Vector"]
 
 Vector = NDArray[np.float32]
 
 #: What metadata may hold. Times are aware.
 Value = str | float | datetime | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Beneath:
+    """All partitions whose names begin with `name` and a slash."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,8 +86,9 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """`lexical`: BM25, 0 where no word matches. `similarity`: cosine, None where the document or the query has no
-    vector. Both are exact for every hit, and comparable only within one answer."""
+    """`lexical`: BM25 as a share of what a document of average length with each of the query's words once would have;
+    0 where no word matches, somewhat above 1 at most a few times. How rare a word is, is counted in the document's own
+    partition. `similarity`: cosine, None where the document or the query has no vector. Exact for every hit."""
 
     document: Document
     lexical: float
@@ -109,14 +118,14 @@ class SearchStore(Protocol):
         """Those of the ids that were there."""
         ...
 
-    async def delete_partition(self, partition: str) -> int:
+    async def delete_partition(self, partition: str | Beneath) -> int:
         """Erases all of it; returns how many documents there were."""
         ...
 
-    async def get(self, partition: str, ids: Sequence[str]) -> list[Document | None]: ...
+    async def get(self, partition: str | Beneath, ids: Sequence[str]) -> list[Document | None]: ...
 
     async def newest(
-        self, partition: str, selection: Selection = EVERYTHING, *, limit: int = 100, after: str | None = None
+        self, partition: str | Beneath, selection: Selection = EVERYTHING, *, limit: int = 100, after: str | None = None
     ) -> Page:
         """A list, newest first: by creation and then id, both descending. `after` is an earlier page's, and stays good
         when documents come and go in between."""
@@ -124,7 +133,7 @@ class SearchStore(Protocol):
 
     async def search(
         self,
-        partition: str,
+        partition: str | Beneath,
         *,
         text: str = "",
         vector: Vector | None = None,

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ import orjson
 from numpy.typing import NDArray
 
 from agentkeep.core.clock import Clock, SystemClock, epoch_ms
-from agentkeep.storage.search import EVERYTHING, Condition, Document, Hit, Operator, Page, Selection, Value, Vector
+from agentkeep.core.errors import StoreUnavailable
+from agentkeep.storage.search import EVERYTHING, Beneath, Document, Hit, Page, Selection, Vector
+from agentkeep.storage.search_sqlite_rows import cursor, encode_metadata, read_document, where
 from agentkeep.storage.sqlite import SqliteFile
 
 __all__ = ["SqliteSearchStore"]
@@ -42,8 +43,14 @@ CREATE TABLE IF NOT EXISTS documents (
     body BLOB NOT NULL,
     UNIQUE (partition, id)
 );
+CREATE INDEX IF NOT EXISTS documents_by_id ON documents (id);
 CREATE INDEX IF NOT EXISTS documents_by_time ON documents (partition, created_ms DESC, id DESC);
 CREATE INDEX IF NOT EXISTS documents_by_expiry ON documents (expires_ms) WHERE expires_ms IS NOT NULL;
+-- In which partitions a namespace is, or once was.
+CREATE TABLE IF NOT EXISTS places (
+    namespace TEXT NOT NULL, partition INTEGER NOT NULL, PRIMARY KEY (namespace, partition)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vectors (model TEXT NOT NULL, dimensions INTEGER NOT NULL);
 CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5 (
     partition, text, context, tokenize = 'porter unicode61 remove_diacritics 2'
 );
@@ -77,12 +84,22 @@ class _Matrix:
 
 
 class SqliteSearchStore:
-    """`dimensions` of its vectors. `cache_bytes` bounds the matrices kept in memory, least recently used ones go."""
+    """`model` and `dimensions` of its vectors, recorded with the first: a file with vectors of another is refused
+    (StoreUnavailable, says what to do). `dimensions` None: it neither takes nor compares vectors, whatever it has.
+    `cache_bytes` bounds the matrices kept in memory, least recently used ones go."""
 
     def __init__(
-        self, path: Path, *, dimensions: int, clock: Clock | None = None, cache_bytes: int = 64_000_000
+        self,
+        path: Path,
+        *,
+        dimensions: int | None,
+        model: str = "",
+        clock: Clock | None = None,
+        cache_bytes: int = 64_000_000,
     ) -> None:
-        self._file = SqliteFile(path, _prepare)
+        self._file = SqliteFile(path, self._prepare)
+        self._name = path.name
+        self._model = model
         self._dimensions = dimensions
         self._clock = clock or SystemClock()
         self._matrices: OrderedDict[int, _Matrix] = OrderedDict()
@@ -90,7 +107,7 @@ class SqliteSearchStore:
         self._cached_bytes = 0
 
     async def upsert(self, partition: str, documents: Sequence[Document]) -> None:
-        rows = [(document, self._unit(document.vector), _encode(document.metadata)) for document in documents]
+        rows = [(document, self._unit(document.vector), encode_metadata(document.metadata)) for document in documents]
 
         def work(connection: apsw.Connection) -> None:
             connection.execute("INSERT OR IGNORE INTO partitions (name) VALUES (?)", (partition,))
@@ -99,6 +116,10 @@ class SqliteSearchStore:
             for document, vector, metadata in rows:
                 _delete(connection, number, document.id)
                 self._insert(connection, number, document, vector, metadata)
+                connection.executemany(
+                    "INSERT OR IGNORE INTO places (namespace, partition) VALUES (?, ?)",
+                    [(namespace, number) for namespace in document.namespaces],
+                )
             self._forget(number)
 
         await self._file.write(work)
@@ -115,18 +136,18 @@ class SqliteSearchStore:
 
         return await self._file.write(work)
 
-    async def delete_partition(self, partition: str) -> int:
+    async def delete_partition(self, partition: str | Beneath) -> int:
         def work(connection: apsw.Connection) -> int:
-            number = _partition(connection, partition)
-            if number is None:
-                return 0
-            self._forget(number)
-            connection.execute(
-                "DELETE FROM texts WHERE rowid IN (SELECT number FROM documents WHERE partition = ?)", (number,)
-            )
-            connection.execute("DELETE FROM documents WHERE partition = ?", (number,))
-            deleted = connection.changes()
-            connection.execute("DELETE FROM partitions WHERE number = ?", (number,))
+            deleted = 0
+            for number in _partitions(connection, partition):
+                self._forget(number)
+                connection.execute(
+                    "DELETE FROM texts WHERE rowid IN (SELECT number FROM documents WHERE partition = ?)", (number,)
+                )
+                connection.execute("DELETE FROM documents WHERE partition = ?", (number,))
+                deleted += connection.changes()
+                connection.execute("DELETE FROM places WHERE partition = ?", (number,))
+                connection.execute("DELETE FROM partitions WHERE number = ?", (number,))
             return deleted
 
         deleted = await self._file.write(work)
@@ -134,37 +155,37 @@ class SqliteSearchStore:
         await self._file.read(lambda connection: connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE))
         return deleted
 
-    async def get(self, partition: str, ids: Sequence[str]) -> list[Document | None]:
+    async def get(self, partition: str | Beneath, ids: Sequence[str]) -> list[Document | None]:
         now = self._now()
+        among, name = _named(partition)
+        # The plus keeps SQLite from going through all the partitions: ids are rare enough.
+        read = (  # of clauses of our own
+            f"{READ} WHERE id = ? AND (expires_ms IS NULL OR expires_ms > ?)"  # noqa: S608
+            f" AND +documents.partition IN (SELECT number FROM partitions WHERE {among})"
+        )
 
         def work(connection: apsw.Connection) -> list[Document | None]:
-            number = _partition(connection, partition)
-            found: list[Document | None] = []
-            for id in ids:
-                row = connection.execute(
-                    f"{READ} WHERE documents.partition = ? AND id = ? AND (expires_ms IS NULL OR expires_ms > ?)",
-                    (number, id, now),
-                ).fetchone()
-                found.append(_document(row) if row else None)
-            return found
+            rows = (connection.execute(read, (id, now, *name)).fetchone() for id in ids)
+            return [read_document(row) if row else None for row in rows]
 
         return await self._file.read(work)
 
     async def newest(
-        self, partition: str, selection: Selection = EVERYTHING, *, limit: int = 100, after: str | None = None
+        self, partition: str | Beneath, selection: Selection = EVERYTHING, *, limit: int = 100, after: str | None = None
     ) -> Page:
-        where, bindings = _where(selection, self._now())
+        selected, bindings = where(selection, self._now())
         if after is not None:
-            where += " AND (created_ms, id) < (?, ?)"
-            bindings += _cursor(after)
+            selected += " AND (created_ms, id) < (?, ?)"
+            bindings += cursor(after)
 
         def work(connection: apsw.Connection) -> Page:
-            number = _partition(connection, partition)
+            among = ", ".join(map(str, _partitions(connection, partition, selection)))
             rows = connection.execute(
-                f"{READ} WHERE documents.partition = ? AND {where} ORDER BY created_ms DESC, id DESC LIMIT ?",
-                (number, *bindings, limit + 1),
+                f"{READ} WHERE documents.partition IN ({among}) AND {selected}"
+                " ORDER BY created_ms DESC, id DESC LIMIT ?",
+                (*bindings, limit + 1),
             ).fetchall()
-            documents = [_document(row) for row in rows[:limit]]
+            documents = [read_document(row) for row in rows[:limit]]
             more = len(rows) > limit
             return Page(documents, f"{documents[-1].created_ms}.{documents[-1].id}" if more and documents else None)
 
@@ -172,27 +193,27 @@ class SqliteSearchStore:
 
     async def search(
         self,
-        partition: str,
+        partition: str | Beneath,
         *,
         text: str = "",
         vector: Vector | None = None,
         selection: Selection = EVERYTHING,
         limit: int = 100,
     ) -> list[Hit]:
-        where, bindings = _where(selection, self._now())
+        matching, bindings = where(selection, self._now())
         query = None if vector is None else np.frombuffer(self._unit(vector) or b"", np.float32)
 
         def work(connection: apsw.Connection) -> list[Hit]:
-            number = _partition(connection, partition)
-            if number is None or limit < 1:
-                return []
-            rows = connection.execute(
-                f"SELECT number FROM documents WHERE partition = ? AND {where}",  # noqa: S608 (clauses of our own)
-                (number, *bindings),
-            ).fetchall()
-            selected = np.array([row[0] for row in rows], np.int64)
-            lexical = _bm25(connection, number, text, selected)
-            similar = self._similar(connection, number, query, selected)
+            lexical: dict[int, float] = {}
+            similar: dict[int, float] = {}
+            for number in _partitions(connection, partition, selection) if limit > 0 else ():
+                rows = connection.execute(
+                    f"SELECT number FROM documents WHERE partition = ? AND {matching}",  # noqa: S608 (our own clauses)
+                    (number, *bindings),
+                ).fetchall()
+                selected = np.array([row[0] for row in rows], np.int64)
+                lexical |= _bm25(connection, number, text, selected)
+                similar |= self._similar(connection, number, query, selected)
             best = sorted(lexical, key=lambda found: (-lexical[found], found))[:limit]
             chosen = dict.fromkeys(best)
             chosen |= dict.fromkeys(sorted(similar, key=lambda found: (-similar[found], found))[:limit])
@@ -252,6 +273,22 @@ class SqliteSearchStore:
             (connection.last_insert_rowid(), _token(number), document.text, document.context),
         )
 
+    def _prepare(self, connection: apsw.Connection) -> None:
+        connection.register_fts5_function("occurrences", _occurrences)
+        connection.execute(SCHEMA).close()
+        if self._dimensions is None:
+            return
+        wanted = (self._model, self._dimensions)
+        recorded: tuple[Any, ...] | None = connection.execute("SELECT model, dimensions FROM vectors").fetchone()
+        if recorded is None:
+            connection.execute("INSERT INTO vectors (model, dimensions) VALUES (?, ?)", wanted)
+        elif recorded != wanted:
+            raise StoreUnavailable(
+                f"{self._name} holds vectors of the model {recorded[0]!r} ({recorded[1]} dimensions), which cannot be "
+                f"compared with those of {wanted[0]!r} ({wanted[1]}): configure the former model again, or none "
+                "(AGENTKEEP_MEMORY_EMBEDDING=none), to search by words alone"
+            )
+
     # The matrices belong to the file's thread: all of this runs there.
 
     def _similar(
@@ -272,7 +309,7 @@ class SqliteSearchStore:
             "SELECT number, vector FROM documents WHERE partition = ? AND vector IS NOT NULL ORDER BY number", (number,)
         ).fetchall()
         numbers = np.array([row[0] for row in rows], np.int64)
-        vectors = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(-1, self._dimensions)
+        vectors = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(-1, self._dimensions or 1)
         matrix = _Matrix(numbers, vectors)
         if matrix.size <= self._cache_bytes:
             self._matrices[number] = matrix
@@ -287,14 +324,32 @@ class SqliteSearchStore:
             self._cached_bytes -= matrix.size
 
 
-def _prepare(connection: apsw.Connection) -> None:
-    connection.register_fts5_function("occurrences", _occurrences)
-    connection.execute(SCHEMA).close()
-
-
 def _partition(connection: apsw.Connection, name: str) -> int | None:
     row = connection.execute("SELECT number FROM partitions WHERE name = ?", (name,)).fetchone()
     return row[0] if row else None
+
+
+def _named(partition: str | Beneath) -> tuple[str, tuple[str, ...]]:
+    """The condition on `partitions`, and its bindings."""
+    if isinstance(partition, Beneath):
+        return "name >= ? AND name < ?", (f"{partition.name}/", f"{partition.name}0")  # 0 follows the slash
+    return "name = ?", (partition,)
+
+
+def _partitions(connection: apsw.Connection, partition: str | Beneath, selection: Selection = EVERYTHING) -> list[int]:
+    """Numbers of those that may hold what is selected."""
+    among, bindings = _named(partition)
+    clauses = [among]
+    if isinstance(partition, Beneath):
+        inside = "number IN (SELECT partition FROM places WHERE {})"
+        if selection.namespace is not None:
+            clauses.append(inside.format("namespace = ?"))
+            bindings += (selection.namespace,)
+        if (path := selection.namespace_path) is not None:
+            clauses.append(inside.format("namespace >= ? AND namespace < ?"))
+            bindings += (path, path + "\U0010ffff")
+    found = connection.execute(f"SELECT number FROM partitions WHERE {' AND '.join(clauses)}", bindings)  # noqa: S608
+    return [row[0] for row in found]
 
 
 def _delete(connection: apsw.Connection, partition: int, id: str, now: int | None = None) -> bool:
@@ -311,7 +366,7 @@ def _delete(connection: apsw.Connection, partition: int, id: str, now: int | Non
 
 def _documents(connection: apsw.Connection, numbers: Sequence[int]) -> list[tuple[int, Document]]:
     read = f"{READ} WHERE number = ?"
-    return [(number, _document(connection.execute(read, (number,)).fetchone())) for number in numbers]
+    return [(number, read_document(connection.execute(read, (number,)).fetchone())) for number in numbers]
 
 
 def _token(partition: int) -> str:
@@ -327,7 +382,8 @@ def _words(connection: apsw.Connection, text: str) -> list[str]:
 
 
 def _bm25(connection: apsw.Connection, partition: int, query: str, selected: NDArray[np.int64]) -> dict[int, float]:
-    """Scores of the selected documents with at least one of the words. Rarity is counted in the whole partition."""
+    """Shares of the ideal score, of the selected documents with at least one of the words. Rarity is counted in the
+    whole partition."""
     words = sorted(dict.fromkeys(_words(connection, query)), key=len, reverse=True)[:MAX_QUERY_WORDS]
     if not words or not selected.size:
         return {}
@@ -346,7 +402,7 @@ def _bm25(connection: apsw.Connection, partition: int, query: str, selected: NDA
     documents_with = np.count_nonzero(counts, axis=0)
     rarity = np.log1p((len(lengths) - documents_with + 0.5) / (documents_with + 0.5))
     saturated = counts * (K1 + 1) / (counts + K1 * (1 - B + B * length[:, None] / average))
-    scores = saturated @ rarity
+    scores = saturated @ rarity / rarity.sum()
     wanted = np.isin(numbers, selected)
     return dict(zip(numbers[wanted].tolist(), scores[wanted].tolist(), strict=True))
 
@@ -361,100 +417,3 @@ def _occurrences(row: apsw.FTS5ExtensionApi, *_: object) -> bytes:
             for _, in_text, in_context in map(row.phrase_locations, range(1, row.phrase_count))
         ],
     ).tobytes()
-
-
-def _where(selection: Selection, now: int) -> tuple[str, tuple[Any, ...]]:
-    """The condition on `documents` besides the partition, and its bindings."""
-    clauses = ["(expires_ms IS NULL OR expires_ms > ?)"]
-    bindings: list[Any] = [now]
-    among = "EXISTS (SELECT 1 FROM json_each(namespaces) WHERE {})"
-    if selection.namespace is not None:
-        clauses.append(among.format("value = ?"))
-        bindings.append(selection.namespace)
-    if selection.namespace_path is not None:
-        clauses.append(among.format("substr(value, 1, length(?)) = ?"))
-        bindings += [selection.namespace_path, selection.namespace_path]
-    for condition in selection.conditions:
-        clause, more = _condition(condition)
-        clauses.append(clause)
-        bindings += more
-    return " AND ".join(clauses), tuple(bindings)
-
-
-COMPARISONS = {
-    Operator.GREATER_THAN: ">",
-    Operator.GREATER_THAN_OR_EQUALS: ">=",
-    Operator.LESS_THAN: "<",
-    Operator.LESS_THAN_OR_EQUALS: "<=",
-}
-
-
-def _condition(condition: Condition) -> tuple[str, list[Any]]:
-    path = _path(condition.key)
-    match condition.operator, condition.value:
-        case Operator.EXISTS, None:
-            return "json_type(metadata, ?) IS NOT NULL", [path]
-        case Operator.NOT_EXISTS, None:
-            return "json_type(metadata, ?) IS NULL", [path]
-        case Operator.EQUALS_TO, str() as text:
-            return "json_extract(metadata, ?) = ?", [f"{path}.string", text]
-        case Operator.EQUALS_TO, float() | int() as number:
-            return "json_extract(metadata, ?) = ?", [f"{path}.number", number]
-        case (Operator.BEFORE | Operator.AFTER) as operator, datetime() as moment:
-            sign = "<" if operator is Operator.BEFORE else ">"
-            return f"json_extract(metadata, ?) {sign} ?", [f"{path}.time", moment.timestamp()]
-        case Operator.CONTAINS, [*texts] if texts and all(isinstance(text, str) for text in texts):
-            one = "EXISTS (SELECT 1 FROM json_each(metadata, ?) WHERE value = ?)"
-            return " AND ".join([one] * len(texts)), [part for text in texts for part in (f"{path}.strings", text)]
-        case operator, float() | int() as number if operator in COMPARISONS:
-            return f"json_extract(metadata, ?) {COMPARISONS[operator]} ?", [f"{path}.number", number]
-    raise ValueError(f"{condition.operator} does not take {condition.value!r}")
-
-
-def _path(key: str) -> str:
-    """The JSON path of a metadata key. SQLite's paths know no escapes, so a key with a quote cannot be named."""
-    if '"' in key or "\\" in key:
-        raise ValueError(f"metadata key {key!r}: quotes and backslashes are not allowed")
-    return f'$."{key}"'
-
-
-def _encode(metadata: dict[str, Value] | Any) -> bytes:
-    """Each value under its type's name, so that a comparison meets only its own type."""
-
-    def typed(value: Value) -> dict[str, object]:
-        match value:
-            case str():
-                return {"string": value}
-            case datetime():
-                return {"time": value.timestamp()}
-            case int() | float():
-                return {"number": value}
-        return {"strings": list(value)}
-
-    for key in metadata:
-        _path(key)
-    return orjson.dumps({key: typed(value) for key, value in metadata.items()})
-
-
-DECODE: dict[str, Callable[[Any], Value]] = {
-    "string": str,
-    "number": float,
-    "strings": list,
-    "time": lambda seconds: datetime.fromtimestamp(seconds, UTC),
-}
-
-
-def _document(row: Any) -> Document:
-    id, text, created_ms, context, vector, namespaces, metadata, body, expires_ms = row
-    decoded = {
-        key: DECODE[kind](value) for key, typed in orjson.loads(metadata).items() for kind, value in typed.items()
-    }
-    unit = None if vector is None else np.frombuffer(vector, np.float32)
-    return Document(id, text, created_ms, context, unit, orjson.loads(namespaces), decoded, body, expires_ms)
-
-
-def _cursor(after: str) -> tuple[int, str]:
-    created_ms, separator, id = after.partition(".")
-    if not separator or not created_ms.lstrip("-").isdigit():
-        raise ValueError("not a continuation of this list")
-    return int(created_ms), id

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentkeep.storage.search import Condition, Document, Operator, SearchStore, Selection
+from agentkeep.storage.search import Beneath, Condition, Document, Operator, SearchStore, Selection
 
 __all__ = ["DIMENSIONS", "SearchStoreContract"]
 
@@ -101,6 +101,45 @@ class SearchStoreContract:
         [mine] = await search_store.get(ALICE, ["s"])
         assert mine is not None
         assert mine.text == "secret tea"
+
+    async def test_several_partitions_at_once(self, search_store: SearchStore) -> None:
+        """For operators: by the name they share, up to a slash and not up to a letter."""
+        await search_store.upsert(ALICE, [document("a", "tea", created_ms=1, namespaces=["/n/alice/"])])
+        await search_store.upsert(BOB, [document("b", "tea tea", created_ms=2, namespaces=["/n/bob/", "/m/"])])
+        await search_store.upsert("memory-10/bob", [document("c", "tea", namespaces=["/n/"])])
+        await search_store.upsert("memory-1", [document("d", "tea", namespaces=["/n/"])])
+        everywhere = Beneath("memory-1")
+        assert [found and found.id for found in await search_store.get(everywhere, ["b", "c", "d", "a"])] == [
+            *("b", None, None, "a")
+        ]
+        first = await search_store.newest(everywhere, limit=1)
+        second = await search_store.newest(everywhere, limit=1, after=first.after)
+        assert [found.id for page in (first, second) for found in page.documents] == ["b", "a"]
+        assert second.after is None
+        assert {hit.document.id for hit in await search_store.search(everywhere, text="tea")} == {"a", "b"}
+        for selection, expected in (
+            (Selection(namespace="/n/bob/"), {"b"}),
+            (Selection(namespace_path="/n/"), {"a", "b"}),
+            (Selection(namespace_path="/m/"), {"b"}),
+            (Selection(namespace="/n/"), set()),
+        ):
+            page = await search_store.newest(everywhere, selection)
+            assert {found.id for found in page.documents} == expected
+            hits = await search_store.search(everywhere, text="tea", selection=selection)
+            assert {hit.document.id for hit in hits} == expected
+        assert await search_store.delete_partition(everywhere) == 2
+        assert (await search_store.newest(everywhere)).documents == []
+        assert (await search_store.newest("memory-10/bob")).documents != []
+
+    async def test_words_are_scored_as_shares(self, search_store: SearchStore) -> None:
+        """The same in every partition, so that scores compare."""
+        await search_store.upsert(ALICE, [document("all", "green tea"), document("half", "black tea")])
+        scores = {hit.document.id: hit.lexical for hit in await search_store.search(ALICE, text="green tea")}
+        assert scores["all"] == pytest.approx(1, abs=0.01)
+        assert 0 < scores["half"] < 0.5
+        await search_store.upsert(BOB, [document(f"d{number}", f"number {number}") for number in range(50)])
+        [hit] = await search_store.search(BOB, text="number 7 nowhere", limit=1)
+        assert 0 < hit.lexical < 0.6
 
     async def test_erases_a_partition(self, search_store: SearchStore) -> None:
         await search_store.upsert(ALICE, [document("a", "tea", vector=vector(1, 0, 0, 0)), document("b")])

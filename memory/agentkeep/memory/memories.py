@@ -36,7 +36,7 @@ from agentkeep.storage.interface import (
     partition,
 )
 
-__all__ = ["LiveMemories", "Memories", "Memory", "MemoryStatus"]
+__all__ = ["LiveMemories", "Memories", "Memory", "MemoryStatus", "not_found"]
 
 _MEMORIES: Final = partition("memory", "memories")
 _NAMES: Final = partition("memory", "names")
@@ -121,6 +121,15 @@ class LiveMemories:
     def check(self, memory_id: str, days: int) -> Check:
         """To be part of a write: it happens only while the memory is live and keeps events for so many days."""
         return Check(_LIVE, memory_id, str(days).encode())
+
+    async def made(self, once: Once) -> bytes | None:
+        """The reference of the write that spent the token, None where it is not spent; does not spend it, for the
+        condition is never met."""
+        try:
+            replayed = await self._store.transact([Check(_LIVE, "", PRESENT)], once=once)
+        except ConditionFailed:
+            return None
+        return replayed.reference if replayed is not None else None
 
     async def _read(self, memory_id: str) -> bytes:
         value = await self._store.get(_LIVE, memory_id)

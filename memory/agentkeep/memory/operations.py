@@ -1,4 +1,4 @@
-"""The memory plane: memories, and the events of their actors' sessions."""
+"""The memory plane: memories, the events of their actors' sessions, and the actors' long-term records."""
 
 from __future__ import annotations
 
@@ -10,17 +10,31 @@ from typing import Any, Final
 
 from agentkeep.core.call import Call, CallerKind, allow
 from agentkeep.core.clock import Clock, from_epoch_ms
+from agentkeep.core.errors import StoreUnavailable
 from agentkeep.core.identifiers import Deployment
 from agentkeep.memory.branches import Branches
 from agentkeep.memory.erasure import Erasure
 from agentkeep.memory.event import Event
 from agentkeep.memory.events import Events
 from agentkeep.memory.filters import metadata_matches
-from agentkeep.memory.memories import LiveMemories, Memories
-from agentkeep.memory.partition import ActorPartition, authorize, authorized_actor
+from agentkeep.memory.memories import LiveMemories, Memories, MemoryStatus, not_found
+from agentkeep.memory.namespaces import Layout
+from agentkeep.memory.partition import ActorPartition, authorize, authorize_records, authorized_actor
+from agentkeep.memory.records import Records, RecordView
+from agentkeep.memory.retrieval import Retrieval
 from agentkeep.memory.sessions import Sessions
-from agentkeep.memory.shapes import event_shape, memory_shape, memory_summary_shape
+from agentkeep.memory.settings import MemorySettings
+from agentkeep.memory.shapes import (
+    event_shape,
+    memory_shape,
+    memory_summary_shape,
+    outcome_shapes,
+    record_shape,
+    record_summary_shape,
+)
+from agentkeep.storage.embedding import Embedder
 from agentkeep.storage.interface import KeyValueStore
+from agentkeep.storage.search import SearchStore
 from agentkeep.wire.types import bedrock_agentcore as data
 from agentkeep.wire.types import bedrock_agentcore_control as control
 
@@ -32,32 +46,55 @@ _PAGE: Final = 20
 _MEMORIES_PAGE: Final = 10
 #: How long DeleteMemory waits for the removal, so that for most memories it is done when it answers.
 _DELETION_PATIENCE: Final = 1.0
+#: How often records that have expired, which nobody sees any more, are removed from the disk.
+_PURGE_SECONDS: Final = 3600.0
 
 
 class MemoryPlane:
-    """Operators manage memories; sessions read and write the events of their own user, and no more."""
+    """Operators manage memories; sessions read and write the events and records of their own user, and no more."""
 
     name = "memory"
     arn_kinds = frozenset({"memory"})
 
-    def __init__(self, store: KeyValueStore, deployment: Deployment, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: KeyValueStore,
+        deployment: Deployment,
+        clock: Clock,
+        search: SearchStore,
+        embedder: Embedder | None = None,
+        settings: MemorySettings | None = None,
+    ) -> None:
+        """`search` takes the vectors of `embedder`; None: records are searched by words alone."""
         live = LiveMemories(store)
         branches = Branches(store)
         self._memories = Memories(store, deployment, clock)
         self._sessions = Sessions(store, live)
         self._events = Events(store, live, self._sessions, branches, clock)
         self._branches = branches
-        self._erasure = Erasure(store, self._memories)
+        self._records = Records(store, search, Retrieval(search, embedder, clock), live, clock)
+        self._templates = (settings or MemorySettings()).namespace_templates
+        self._search = search
+        self._clock = clock
+        self._erasure = Erasure(store, search, self._memories)
+        self._purging: asyncio.Task[None] | None = None
         self._erasing: dict[str, asyncio.Task[None]] = {}
 
+    async def start(self) -> None:
+        """Goes on, in the background, with deletions that a crash interrupted, and from now on removes expired records
+        from the disk. Raises StoreUnavailable where the search store cannot be used."""
+        await self._search.purge()
+        self._purging = asyncio.create_task(self._purge())
+        await self.resume()
+
     async def resume(self) -> None:
-        """To be called at start: goes on, in the background, with deletions that a crash interrupted."""
+        """Goes on, in the background, with deletions that a crash interrupted."""
         for memory_id in await self._memories.deleting():
             self._erase(memory_id)
 
     async def close(self) -> None:
-        """Stops what runs in the background; `resume` continues it."""
-        tasks = list(self._erasing.values())
+        """Stops what runs in the background; the next start continues it."""
+        tasks = [*self._erasing.values(), *([self._purging] if self._purging is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -193,6 +230,78 @@ class MemoryPlane:
             answer["nextToken"] = token
         return answer
 
+    # Long-term records. Open to sessions, within what their `RecordView` lets them see and name.
+
+    @allow(CallerKind.SESSION)
+    async def batch_create_memory_records(
+        self, call: Call, request: data.BatchCreateMemoryRecordsInput
+    ) -> data.BatchCreateMemoryRecordsOutput:
+        outcomes = await self._records.create(await self._view(call, request["memoryId"]), request, call.idempotency)
+        succeeded, failed = outcome_shapes(outcomes)
+        return {"successfulRecords": succeeded, "failedRecords": failed}
+
+    @allow(CallerKind.SESSION)
+    async def batch_update_memory_records(
+        self, call: Call, request: data.BatchUpdateMemoryRecordsInput
+    ) -> data.BatchUpdateMemoryRecordsOutput:
+        outcomes = await self._records.update(await self._view(call, request["memoryId"]), request)
+        succeeded, failed = outcome_shapes(outcomes)
+        return {"successfulRecords": succeeded, "failedRecords": failed}
+
+    @allow(CallerKind.SESSION)
+    async def batch_delete_memory_records(
+        self, call: Call, request: data.BatchDeleteMemoryRecordsInput
+    ) -> data.BatchDeleteMemoryRecordsOutput:
+        outcomes = await self._records.delete(await self._view(call, request["memoryId"]), request["records"])
+        succeeded, failed = outcome_shapes(outcomes)
+        return {"successfulRecords": succeeded, "failedRecords": failed}
+
+    @allow(CallerKind.SESSION)
+    async def get_memory_record(self, call: Call, request: data.GetMemoryRecordInput) -> data.GetMemoryRecordOutput:
+        view = await self._view(call, request["memoryId"])
+        record = await self._records.get(view, request["memoryRecordId"], request.get("namespace"))
+        return {"memoryRecord": record_shape(record)}
+
+    @allow(CallerKind.SESSION)
+    async def delete_memory_record(
+        self, call: Call, request: data.DeleteMemoryRecordInput
+    ) -> data.DeleteMemoryRecordOutput:
+        view = await self._view(call, request["memoryId"])
+        await self._records.remove(view, request["memoryRecordId"], request.get("namespace"))
+        return {"memoryRecordId": request["memoryRecordId"]}
+
+    @allow(CallerKind.SESSION)
+    async def list_memory_records(
+        self, call: Call, request: data.ListMemoryRecordsInput
+    ) -> data.ListMemoryRecordsOutput:
+        records, token = await self._records.page(await self._view(call, request["memoryId"]), request)
+        answer: data.ListMemoryRecordsOutput = {
+            "memoryRecordSummaries": [record_summary_shape(record) for record in records]
+        }
+        if token is not None:
+            answer["nextToken"] = token
+        return answer
+
+    @allow(CallerKind.SESSION)
+    async def retrieve_memory_records(
+        self, call: Call, request: data.RetrieveMemoryRecordsInput
+    ) -> data.RetrieveMemoryRecordsOutput:
+        found, token = await self._records.retrieve(await self._view(call, request["memoryId"]), request)
+        answer: data.RetrieveMemoryRecordsOutput = {
+            "memoryRecordSummaries": [record_summary_shape(one.record, one.score) for one in found]
+        }
+        if token is not None:
+            answer["nextToken"] = token
+        return answer
+
+    async def _view(self, call: Call, memory: str) -> RecordView:
+        memory_id = self._memories.id_of(memory)
+        scope = authorize_records(call, memory_id)
+        known = await self._memories.get(memory_id)
+        if known.status is MemoryStatus.DELETING:
+            raise not_found(memory_id)
+        return RecordView(call, known, scope, Layout(known, self._templates))
+
     def _authorize(
         self,
         call: Call,
@@ -217,6 +326,16 @@ class MemoryPlane:
         if "eventMetadata" in asked:
             tests.append(metadata_matches(asked["eventMetadata"]))
         return (lambda event: all(test(event) for test in tests)) if tests else None
+
+    async def _purge(self) -> None:
+        while True:
+            await self._clock.sleep(_PURGE_SECONDS)
+            try:
+                removed = await self._search.purge()
+            except StoreUnavailable as error:
+                logger.warning("expired records stay on the disk for now: %s", error)
+            else:
+                logger.debug("%d expired records removed", removed)
 
     def _erase(self, memory_id: str) -> asyncio.Task[None]:
         task = self._erasing.get(memory_id)

@@ -1,9 +1,9 @@
 """Whose data a call may touch: the one gate to every actor's partitions.
 
-Every read and write of events, sessions and branches takes an `ActorPartition`, and there is no way to one but
-`authorize`, which derives it from who the caller is, never from what an agent says alone (and `of_platform`, for the
-erasure of a whole memory). A partition names one memory and one actor, so code behind the gate cannot reach another
-user's data even by mistake.
+Every read and write of events, sessions and branches takes an `ActorPartition`, and of long-term records a
+`RecordScope`; there is no way to one but `authorize` and `authorize_records`, which derive it from who the caller is,
+never from what an agent says alone (and `of_platform`, for the erasure of a whole memory). A partition names one memory
+and one actor, so code behind the gate cannot reach another user's data even by mistake.
 """
 
 from __future__ import annotations
@@ -15,8 +15,17 @@ from typing import Final
 from agentkeep.core.call import Call, Caller, CallerKind
 from agentkeep.core.errors import AccessDeniedException
 from agentkeep.storage.interface import partition
+from agentkeep.storage.search import Beneath
 
-__all__ = ["ActorPartition", "actors_partition", "authorize", "authorized_actor"]
+__all__ = [
+    "ActorPartition",
+    "RecordScope",
+    "actors_partition",
+    "authorize",
+    "authorize_records",
+    "authorized_actor",
+    "crossing",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -51,23 +60,66 @@ class ActorPartition:
         return cls(memory_id, actor_id, _KEY)
 
 
+@dataclass(frozen=True, slots=True)
+class RecordScope:
+    """The long-term records of one memory that a call may touch. `actor`: those of this actor and no other, whatever
+    namespaces say; None: those of all, for operators."""
+
+    memory_id: str
+    actor: str | None
+    _key: object
+
+    def __post_init__(self) -> None:
+        if self._key is not _KEY:
+            raise TypeError("a RecordScope comes from authorize_records() only")
+
+    @property
+    def readable(self) -> str | Beneath:
+        if self.actor is not None:
+            return self.home(self.actor)
+        return Beneath(partition("memory", "records", self.memory_id))
+
+    def home(self, owner: str | None) -> str:
+        """Where the records of an owner are; None: those that are no actor's, which operators alone see."""
+        if self.actor is not None and owner != self.actor:
+            raise ValueError("not in this scope")
+        if owner is None:
+            return partition("memory", "records", self.memory_id, "nobodys")
+        return partition("memory", "records", self.memory_id, "of", owner)
+
+    @classmethod
+    def of_platform(cls, memory_id: str) -> RecordScope:
+        """For the platform's own housekeeping, never on behalf of a caller."""
+        return cls(memory_id, None, _KEY)
+
+
 def authorize(call: Call, memory_id: str, actor_id: str) -> ActorPartition:
     """The partition of `actor_id`, if the caller may act there: operators as anyone, sessions and users as the user
     they were proved to be. Raises AccessDeniedException."""
     allowed = authorized_actor(call)
     if allowed is not None and allowed != actor_id:
-        # Who tried, and where; nothing of what the request carried.
-        logger.warning(
-            "cross-user access refused: %s tried %s on memory %s as another actor",
-            call.caller.principal,
-            call.operation,
-            memory_id,
-        )
-        raise AccessDeniedException(
-            f"{call.caller.principal} is not authorized to perform {call.operation} with this actorId: "
-            "it may only name the user it acts for"
-        )
+        raise crossing(call, memory_id, "actorId", "it may only name the user it acts for")
     return ActorPartition(memory_id, actor_id, _KEY)
+
+
+def authorize_records(call: Call, memory_id: str) -> RecordScope:
+    """All records for operators, for sessions those of the user they were proved to act for. Raises
+    AccessDeniedException."""
+    return RecordScope(memory_id, authorized_actor(call), _KEY)
+
+
+def crossing(call: Call, memory_id: str, member: str, allowed: str) -> AccessDeniedException:
+    """The refusal of an attempt to act as another actor, and its line in the log."""
+    # Who tried, and where; nothing of what the request carried.
+    logger.warning(
+        "cross-user access refused: %s tried %s on memory %s as another actor",
+        call.caller.principal,
+        call.operation,
+        memory_id,
+    )
+    return AccessDeniedException(
+        f"{call.caller.principal} is not authorized to perform {call.operation} with this {member}: {allowed}"
+    )
 
 
 def authorized_actor(call: Call) -> str | None:

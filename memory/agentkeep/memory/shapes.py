@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import cast
 
 from agentkeep.core.clock import from_epoch_ms
 from agentkeep.memory.event import Event
 from agentkeep.memory.memories import Memory
 from agentkeep.memory.partition import ActorPartition
+from agentkeep.memory.record import WITHOUT_STRATEGY, Record
+from agentkeep.memory.records import Outcome
 from agentkeep.memory.strategies import Strategy
+from agentkeep.storage.search import Value
 from agentkeep.wire.types import bedrock_agentcore as data
 from agentkeep.wire.types import bedrock_agentcore_control as control
 
-__all__ = ["event_shape", "memory_shape", "memory_summary_shape"]
+__all__ = [
+    "event_shape",
+    "memory_shape",
+    "memory_summary_shape",
+    "outcome_shapes",
+    "record_shape",
+    "record_summary_shape",
+]
 
 
 def event_shape(event: Event, actor: ActorPartition) -> data.Event:
@@ -29,6 +41,62 @@ def event_shape(event: Event, actor: ActorPartition) -> data.Event:
     if event.metadata:
         shape["metadata"] = {key: {"stringValue": value} for key, value in event.metadata.items()}
     return shape
+
+
+def record_shape(record: Record) -> data.MemoryRecord:
+    shape = cast(data.MemoryRecord, record_summary_shape(record))
+    if record.expires_ms is not None:
+        shape["expiresAt"] = from_epoch_ms(record.expires_ms)
+    return shape
+
+
+def record_summary_shape(record: Record, score: float | None = None) -> data.MemoryRecordSummary:
+    shape: data.MemoryRecordSummary = {
+        "memoryRecordId": record.id,
+        "content": {"text": record.text},
+        "memoryStrategyId": record.strategy_id or WITHOUT_STRATEGY,
+        "namespaces": [record.namespace] if record.namespace is not None else [],
+        "createdAt": from_epoch_ms(record.created_ms),
+        "timestamp": record.timestamp,
+    }
+    if score is not None:
+        shape["score"] = score
+    if record.metadata:
+        shape["metadata"] = _metadata_shape(record.metadata)
+    return shape
+
+
+def outcome_shapes(
+    outcomes: Sequence[Outcome],
+) -> tuple[list[data.MemoryRecordOutput], list[data.MemoryRecordOutput]]:
+    """A batch's records that went well, and those that failed."""
+    succeeded: list[data.MemoryRecordOutput] = []
+    failed: list[data.MemoryRecordOutput] = []
+    for outcome in outcomes:
+        shape: data.MemoryRecordOutput = {"memoryRecordId": outcome.record_id, "status": "SUCCEEDED"}
+        if outcome.request_identifier is not None:
+            shape["requestIdentifier"] = outcome.request_identifier
+        if outcome.code is None:
+            succeeded.append(shape)
+        else:
+            failed.append(
+                {**shape, "status": "FAILED", "errorCode": outcome.code, "errorMessage": outcome.message or ""}
+            )
+    return succeeded, failed
+
+
+def _metadata_shape(metadata: Mapping[str, Value]) -> dict[str, data.MemoryRecordMetadataValue]:
+    def typed(value: Value) -> data.MemoryRecordMetadataValue:
+        match value:
+            case str():
+                return {"stringValue": value}
+            case datetime():
+                return {"dateTimeValue": value}
+            case int() | float():
+                return {"numberValue": value}
+        return {"stringListValue": list(value)}
+
+    return {key: typed(value) for key, value in metadata.items()}
 
 
 def memory_shape(memory: Memory, arn: str) -> control.Memory:

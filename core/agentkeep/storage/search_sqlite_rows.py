@@ -1,0 +1,111 @@
+"""How the SQLite search store keeps documents in rows, and finds them by what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import orjson
+
+from agentkeep.storage.search import Condition, Document, Operator, Selection, Value
+
+__all__ = ["cursor", "encode_metadata", "read_document", "where"]
+
+
+def where(selection: Selection, now: int) -> tuple[str, tuple[Any, ...]]:
+    """The condition on `documents` besides the partition, and its bindings."""
+    clauses = ["(expires_ms IS NULL OR expires_ms > ?)"]
+    bindings: list[Any] = [now]
+    among = "EXISTS (SELECT 1 FROM json_each(namespaces) WHERE {})"
+    if selection.namespace is not None:
+        clauses.append(among.format("value = ?"))
+        bindings.append(selection.namespace)
+    if selection.namespace_path is not None:
+        clauses.append(among.format("substr(value, 1, length(?)) = ?"))
+        bindings += [selection.namespace_path, selection.namespace_path]
+    for condition in selection.conditions:
+        clause, more = _condition(condition)
+        clauses.append(clause)
+        bindings += more
+    return " AND ".join(clauses), tuple(bindings)
+
+
+COMPARISONS = {
+    Operator.GREATER_THAN: ">",
+    Operator.GREATER_THAN_OR_EQUALS: ">=",
+    Operator.LESS_THAN: "<",
+    Operator.LESS_THAN_OR_EQUALS: "<=",
+}
+
+
+def _condition(condition: Condition) -> tuple[str, list[Any]]:
+    path = _path(condition.key)
+    match condition.operator, condition.value:
+        case Operator.EXISTS, None:
+            return "json_type(metadata, ?) IS NOT NULL", [path]
+        case Operator.NOT_EXISTS, None:
+            return "json_type(metadata, ?) IS NULL", [path]
+        case Operator.EQUALS_TO, str() as text:
+            return "json_extract(metadata, ?) = ?", [f"{path}.string", text]
+        case Operator.EQUALS_TO, float() | int() as number:
+            return "json_extract(metadata, ?) = ?", [f"{path}.number", number]
+        case (Operator.BEFORE | Operator.AFTER) as operator, datetime() as moment:
+            sign = "<" if operator is Operator.BEFORE else ">"
+            return f"json_extract(metadata, ?) {sign} ?", [f"{path}.time", moment.timestamp()]
+        case Operator.CONTAINS, [*texts] if texts and all(isinstance(text, str) for text in texts):
+            one = "EXISTS (SELECT 1 FROM json_each(metadata, ?) WHERE value = ?)"
+            return " AND ".join([one] * len(texts)), [part for text in texts for part in (f"{path}.strings", text)]
+        case operator, float() | int() as number if operator in COMPARISONS:
+            return f"json_extract(metadata, ?) {COMPARISONS[operator]} ?", [f"{path}.number", number]
+    raise ValueError(f"{condition.operator} does not take {condition.value!r}")
+
+
+def _path(key: str) -> str:
+    """The JSON path of a metadata key. SQLite's paths know no escapes, so a key with a quote cannot be named."""
+    if '"' in key or "\\" in key:
+        raise ValueError(f"metadata key {key!r}: quotes and backslashes are not allowed")
+    return f'$."{key}"'
+
+
+def encode_metadata(metadata: dict[str, Value] | Any) -> bytes:
+    """Each value under its type's name, so that a comparison meets only its own type."""
+
+    def typed(value: Value) -> dict[str, object]:
+        match value:
+            case str():
+                return {"string": value}
+            case datetime():
+                return {"time": value.timestamp()}
+            case int() | float():
+                return {"number": value}
+        return {"strings": list(value)}
+
+    for key in metadata:
+        _path(key)
+    return orjson.dumps({key: typed(value) for key, value in metadata.items()})
+
+
+DECODE: dict[str, Callable[[Any], Value]] = {
+    "string": str,
+    "number": float,
+    "strings": list,
+    "time": lambda seconds: datetime.fromtimestamp(seconds, UTC),
+}
+
+
+def read_document(row: Any) -> Document:
+    id, text, created_ms, context, vector, namespaces, metadata, body, expires_ms = row
+    decoded = {
+        key: DECODE[kind](value) for key, typed in orjson.loads(metadata).items() for kind, value in typed.items()
+    }
+    unit = None if vector is None else np.frombuffer(vector, np.float32)
+    return Document(id, text, created_ms, context, unit, orjson.loads(namespaces), decoded, body, expires_ms)
+
+
+def cursor(after: str) -> tuple[int, str]:
+    created_ms, separator, id = after.partition(".")
+    if not separator or not created_ms.lstrip("-").isdigit() or len(created_ms) > 18:
+        raise ValueError("not a continuation of this list")
+    return int(created_ms), id

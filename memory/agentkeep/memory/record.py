@@ -1,0 +1,89 @@
+"""A long-term memory record, and how it is a document of the search store."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+
+from agentkeep.storage.search import Document, Value, Vector
+
+__all__ = ["STRATEGY_KEY", "WITHOUT_STRATEGY", "Record", "metadata_of", "new_id"]
+
+#: Among a document's metadata, where no caller's key can be: theirs have no dollar sign.
+STRATEGY_KEY: Final = "$strategy"
+#: What answers name where a record has no strategy: the member is required.
+WITHOUT_STRATEGY: Final = "none"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """`owner`: the actor whose it is, None for nobody's. `namespace`: normalised; None where it is in none. `timestamp`
+    is the caller's, `created_ms` ours. `vector` None: not embedded."""
+
+    id: str
+    text: str
+    owner: str | None
+    namespace: str | None
+    strategy_id: str | None
+    timestamp: datetime
+    created_ms: int
+    expires_ms: int | None
+    metadata: Mapping[str, Value]
+    vector: Vector | None = None
+
+    def document(self) -> Document:
+        return Document(
+            self.id,
+            self.text,
+            self.created_ms,
+            vector=self.vector,
+            namespaces=(self.namespace,) if self.namespace is not None else (),
+            metadata={**self.metadata, STRATEGY_KEY: self.strategy_id or WITHOUT_STRATEGY},
+            body=orjson.dumps(
+                {"owner": self.owner, "strategy": self.strategy_id, "timestamp": self.timestamp.timestamp()}
+            ),
+            expires_ms=self.expires_ms,
+        )
+
+    @classmethod
+    def of(cls, document: Document) -> Record:
+        body = orjson.loads(document.body)
+        return cls(
+            document.id,
+            document.text,
+            body["owner"],
+            next(iter(document.namespaces), None),
+            body["strategy"],
+            datetime.fromtimestamp(body["timestamp"], UTC),
+            document.created_ms,
+            document.expires_ms,
+            {key: value for key, value in document.metadata.items() if key != STRATEGY_KEY},
+            document.vector,
+        )
+
+
+def new_id(seed: str | None = None) -> str:
+    """`mem-` and 36 characters; the same for the same seed."""
+    return f"mem-{uuid.uuid4() if seed is None else uuid.uuid5(uuid.NAMESPACE_URL, seed)}"
+
+
+def metadata_of(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Value]:
+    """From a request's MemoryRecordMetadataMap. Raises ValueError."""
+    return {key: metadata_value(value, key) for key, value in given.items()}
+
+
+def metadata_value(given: Mapping[str, Any], key: str) -> Value:
+    """From a MemoryRecordMetadataValue. Raises ValueError."""
+    ((kind, value),) = given.items()
+    if kind == "numberValue":
+        if not math.isfinite(value):
+            raise ValueError(f"metadata {key}: numberValue must be finite")
+        return float(value)
+    text: str | datetime | Sequence[str] = value
+    return text

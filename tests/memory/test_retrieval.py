@@ -1,0 +1,120 @@
+"""MEM-1: which records answer a query, and what scores mean."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentkeep.backend.own import SelfBackend
+from agentkeep.core.identifiers import Deployment
+from agentkeep.memory.operations import MemoryPlane
+from agentkeep.storage.embedding import EmbeddingUnavailable
+from agentkeep.storage.embedding_minilm import MiniLmEmbedder
+from agentkeep.storage.interface import KeyValueStore
+from agentkeep.storage.search import Vector
+from agentkeep.storage.search_sqlite import SqliteSearchStore
+
+from .conftest import OPERATOR, Client, SetClock
+from .test_records import put, record
+
+FACTS = [
+    "Is vegetarian and never eats meat.",
+    "Lives on the third floor of a house in Vienna.",
+    "The order A-1001 has not arrived.",
+    "The order A-1002 was refunded.",
+    "Works as a nurse at night.",
+]
+
+
+class Failing(MiniLmEmbedder):
+    """Fails until it is mended."""
+
+    broken = True
+
+    async def embed(self, texts: Sequence[str]) -> list[Vector]:
+        if self.broken:
+            raise EmbeddingUnavailable("out of order")
+        return await super().embed(texts)
+
+
+@pytest.fixture
+async def embedder() -> AsyncIterator[Failing]:
+    embedder = Failing()
+    embedder.broken = False
+    yield embedder
+    await embedder.close()
+
+
+@pytest.fixture
+async def backend(
+    store: KeyValueStore, clock: SetClock, embedder: Failing, tmp_path: Path
+) -> AsyncIterator[SelfBackend]:
+    search = SqliteSearchStore(tmp_path / "r.db", dimensions=embedder.dimensions, model=embedder.name, clock=clock)
+    plane = MemoryPlane(store, Deployment(), clock, search, embedder)
+    yield SelfBackend([plane])
+    await plane.close()
+    await search.close()
+
+
+async def scores(client: Client, memory: str, query: str) -> dict[str, float]:
+    answer = await client.retrieve_memory_records(
+        memoryId=memory, namespacePath="/facts/", searchCriteria={"searchQuery": query}
+    )
+    return {one["content"]["text"]: one["score"] for one in answer["memoryRecordSummaries"]}
+
+
+@pytest.mark.parametrize(
+    ("query", "best"),
+    [
+        ("Can she have a steak?", 0),
+        ("Which city is her home in?", 1),
+        ("A-1001", 2),
+        ("What happened to A-1002?", 3),
+        ("What is her profession?", 4),
+    ],
+)
+async def test_by_words_and_by_meaning(operator: Client, memory: str, query: str, best: int) -> None:
+    """A paraphrase shares no word with its answer, and two order numbers mean the same: it takes both."""
+    await put(operator, memory, *(record(fact, "/facts/alice/") for fact in FACTS))
+    found = await scores(operator, memory, query)
+    assert next(iter(found)) == FACTS[best]
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert all(0 <= score <= 1 for score in found.values())
+
+
+async def test_scores_compare(operator: Client, memory: str) -> None:
+    """What is said in the query's own words scores high, what has nothing to do with it low, however few there are."""
+    await put(operator, memory, record(FACTS[0], "/facts/alice/"))
+    assert (await scores(operator, memory, "Is vegetarian and never eats meat"))[FACTS[0]] > 0.9
+    assert (await scores(operator, memory, "The printer is out of paper."))[FACTS[0]] < 0.15
+
+
+async def test_without_the_model_by_words(
+    operator: Client, memory: str, embedder: Failing, clock: SetClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so, once in a while, and fails nothing; when the model is back, records are embedded again."""
+    embedder.broken = True
+    with caplog.at_level(logging.WARNING, "agentkeep.memory.retrieval"):
+        [record_id] = await put(operator, memory, record(FACTS[4], "/facts/alice/"))
+        assert list(await scores(operator, memory, "the nurse")) == [FACTS[4]]
+        assert await scores(operator, memory, "profession") == {}
+    assert len(caplog.records) == 1
+    assert "by words alone" in caplog.text
+    assert "nurse" not in caplog.text
+    embedder.broken = False
+    assert await scores(operator, memory, "profession") == {}
+    await clock.sleep(60)
+    change: dict[str, Any] = {"memoryRecordId": record_id, "timestamp": clock.now(), "content": {"text": FACTS[4]}}
+    await operator.batch_update_memory_records(memoryId=memory, records=[change])
+    assert list(await scores(operator, memory, "profession")) == [FACTS[4]]
+
+
+async def test_a_plane_without_a_model(store: KeyValueStore, search: SqliteSearchStore, clock: SetClock) -> None:
+    operator = Client(SelfBackend([MemoryPlane(store, Deployment(), clock, search)]), OPERATOR)
+    memory = (await operator.create_memory(name="words", eventExpiryDuration=7))["memory"]["id"]
+    await put(operator, memory, *(record(fact, "/facts/alice/") for fact in FACTS))
+    found = await scores(operator, memory, "Where is order A-1002?")
+    assert next(iter(found)) == FACTS[3]
+    assert set(found) == {FACTS[2], FACTS[3]}
