@@ -56,6 +56,39 @@ async def test_converse(bedrock: BedrockProvider, stand_in: StandIn) -> None:
     assert stand_in.asked == [{"messages": [says("Hi")], "guardrailConfig": {"guardrailIdentifier": "g1"}}]
 
 
+SECRET = {"uri": "s3://the-platforms-own/secret"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"image": {"format": "png", "source": {"s3Location": SECRET}}},
+        {"document": {"format": "pdf", "name": "d", "source": {"s3Location": SECRET}}},
+        {"toolResult": {"toolUseId": "t", "content": [{"video": {"format": "mp4", "source": {"s3Location": SECRET}}}]}},
+    ],
+)
+async def test_nothing_is_read_with_the_platforms_permissions(
+    bedrock: BedrockProvider, stand_in: StandIn, source: dict[str, Any]
+) -> None:
+    """GOV-4, IDN-2: Bedrock would fetch these as whoever signed, which is the platform."""
+    messages = [{"role": "user", "content": [source]}]
+    for call in (bedrock.converse, bedrock.converse_stream):
+        with pytest.raises(ValidationException, match="s3Location"):
+            await call(MODEL, {"modelId": "m", "messages": messages})
+    native = json.dumps({"messages": messages}).encode()
+    for body in (native, native.replace(b"s3L", b"\\u00733L"), native.replace(b'{"uri"', b'{"uri":"s3:","uri"')):
+        with pytest.raises(ValidationException, match="s3Location"):
+            await bedrock.invoke_model(MODEL, {"modelId": "m", "body": body})
+        with pytest.raises(ValidationException, match="s3Location"):
+            await bedrock.count_tokens(MODEL, {"invokeModel": {"body": body}})
+    assert not stand_in.requests
+
+
+async def test_text_may_speak_of_s3(bedrock: BedrockProvider, stand_in: StandIn) -> None:
+    stand_in.answers(CONVERSED)
+    await bedrock.converse(MODEL, {"modelId": "m", "messages": [says("What is s3://bucket/key? And s3Location?")]})
+
+
 async def test_converse_stream(bedrock: BedrockProvider, stand_in: StandIn) -> None:
     newer = event("eventOfNextYear", b"{}")
     stand_in.streams(FRAMES[0], newer, *FRAMES[1:], content_type=STREAM)

@@ -251,6 +251,10 @@ async def test_bundles_for_another_python(bundles: Bundles, artifacts: FolderArt
     await _put(artifacts, _zip({"main.py": "def f[T](x: T) -> T: return x\n"}))
     with pytest.raises(BundleRejected, match="does not compile"):
         await bundles.prepare(other, None)
+    for bomb in ("-" * 300_000 + "1", "a" + ".b" * 300_000):
+        await _put(artifacts, _zip({"main.py": bomb}))
+        with pytest.raises(BundleRejected, match="does not compile"):
+            await bundles.prepare(other, None)
     await _put(artifacts, _zip({"main.py": "print(1)\n", "pack/fast.cpython-313-x86_64-linux-gnu.so": b"\x7fELF"}))
     with pytest.raises(BundleRejected, match=r"fast\.cpython-313"):
         await bundles.prepare(other, None)
@@ -345,6 +349,9 @@ async def test_hashes_are_honoured(bundles: Bundles, artifacts: FolderArtifactSt
         "git+https://elsewhere/liba",
         "liba==1.0 --config-settings x=y",
         "../outside-1.0-py3-none-any.whl",
+        "a" + " " * 100_000 + "!",  # an expression's worst case
+        "a" + " --hash=sha1:a" * 50_000 + "!",
+        "a[" + "a " * 50_000 + "!",
     ],
 )
 async def test_requirements_name_packages_only(bundles: Bundles, artifacts: FolderArtifactStore, line: str) -> None:

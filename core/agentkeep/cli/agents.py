@@ -14,11 +14,12 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
+from rich.markup import escape
 
 from agentkeep.cli import bundle
 from agentkeep.cli.deployment import Deployment
 from agentkeep.cli.options import DEFAULT_DATA_DIR, DataDir, SessionId
-from agentkeep.cli.output import AsJson, CommandError, console, progress, show, table
+from agentkeep.cli.output import AsJson, CommandError, console, printable, progress, show, table
 from agentkeep.cli.users import ISSUER_PATH, fetch_token, last_user
 
 BUCKET = "agentkeep-deploy"
@@ -136,10 +137,10 @@ def invoke(
         show({"session_id": session_id, "answer": "".join(words)}, True)
         return
     for word in words:
-        sys.stdout.write(word)
+        sys.stdout.write(printable(word))
         sys.stdout.flush()
     sys.stdout.write("\n")
-    console.print(f"[dim]session {session_id}[/]", highlight=False, soft_wrap=True)
+    console.print(f"[dim]session {escape(session_id)}[/]", highlight=False, soft_wrap=True)
 
 
 def sessions(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
@@ -200,7 +201,7 @@ def stop(
     for session in found:
         arn = deployment.control.get_agent_runtime(agentRuntimeId=session["agentRuntimeId"])["agentRuntimeArn"]
         deployment.data.stop_runtime_session(agentRuntimeArn=arn, runtimeSessionId=session_id)
-    show({"stopped": session_id}, as_json, f"Session {session_id} is stopped.")
+    show({"stopped": session_id}, as_json, f"Session {escape(session_id)} is stopped.")
 
 
 def logs(
@@ -213,7 +214,7 @@ def logs(
     if as_json:
         show({"session_id": session_id, "lines": text.splitlines()}, True)
     else:
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["AsJson", "CommandError", "console", "progress", "show", "table"]
+__all__ = ["AsJson", "CommandError", "console", "printable", "progress", "show", "table"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 #: What a command is asked for goes to standard output, all else (progress, errors) to standard error.
 console = Console()
 notes = Console(stderr=True)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text that agents or users wrote, for a terminal: what would steer it (escape sequences, carriage returns, changes
+    of direction) is shown instead."""
+    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text.replace("\r\n", "\n"))
 
 
 class CommandError(Exception):
@@ -35,9 +46,9 @@ class CommandError(Exception):
             print(json.dumps({"error": self.what, "fix": self.fix}), file=sys.stderr)
             return
         notes.print("error:", style="bold red", end=" ")
-        notes.print(self.what, markup=False, highlight=False)
+        notes.print(printable(self.what), markup=False, highlight=False)
         if self.fix:
-            notes.print(self.fix, markup=False, highlight=False)
+            notes.print(printable(self.fix), markup=False, highlight=False)
 
 
 def show(document: Any, as_json: bool, *lines: str) -> None:
@@ -64,7 +75,8 @@ def table(
     for title in columns.values():
         grid.add_column(title, overflow="fold")
     for row in rows:
-        grid.add_row(*("-" if (cell := row.get(member)) is None else str(cell) for member in columns))
+        cells = ("-" if (cell := row.get(member)) is None else str(cell) for member in columns)
+        grid.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(grid)
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -31,6 +32,18 @@ log = logging.getLogger(__name__)
 PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 _ENTRIES: Final = 100_000
 _PIECE: Final = 1 << 20
+_COMPILE_MEMORY: Final = 1 << 30
+_COMPILE_SECONDS: Final = 30
+_COMPILE: Final = """
+import pathlib, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
+folder = pathlib.Path(sys.argv[1])
+for path in sorted(folder.glob("*.py")):
+    try:
+        compile(path.read_bytes(), path.name, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        sys.exit(print(str(error) or f"{path.name}: {type(error).__name__}") or 1)
+"""
 
 
 class BundleRejected(ArtifactError):
@@ -135,21 +148,35 @@ class Bundles:
                     f"{path.relative_to(folder)} is built for Python {wanted}. {advice}, and install the bundle's "
                     "packages for it, or ship a requirements.txt instead of the packages."
                 )
-        for path in folder.rglob("*.py"):
-            try:
-                compile(path.read_bytes(), str(path.relative_to(folder)), "exec", dont_inherit=True)
-            except (SyntaxError, ValueError) as error:
-                # Packages carry files for other versions on purpose; the agent's own code must be right.
-                if path == folder / "main.py" or path.parent == folder:
-                    raise BundleRejected(
-                        f"The bundle wants Python {wanted} and does not compile on {PYTHON} ({error}). {advice}."
-                    ) from None
+        # Packages carry files for other versions on purpose; the agent's own code must be right.
+        if (fault := _compile_fault(folder)) is not None:
+            raise BundleRejected(
+                f"The bundle wants Python {wanted} and does not compile on {PYTHON} ({fault}). {advice}."
+            )
         return f"made for Python {wanted}, runs on Python {PYTHON}"
 
     async def collect(self, used: Iterable[str]) -> None:
         """Removes bundles (by digest) that nothing uses, and packages that no bundle left uses."""
         left = await asyncio.to_thread(_collect, self._folder, frozenset(used))
         await self._dependencies.collect(left)
+
+
+def _compile_fault(folder: Path) -> str | None:
+    """What is wrong with the Python files at the bundle's root; None if they compile. A small file can take gigabytes
+    and minutes to compile, so a process of its own does it, with limits."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _COMPILE, str(folder), str(_COMPILE_MEMORY)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={},
+            timeout=_COMPILE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it takes longer than {_COMPILE_SECONDS} seconds"
+    if done.returncode == 0:
+        return None
+    return done.stdout.decode(errors="replace").strip()[:500] or "it takes too much memory"
 
 
 def _digest(file: Any) -> str:

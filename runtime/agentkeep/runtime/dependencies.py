@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 REQUIREMENTS: Final = "requirements.txt"
 _TAIL: Final = 2000
+#: A stranger's text is matched against expressions below: blanks are run together first, and it has an end.
+_LONGEST_FILE: Final = 1 << 20
+_LONGEST_LINE: Final = 16_384
 _VERSION: Final = r"(?:===|==|~=|!=|<=|>=|<|>)\s*[A-Za-z0-9][A-Za-z0-9.*+!_-]*"
 #: name[extras] specifiers ; marker: nothing that names a file, an address or an option of the installer.
 _REQUIREMENT: Final = re.compile(
@@ -169,13 +172,15 @@ def _read_requirements(bundle: Path) -> str | None:
     # Packages at the root of the bundle: whoever packed it has installed them, for this platform.
     if not path.is_file() or any(bundle.glob("*.dist-info")):
         return None
+    if path.stat().st_size > _LONGEST_FILE:
+        raise DependenciesFailed(f"requirements.txt is longer than {_LONGEST_FILE:,} bytes.")
     lines = []
     text = path.read_text(errors="replace").replace("\\\n", " ").replace("\\\r\n", " ")
     for number, raw in enumerate(text.splitlines(), 1):
-        line = re.sub(r"(^|\s)#.*$", "", raw).strip()
+        line = " ".join(re.sub(r"(^|\s)#.*$", "", raw).split())
         if not line:
             continue
-        if _REQUIREMENT.fullmatch(_HASHES.sub("", line)) is None:
+        if len(line) > _LONGEST_LINE or _REQUIREMENT.fullmatch(_HASHES.sub("", line)) is None:
             raise DependenciesFailed(
                 f"requirements.txt line {number} ({line[:80]!r}) is not a plain requirement. Files, addresses and "
                 "installer options are not taken: name packages with versions; the index is the operator's setting."

@@ -19,6 +19,7 @@ __all__ = ["Logs", "SessionLog"]
 log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 0.05
+_OWN = b"[agentkeep"
 _BUFFER_LIMIT = 4 << 20
 
 
@@ -37,6 +38,14 @@ class SessionLog:
         self._timer: asyncio.TimerHandle | None = None
 
     def write(self, data: bytes) -> None:
+        """What the agent wrote. It cannot write a line of the platform's."""
+        if _OWN in data:
+            if data.startswith(_OWN):
+                data = b" " + data
+            data = data.replace(b"\n" + _OWN, b"\n " + _OWN)
+        self._add(data)
+
+    def _add(self, data: bytes) -> None:
         if len(self._buffer) + len(data) > _BUFFER_LIMIT:
             self._dropped += len(data)
         else:
@@ -47,7 +56,7 @@ class SessionLog:
     def note(self, text: str) -> None:
         """A line of the platform's own, on a line of its own."""
         moment = self._clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
-        self.write(f"[agentkeep {moment}] {text}\n".encode())
+        self._add(f"[agentkeep {moment}] {text}\n".encode())
 
     def _flush(self) -> None:
         self._timer = None

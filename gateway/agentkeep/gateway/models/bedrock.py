@@ -46,6 +46,7 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.gateway.models.provider import Answer, Document, Events, Request, TokenCounts
+from agentkeep.gateway.models.references import refuse_references
 
 __all__ = ["BedrockProvider"]
 
@@ -109,6 +110,7 @@ class BedrockProvider:
         self._client.close()
 
     def _invoke_model(self, model: str, request: Request) -> Answer:
+        refuse_references(request)
         response = self._client.invoke_model(**{**request, "modelId": model})
         counts = response["ResponseMetadata"]["HTTPHeaders"]
         document = _document(response)
@@ -117,7 +119,12 @@ class BedrockProvider:
 
     async def _call(self, operation: str, model: str, request: Request) -> Document:
         method = getattr(self._client, operation)
-        return _document(await self._thread(partial(method, **{**request, "modelId": model})))
+
+        def call() -> Any:
+            refuse_references(request)
+            return method(**{**request, "modelId": model})
+
+        return _document(await self._thread(call))
 
     async def _stream(self, operation: str, member: str, model: str, request: Request) -> Events:
         response = await self._call(operation, model, request)
