@@ -32,6 +32,12 @@ PLACE = Path("/var/tmp/agentkeep-tests-docker")  # not below tests/: it holds wh
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 PATIENCE = 400.0  # seconds for another test process to end
 _INSTALL = ["install", "-y", "--no-install-recommends", "docker.io", "iptables"]
+#: The public SDK and what it needs, as files of this environment.
+SDK = [
+    "annotated_doc", "annotated_types", "anyio", "bedrock_agentcore", "boto3", "botocore", "click", "dateutil", "h11",
+    "idna", "jmespath", "pydantic", "pydantic_core", "s3transfer", "six.py", "sniffio", "starlette",
+    "typing_extensions.py", "typing_inspection", "urllib3", "uvicorn", "websockets",
+]  # fmt: skip
 PASSWD = (
     "root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:1000:1000:agent:/tmp:/bin/sh\n"
     "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"

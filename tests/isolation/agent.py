@@ -21,7 +21,9 @@ def invoke(payload: dict[str, Any]) -> Any:
         return plant(payload["name"], payload["port"], payload["key"])
     target = attacks.Target(**payload["target"])
     if payload["do"] == "attack":
-        return {name: attempt(function, target) for name, function in attacks.ATTACKS.items()}
+        only = payload.get("only")
+        chosen = {name: function for name, function in attacks.ATTACKS.items() if only in (None, name)}
+        return {name: attempt(function, target) for name, function in chosen.items()}
     return {name: function(target) for name, function in attacks.CONTAINED.items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from agentkeep.core.call import SessionRef
 from agentkeep.runtime.drivers.docker.images import Image
 from agentkeep.runtime.drivers.docker.network import LABEL, NETWORK, SUBNET
+from agentkeep.runtime.drivers.docker.seccomp import profile
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import EnvironmentSpec
 
@@ -51,7 +52,7 @@ def configuration(
         "IpcMode": "private",
         "CapDrop": ["ALL"],
         "Privileged": False,
-        "SecurityOpt": ["no-new-privileges"],  # besides the engine's default seccomp and AppArmor profiles
+        "SecurityOpt": ["no-new-privileges", f"seccomp={profile()}"],  # and AppArmor's default, where there is one
         "Memory": limits.memory,
         "MemorySwap": limits.memory,
         "PidsLimit": limits.processes,

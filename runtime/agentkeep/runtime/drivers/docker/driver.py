@@ -36,6 +36,8 @@ __all__ = ["DockerDriver"]
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE = 10.0  # seconds for removing what did not start
+
 
 class DockerDriver:
     """`state_dir`: a folder of its own, in which it keeps the name by which it finds its containers again. One event
@@ -137,6 +139,7 @@ class DockerDriver:
     async def _start(self, spec: EnvironmentSpec) -> DockerEnvironment:
         owner = await self._get_ready()
         image = await self._image(spec.version)
+        await ensure_network(self._engine)  # somebody may have pruned it, or the rules
         await self._firewall.ensure()
         place = Place(self._addresses.take(), spec.version.port)
         environment = self._environment(f"agentkeep-{secrets.token_hex(8)}", spec.session, place)
@@ -153,8 +156,8 @@ class DockerDriver:
             await environment.attach(spec.endpoint, spec.log)
             await self._engine.start(environment.id)
         except BaseException as error:
-            await environment.remove()
-            self._addresses.give_back(place.address)
+            # The engine may be away for long: what is left of it is then removed when it is back.
+            await asyncio.wait([self._discard(environment)], timeout=_PATIENCE)
             if isinstance(error, EngineError):
                 raise environment.failure(f"the engine did not start the container: {error}") from error
             raise
@@ -177,6 +180,17 @@ class DockerDriver:
         environment = self._environment(name, session, place)
         self._keep(environment)
         return environment
+
+    def _discard(self, environment: DockerEnvironment) -> asyncio.Task[None]:
+        def removed(task: asyncio.Task[None]) -> None:
+            self._ending.discard(task)
+            if not task.cancelled():
+                self._addresses.give_back(environment.place.address)
+
+        task = asyncio.create_task(environment.remove(), name=f"removal of {environment.id}")
+        self._ending.add(task)
+        task.add_done_callback(removed)
+        return task
 
     def _keep(self, environment: DockerEnvironment) -> None:
         """Sees to the environment's end, whenever it comes."""

@@ -24,7 +24,7 @@ _FILTERING: Final = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 _CONFIGURATION: Final[dict[str, Any]] = {
     "Name": NETWORK,
     "Driver": "bridge",
-    "Internal": True,  # no route, no forwarding to other networks
+    "Internal": True,  # the engine forwards nothing to or from it; nor do our own rules
     "EnableIPv6": False,
     "Attachable": False,
     "Labels": {LABEL: "sessions"},

@@ -1,0 +1,172 @@
+"""Sessions in containers: what each plants, no other finds; what lies outside, none reaches."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker_engine import SDK, DockerEngine, docker_engine, remove_rules  # noqa: F401 -- a fixture
+
+from agentkeep.runtime.drivers.docker.driver import DockerDriver
+from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
+from agentkeep.runtime.drivers.driver import Environment, VersionSpec
+from agentkeep.testing.driver import make_spec, request
+
+pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600)]
+
+HERE = Path(__file__).parent
+SESSIONS = 5
+
+
+@pytest.fixture(scope="module")
+async def driver(
+    docker_engine: DockerEngine,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[DockerDriver]:
+    driver = DockerDriver(tmp_path_factory.mktemp("state"), DockerDriverSettings(socket=docker_engine.socket))
+    yield driver
+    await driver.close()
+
+
+@pytest.fixture(scope="module")
+def version(docker_engine: DockerEngine) -> VersionSpec:  # noqa: F811
+    names = ("agent.py", "attacks.py", "docker_attacks.py")
+    files = {name: (HERE / name).read_bytes() for name in names}
+    files["agent.py"] = files["agent.py"].replace(b"import attacks\n", b"import attacks\nimport docker_attacks\n")
+    return VersionSpec("isolation", "1", image=docker_engine.image("isolation", files, packages=SDK))
+
+
+@pytest.fixture
+def host_port() -> Iterator[int]:
+    """Something the host serves on all its addresses."""
+    server = socket.create_server(("0.0.0.0", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            client.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield server.getsockname()[1]
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+
+
+async def ask(environment: Environment, **payload: Any) -> Any:
+    status, body = await request(environment, "POST", "/invocations", json.dumps(payload).encode(), timeout=90)
+    assert status == 200, body
+    return json.loads(body)
+
+
+def masked(secret: str) -> str:
+    return bytes(byte + 1 for byte in secret.encode()).hex()
+
+
+def own_addresses() -> list[str]:
+    """Of this machine, but loopback's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return []
+        return [str(probe.getsockname()[0])]
+
+
+async def test_sessions_in_containers_leak_nothing(
+    driver: DockerDriver,
+    version: VersionSpec,
+    host_port: int,
+    docker_engine: DockerEngine,  # noqa: F811
+) -> None:
+    """EXE-1, EXE-5: neither the internet, another session, the host's ports, the metadata address nor the Docker
+    socket; and the attempts of attacks.py."""
+    neighbours = [await driver.start(make_spec(version, f"neighbour-{n}", {"TOKEN": "x"})) for n in range(2)]
+    around = {
+        "NEIGHBOURS": ",".join(one.place.address for one in neighbours),
+        "HOST_PORTS": str(host_port),
+        "HOST_ADDRESSES": ",".join(own_addresses()),
+        "SOCKET": str(docker_engine.socket),
+        "RES_OPTIONS": "timeout:1 attempts:1",  # names fail either way; sooner so
+    }
+    beginning = f"secret-{secrets.token_hex(8)}-"
+    names = [f"session-{n}-{secrets.token_hex(8)}" for n in range(SESSIONS)]
+    tokens = [beginning + secrets.token_hex(16) for _ in names]
+    started = await asyncio.gather(
+        *(
+            driver.start(make_spec(version, name, {"TOKEN": token, "NAME": name, **around}))
+            for name, token in zip(names, tokens, strict=True)
+        )
+    )
+    try:
+        for neighbour in neighbours:  # they listen: what fails to reach them is not their being slow
+            assert (await request(neighbour, "GET", "/ping"))[0] == 200
+        for number, session in enumerate(started):
+            await ask(session, do="plant", name=names[number], port=22000 + number, key=0x5C000000 + number)
+
+        async def attack(number: int) -> dict[str, list[str]]:
+            others = [other for other in range(SESSIONS) if other != number]
+            target = {
+                "names": [names[other] for other in others],
+                "pids": [os.getpid(), docker_engine.daemon.pid],
+                "ports": [22000 + other for other in others],
+                "keys": [0x5C000000 + other for other in others],
+                "secrets": [masked(tokens[other]) for other in others],
+                "own": masked(tokens[number]),
+            }
+            results: dict[str, list[str]] = await ask(started[number], do="attack", target=target)
+            return results
+
+        results = await asyncio.gather(*(attack(number) for number in range(SESSIONS)))
+    finally:
+        await asyncio.gather(*(one.stop(0) for one in (*started, *neighbours)))
+    leaks = {
+        f"session {number}: {name}": detail
+        for number, result in enumerate(results)
+        for name, (outcome, detail) in result.items()
+        if outcome != "failed"
+    }
+    assert leaks == {}
+    assert all(len(result) >= 35 for result in results)
+
+
+async def test_a_container_uses_up_only_what_is_its_own(driver: DockerDriver, version: VersionSpec) -> None:
+    """EXE-1: processes, disk, descriptors, memory end at the session's limits; it and its neighbour live."""
+    around = {"TOKEN": "x", "NEIGHBOURS": "", "HOST_PORTS": "1", "HOST_ADDRESSES": "", "SOCKET": "/x"}
+    greedy = await driver.start(make_spec(version, "greedy", around))
+    neighbour = await driver.start(make_spec(version, "neighbour", around))
+    try:
+        results = await ask(greedy, do="use up", target={})
+        assert results
+        assert dict.fromkeys(results, True) == results
+        for session in (greedy, neighbour):
+            assert (await request(session, "GET", "/ping"))[0] == 200
+    finally:
+        await asyncio.gather(greedy.stop(0), neighbour.stop(0))
+
+
+async def test_without_our_rules_the_hosts_ports_are_open(
+    driver: DockerDriver, version: VersionSpec, host_port: int
+) -> None:
+    """Else failing to reach them would prove nothing about the rules."""
+    around = {"TOKEN": "x", "NEIGHBOURS": "169.254.170.9", "HOST_PORTS": str(host_port), "HOST_ADDRESSES": ""}
+    session = await driver.start(make_spec(version, "s", {**around, "SOCKET": "/x"}))
+    try:
+        assert (await ask(session, do="attack", target={}, only="ports_of_the_host"))["ports_of_the_host"][
+            0
+        ] == "failed"
+        remove_rules()
+        reached = await ask(session, do="attack", target={}, only="ports_of_the_host")
+        assert reached["ports_of_the_host"][0] == "succeeded"
+    finally:
+        await session.stop(0)
