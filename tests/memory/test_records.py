@@ -8,6 +8,8 @@ import pytest
 
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.errors import ResourceNotFoundException, ValidationException
+from agentkeep.core.identifiers import Deployment
+from agentkeep.memory.operations import MemoryPlane
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search import Beneath
 from agentkeep.storage.search_sqlite import SqliteSearchStore
@@ -307,6 +309,18 @@ async def test_expiry(operator: Client, memory: str, clock: SetClock, search: Sq
     with pytest.raises(ResourceNotFoundException):
         await operator.get_memory_record(memoryId=memory, memoryRecordId=gone)
     assert await search.purge() == 1
+
+
+async def test_what_has_expired_leaves_the_disk_by_itself(
+    operator: Client, memory: str, store: KeyValueStore, search: SqliteSearchStore, clock: SetClock
+) -> None:
+    spec = {"recordExpirySpecification": {"recordExpiryDurationDays": 31}}
+    await put(operator, memory, record("gone", "/facts/a/"), **spec)
+    await clock.sleep(32 * 86400)
+    plane = MemoryPlane(store, Deployment(), clock, search)
+    await plane.start()
+    await plane.close()
+    assert await search.purge() == 0
 
 
 async def test_pages_are_complete_while_others_write(operator: Client, memory: str, clock: SetClock) -> None:

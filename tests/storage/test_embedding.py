@@ -54,6 +54,18 @@ async def test_minilm_says_what_is_missing(minilm: MiniLmEmbedder, monkeypatch: 
         await minilm.load()
 
 
+async def test_minilm_fails_as_an_embedder(minilm: MiniLmEmbedder) -> None:
+    await minilm.load()
+
+    def vector(text: str) -> Vector:
+        raise MemoryError(text)
+
+    minilm._vector = vector
+    with pytest.raises(EmbeddingUnavailable, match="MemoryError") as failed:
+        await minilm.embed(["a secret"])
+    assert "secret" not in str(failed.value)
+
+
 class Counting:
     name = "counting"
     dimensions = 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agentkeep.core.errors import StoreUnavailable
-from agentkeep.storage.search import Document
+from agentkeep.storage.search import Document, Selection
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.testing.search import ALICE, BOB, DIMENSIONS, SearchStoreContract, document, vector
 
@@ -34,6 +34,17 @@ async def test_survives_a_restart(tmp_path: Path) -> None:
     [hit] = await second.search(ALICE, text="tea", vector=vector(1, 0, 0, 0))
     assert (hit.document.id, hit.similarity) == ("a", pytest.approx(1))
     await second.close()
+
+
+async def test_refuses_quotes_in_namespaces(search_store: SqliteSearchStore) -> None:
+    """By which it tells where a namespace begins."""
+    with pytest.raises(ValueError, match="quotes"):
+        await search_store.upsert(ALICE, [document("a", namespaces=['/a"/b/'])])
+    await search_store.upsert(ALICE, [document("a", namespaces=["/a/", "/é\\/"])])
+    for selection in (Selection(namespace="/é\\/"), Selection(namespace_path="/é"), Selection(namespace="/a/")):
+        assert len((await search_store.newest(ALICE, selection)).documents) == 1
+    for selection in (Selection(namespace="/a"), Selection(namespace="a/"), Selection(namespace_path="a/")):
+        assert (await search_store.newest(ALICE, selection)).documents == []
 
 
 async def test_vectors_of_another_model_are_refused(tmp_path: Path) -> None:

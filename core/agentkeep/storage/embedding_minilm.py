@@ -54,7 +54,10 @@ class MiniLmEmbedder:
         def work() -> Vector:
             if self._vector is None:
                 self._vector = _load()
-            return self._vector(text)
+            try:
+                return self._vector(text)
+            except Exception as error:  # whatever onnxruntime raises, out of memory among others
+                raise EmbeddingUnavailable(f"{self.name} failed: {type(error).__name__}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 

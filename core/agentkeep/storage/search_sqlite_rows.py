@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,25 +11,35 @@ import orjson
 
 from agentkeep.storage.search import Condition, Document, Operator, Selection, Value
 
-__all__ = ["cursor", "encode_metadata", "read_document", "where"]
+__all__ = ["cursor", "encode_metadata", "encode_namespaces", "read_document", "where"]
 
 
 def where(selection: Selection, now: int) -> tuple[str, tuple[Any, ...]]:
     """The condition on `documents` besides the partition, and its bindings."""
     clauses = ["(expires_ms IS NULL OR expires_ms > ?)"]
     bindings: list[Any] = [now]
-    among = "EXISTS (SELECT 1 FROM json_each(namespaces) WHERE {})"
+    # Within the JSON array, a string's beginning is a quote, and none is inside: much faster than taking it apart.
     if selection.namespace is not None:
-        clauses.append(among.format("value = ?"))
-        bindings.append(selection.namespace)
+        clauses.append("instr(namespaces, ?)")
+        bindings.append(_quoted(selection.namespace))
     if selection.namespace_path is not None:
-        clauses.append(among.format("substr(value, 1, length(?)) = ?"))
-        bindings += [selection.namespace_path, selection.namespace_path]
+        clauses.append("instr(namespaces, ?)")
+        bindings.append(_quoted(selection.namespace_path)[:-1])
     for condition in selection.conditions:
         clause, more = _condition(condition)
         clauses.append(clause)
         bindings += more
     return " AND ".join(clauses), tuple(bindings)
+
+
+def encode_namespaces(namespaces: Sequence[str]) -> str:
+    return f"[{','.join(map(_quoted, namespaces))}]"
+
+
+def _quoted(namespace: str) -> str:
+    if '"' in namespace:
+        raise ValueError(f"namespace {namespace!r}: quotes are not allowed")
+    return orjson.dumps(namespace).decode()
 
 
 COMPARISONS = {
