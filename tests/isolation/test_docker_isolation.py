@@ -16,6 +16,7 @@ import pytest
 from docker_engine import SDK, DockerEngine, docker_engine, remove_rules  # noqa: F401 -- a fixture
 
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
+from agentkeep.runtime.drivers.docker.environment import DockerEnvironment
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import Environment, VersionSpec
 from agentkeep.testing.driver import make_spec, request
@@ -23,7 +24,7 @@ from agentkeep.testing.driver import make_spec, request
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
 HERE = Path(__file__).parent
-SESSIONS = 5
+SESSIONS = 20
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def host_port() -> Iterator[int]:
 
 
 async def ask(environment: Environment, **payload: Any) -> Any:
-    status, body = await request(environment, "POST", "/invocations", json.dumps(payload).encode(), timeout=90)
+    status, body = await request(environment, "POST", "/invocations", json.dumps(payload).encode(), timeout=200)
     assert status == 200, body
     return json.loads(body)
 
@@ -102,17 +103,14 @@ async def test_sessions_in_containers_leak_nothing(
     beginning = f"secret-{secrets.token_hex(8)}-"
     names = [f"session-{n}-{secrets.token_hex(8)}" for n in range(SESSIONS)]
     tokens = [beginning + secrets.token_hex(16) for _ in names]
-    started = await asyncio.gather(
-        *(
-            driver.start(make_spec(version, name, {"TOKEN": token, "NAME": name, **around}))
-            for name, token in zip(names, tokens, strict=True)
-        )
-    )
+    for neighbour in neighbours:  # they listen: what fails to reach them is not their being slow
+        assert (await request(neighbour, "GET", "/ping", timeout=90))[0] == 200
+    started: list[DockerEnvironment] = []
     try:
-        for neighbour in neighbours:  # they listen: what fails to reach them is not their being slow
-            assert (await request(neighbour, "GET", "/ping"))[0] == 200
-        for number, session in enumerate(started):
-            await ask(session, do="plant", name=names[number], port=22000 + number, key=0x5C000000 + number)
+        for number, (name, token) in enumerate(zip(names, tokens, strict=True)):
+            session = await driver.start(make_spec(version, name, {"TOKEN": token, "NAME": name, **around}))
+            started.append(session)
+            await ask(session, do="plant", name=name, port=22000 + number, key=0x5C000000 + number)
 
         async def attack(number: int) -> dict[str, list[str]]:
             others = [other for other in range(SESSIONS) if other != number]
