@@ -40,9 +40,12 @@ generate: setup-dev  ## Write generated files anew (types, compatibility table, 
 check: lint  ## Lint, types and the quick tests, in under five minutes
 	$(PY) -m pytest -n $(JOBS) -m "not slow and not official"
 
+# A test that fails is run again, and named (R): machines are noisy. One named there twice is a defect to mend.
+AGAIN := --reruns 2 --reruns-delay 2 -rR
+
 test: lint  ## Everything CI runs
-	COVERAGE_FILE=.coverage $(PY) -m pytest -n $(JOBS) --cov --cov-report=term -m "not official"
-	$(PY) -m pytest -n $(JOBS) -m official
+	COVERAGE_FILE=.coverage $(PY) -m pytest -n $(JOBS) $(AGAIN) --cov --cov-report=term -m "not official"
+	$(PY) -m pytest -n $(JOBS) $(AGAIN) -m official
 
 bench: setup-dev  ## Benchmarks; figures are appended to benchmarks/history.jsonl
 	@for each in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do echo "== $$each"; $(PY) $$each || exit 1; done
