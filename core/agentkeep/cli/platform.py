@@ -123,7 +123,7 @@ def _start_detached(port: int, data_dir: Path, as_json: bool) -> Running:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:

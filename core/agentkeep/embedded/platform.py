@@ -30,6 +30,7 @@ from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.errors import StoreUnavailable
 from agentkeep.core.identifiers import Deployment
+from agentkeep.embedded.data_folder import secure
 from agentkeep.embedded.settings import EmbeddedSettings
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.gateway.plane import gateway_plane
@@ -107,6 +108,7 @@ class EmbeddedPlatform:
         # What is made first is closed last.
         clock = SystemClock()
         on_exit = self._exit.push_async_callback
+        secure(self.data_dir)
         master_key = FileMasterKey.load_or_create(self.data_dir / "master.key")
         valkey = await self._exit.enter_async_context(EmbeddedValkey(self.data_dir / "valkey"))
         store = ValkeyKeyValueStore(valkey.url)
