@@ -236,3 +236,14 @@ async def test_an_agent_that_ends_while_sending(listener: Listener) -> None:
     }
     await asyncio.wait_for(listener(scope, receive, send), 5)
     assert sent == []
+
+
+async def test_one_session_keeps_the_reader_no_busier_than_another(spans: SqliteSpanStore, serving: Any) -> None:
+    """EXE-6: JSON has a smaller limit, and a session a few requests at one time."""
+    async with serving(Listener(OtlpApp(spans))) as url:
+        bomb = gzip.compress(b'{"x":[' + b"{}," * 1_000_000 + b"{}]}")
+        assert (await post(url, bomb, {**JSON, "content-encoding": "gzip"}))[0] == 413
+        data = trace(b"\x01" * 8, name="x" * 1_000_000).SerializeToString()
+        statuses = [status for status, _ in await asyncio.gather(*(post(url, data, PROTOBUF) for _ in range(24)))]
+        assert set(statuses) == {200, 429}
+        assert (await post(url, data, PROTOBUF))[0] == 200

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from service_stack import Stack, invocation_path, status
 
+from agentkeep.core.call import SessionRef
+
 PATH = invocation_path()
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\n".encode()
 PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n"
@@ -256,3 +258,31 @@ async def test_garbage_behind_a_good_request(stack: Stack) -> None:
     answer = await stack.raw(chunked, b"nonsense\r\n", gap=0.1)
     assert status(answer) == 400
     assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("tail", [b"a: b\r\n" * 2000, b"a" * 12_000], ids=["trailers", "one-trailer"])
+@pytest.mark.parametrize("path", ["/open", "/healthz"])
+async def test_framing_without_end_is_refused(stack: Stack, path: str, tail: bytes) -> None:
+    """Chunk extensions and trailers are nobody's data; there is no end of them a parser would know."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n".encode()
+    answer = await stack.raw(head + b"0\r\n", *[tail] * 8, gap=0.01)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert 400 <= status(answer) < 500
+    extension = await stack.raw(head + b"1;", *[b"a" * 12_000] * 8, gap=0.01)
+    assert 400 <= status(extension) < 500
+
+
+async def test_a_session_has_its_share_of_connections(make_stack: Any) -> None:
+    """One session's connections are not the public's, nor another session's."""
+    stack = await make_stack(connections=4, session_connections=2)
+    first = await stack.session_listener(SessionRef("demo-0123456789", "1" * 33))
+    second = await stack.session_listener(SessionRef("demo-0123456789", "2" * 33))
+    held = [await asyncio.open_connection("127.0.0.1", first) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    assert not status(await stack.raw(PING + b"\r\n", port=first))
+    assert status(await stack.raw(PING + b"\r\n", port=second)) == 200
+    assert status(await stack.raw(PING + b"\r\n")) == 200
+    held[0][1].close()
+    await asyncio.sleep(0.05)
+    assert status(await stack.raw(PING + b"\r\n", port=first)) == 200
+    held[1][1].close()

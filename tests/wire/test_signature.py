@@ -331,3 +331,21 @@ def test_caches_do_not_keep_long_inputs() -> None:
     maxsize = canonical._short_path.cache_info().maxsize
     assert maxsize is not None
     assert maxsize <= 4096
+
+
+AGENTCORE = b"X-Amzn-Bedrock-AgentCore-"
+
+
+def test_a_user_is_named_under_the_signature() -> None:
+    """IDN-5: a request that was signed for nobody, or for one user, is not sent again for another."""
+    sent = signed()
+    assert "must be a 'SignedHeader'" in sent.header(AGENTCORE + b"Runtime-User-Id", b"alice").refused()
+    # As the SDK's `generate_ws_connection` sends it.
+    sent.header(AGENTCORE + b"Runtime-Session-Id", b"s" * 33).check()
+
+
+@pytest.mark.parametrize("name", [b"Runtime-User-Id", b"Runtime-Session-Id", b"Runtime-Custom-Role"])
+def test_nothing_is_added_to_a_presigned_url(name: bytes) -> None:
+    """IDN-5: whoever it was given to says nothing more than was signed."""
+    assert "must be a 'SignedHeader'" in presigned().header(AGENTCORE + name, b"x" * 33).refused()
+    presigned().header(b"X-Amzn-Trace-Id", b"Root=1").check()  # load balancers add it
