@@ -18,10 +18,12 @@ class CallerKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """The end user. `id` is the token's `sub` and AgentCore's actorId; `issuer` is None where an operator vouched."""
+    """The end user. `id` is the token's `sub` and AgentCore's actorId; `issuer` is None where an operator vouched.
+    `claims`: the token's claims as text, for policies (lists joined by spaces); no part of who the user is."""
 
     id: str
     issuer: str | None = None
+    claims: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

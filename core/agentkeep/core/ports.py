@@ -13,7 +13,20 @@ from typing import Any, Protocol
 
 from agentkeep.core.call import Caller, SessionRef, User
 
-__all__ = ["AccessKey", "Authorizers", "Keys", "SessionCredentials", "Usage", "UsageRecord", "WorkloadTokens"]
+__all__ = [
+    "AccessKey",
+    "Alert",
+    "Alerts",
+    "Authorizers",
+    "Budget",
+    "Keys",
+    "OutboundCredentials",
+    "Reservation",
+    "SessionCredentials",
+    "Usage",
+    "UsageRecord",
+    "WorkloadTokens",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +145,59 @@ class Usage(Protocol):
     async def record(self, record: UsageRecord) -> None: ...
 
     async def of_session(self, session: SessionRef) -> list[UsageRecord]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Tokens set aside for one model call. `tokens`: how many."""
+
+    id: str
+    session: SessionRef
+    tokens: int
+
+
+class Budget(Protocol):
+    """The tokens a session may use (observability plane). What was reserved and never settled (the caller died) stays
+    spent: a budget errs on the safe side."""
+
+    async def reserve(self, session: SessionRef, tokens: int) -> Reservation | None:
+        """Sets `tokens` aside; None where the session has no budget.
+
+        Raises ServiceQuotaExceededException, which boto3 does not retry: less than `tokens` is left. Its message says
+        the budget, what is used and what was asked.
+        """
+        ...
+
+    async def settle(self, reservation: Reservation, tokens: int) -> None:
+        """The call used `tokens`; the rest is given back. Settling twice changes nothing."""
+        ...
+
+
+class OutboundCredentials(Protocol):
+    """What a gateway shows to its targets (identity plane)."""
+
+    async def api_key(self, provider_arn: str) -> str:
+        """The key of an API-key credential provider. Raises ResourceNotFoundException."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something an operator should look at. `kind` is short and stable (`cross-user-access`), `summary` one sentence
+    without secrets; `principal` who caused it."""
+
+    kind: str
+    summary: str
+    principal: str
+    session: SessionRef | None
+    user_id: str | None
+    at: datetime
+    details: Mapping[str, str]
+
+
+class Alerts(Protocol):
+    """Where alerts are kept for operators (observability plane)."""
+
+    async def raise_alert(self, alert: Alert) -> None:
+        """Durable when it returns. Raises StoreUnavailable."""
+        ...
