@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import Final, Literal, Protocol
 from urllib.parse import quote
 
+from agentkeep.core.call import Idempotency
+
 __all__ = [
     "ABSENT",
     "ANY",
@@ -28,6 +30,9 @@ __all__ = [
     "Write",
     "partition",
 ]
+
+
+_DAY_MS: Final = 24 * 3_600_000
 
 
 class _Expect(Enum):
@@ -111,6 +116,13 @@ class Once:
     fingerprint: bytes
     reference: bytes
     expires_ms: int
+
+    @classmethod
+    def of(cls, idempotency: Idempotency | None, reference: bytes, now_ms: int) -> Once | None:
+        """The token of a call, kept for a day; None where it has none."""
+        if idempotency is None:
+            return None
+        return cls(idempotency.key, idempotency.fingerprint, reference, now_ms + _DAY_MS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from agentkeep.core.errors import (
     ServiceQuotaExceededException,
 )
 from agentkeep.core.identifiers import Deployment, suffix
-from agentkeep.identity.pagination import page_start, page_token
+from agentkeep.core.pages import place
+from agentkeep.core.pages import token as page_token
 from agentkeep.identity.tags import merged, refuse_reserved, without
 from agentkeep.identity.token_vault import VAULT, TokenVault
 from agentkeep.storage.interface import ABSENT, PRESENT, Delete, KeyValueStore, Put, Write, partition
@@ -131,7 +132,7 @@ class CredentialProviders:
 
     async def list(self, limit: int, token: str | None) -> tuple[list[CredentialProvider], str | None]:
         """A page by name, and the token of the next."""
-        items = await self._store.query(self._providers, after=page_start(token), limit=limit + 1)
+        items = await self._store.query(self._providers, after=place(token), limit=limit + 1)
         page = [self._load(item.sort, item.value) for item in items[:limit]]
         return page, page_token(page[-1].name) if len(items) > limit else None
 

@@ -18,7 +18,8 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.identifiers import Deployment
-from agentkeep.identity.pagination import page_start, page_token
+from agentkeep.core.pages import place
+from agentkeep.core.pages import token as page_token
 from agentkeep.identity.tags import merged, refuse_reserved, without
 from agentkeep.storage.interface import ABSENT, Delete, KeyValueStore, Put, partition
 
@@ -92,7 +93,7 @@ class WorkloadIdentities:
     async def list(self, limit: int | None, token: str | None) -> tuple[list[WorkloadIdentity], str | None]:
         """A page by name, and the token of the next."""
         limit = limit or _PAGE
-        items = await self._store.query(_IDENTITIES, after=page_start(token), limit=limit + 1)
+        items = await self._store.query(_IDENTITIES, after=place(token), limit=limit + 1)
         page = [self._load(item.sort, item.value) for item in items[:limit]]
         return page, page_token(page[-1].name) if len(items) > limit else None
 

@@ -9,10 +9,10 @@ from typing import Any, Final
 from agentkeep.core.call import Idempotency
 from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import ConditionFailed, ResourceNotFoundException, RetryableConflictException
+from agentkeep.core.pages import place, token
 from agentkeep.memory.branches import Branches
 from agentkeep.memory.event import Event, EventIds, decode, encode, timestamp_of
 from agentkeep.memory.memories import LiveMemories
-from agentkeep.memory.paging import place, token
 from agentkeep.memory.partition import ActorPartition
 from agentkeep.memory.sessions import Sessions
 from agentkeep.storage.interface import PRESENT, Delete, KeyValueStore, Once, Put, Write
@@ -67,10 +67,7 @@ class Events:
             ]
             if branch is not None and root is not None:
                 writes.append(self._branches.record(actor, session_id, branch["name"], root, parent, ends))
-            once = None
-            if idempotency is not None:
-                reference = f"{event_id} {session_id}".encode()
-                once = Once(idempotency.key, idempotency.fingerprint, reference, now + _DAY_MS)
+            once = Once.of(idempotency, f"{event_id} {session_id}".encode(), now)
             try:
                 replayed = await self._store.transact(writes, once=once)
             except ConditionFailed:

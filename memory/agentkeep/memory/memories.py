@@ -21,7 +21,7 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.identifiers import Arn, Deployment, resource_id
-from agentkeep.memory.paging import place, token
+from agentkeep.core.pages import place, token
 from agentkeep.memory.strategies import Strategy, StrategyType, change, declare
 from agentkeep.storage.interface import (
     ABSENT,
@@ -43,7 +43,6 @@ _NAMES: Final = partition("memory", "names")
 #: Memory id -> days events are kept: what each event's write checks, apart from the long description.
 _LIVE: Final = partition("memory", "live")
 
-_TOKEN_LIFE_MS: Final = 24 * 3600 * 1000
 _ATTEMPTS: Final = 5
 _MOST_STRATEGIES: Final = 6  # the service's quota
 _MOST_TAGS: Final = 50
@@ -319,10 +318,7 @@ class Memories:
         return True
 
     def _once(self, idempotency: Idempotency | None, memory_id: str) -> Once | None:
-        if idempotency is None:
-            return None
-        ends = epoch_ms(self._clock.now()) + _TOKEN_LIFE_MS
-        return Once(idempotency.key, idempotency.fingerprint, memory_id.encode(), ends)
+        return Once.of(idempotency, memory_id.encode(), epoch_ms(self._clock.now()))
 
 
 def not_found(memory_id: str) -> ResourceNotFoundException:

@@ -19,9 +19,9 @@ from agentkeep.core.errors import (
     RetryableConflictException,
     ValidationException,
 )
+from agentkeep.core.pages import place, token
 from agentkeep.memory.memories import LiveMemories, Memory
 from agentkeep.memory.namespaces import Layout, normalised
-from agentkeep.memory.paging import place, token
 from agentkeep.memory.partition import RecordScope, crossing
 from agentkeep.memory.record import Record, metadata_of, new_id
 from agentkeep.memory.record_filters import checked_path, selection
@@ -103,8 +103,7 @@ class Records:
         view.admit_all(given, needed=True)
         # A token's records have ids made from it: a repetition after a failure halfway writes the same records again.
         seed = None
-        if idempotency is not None:
-            once = self._once(idempotency, b"")
+        if idempotency is not None and (once := self._once(idempotency, b"")) is not None:
             if (made := await self._live.made(once)) is not None:
                 return [Outcome(*one) for one in orjson.loads(made)]
             seed = f"{idempotency.key}#{idempotency.fingerprint.hex()}"
@@ -122,7 +121,7 @@ class Records:
         records = [replace(record, vector=vector) for record, vector in zip(records, vectors, strict=True)]
         await self._put(view, records)
         reference = orjson.dumps([(one.record_id, one.request_identifier, one.code, one.message) for one in outcomes])
-        await self._confirm(view, records, self._once(idempotency, reference) if idempotency is not None else None)
+        await self._confirm(view, records, self._once(idempotency, reference))
         return outcomes
 
     async def update(self, view: RecordView, request: Mapping[str, Any]) -> list[Outcome]:
@@ -283,9 +282,8 @@ class Records:
             raise
         raise RetryableConflictException(f"Memory {memory_id} is being changed: try again")
 
-    def _once(self, idempotency: Idempotency, reference: bytes) -> Once:
-        ends = epoch_ms(self._clock.now()) + _DAY_MS
-        return Once(idempotency.key, idempotency.fingerprint, reference, ends)
+    def _once(self, idempotency: Idempotency | None, reference: bytes) -> Once | None:
+        return Once.of(idempotency, reference, epoch_ms(self._clock.now()))
 
     def _lock(self, view: RecordView) -> asyncio.Lock:
         lock = self._changing.get(view.memory.id)

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+from agentkeep.core.pages import place, token
 from agentkeep.memory.memories import LiveMemories
-from agentkeep.memory.paging import place, token
 from agentkeep.memory.partition import ActorPartition, actors_partition
 from agentkeep.storage.interface import Ensure, Item, KeyValueStore, Write
 

@@ -10,12 +10,12 @@ from typing import Any, Final, TypedDict
 from agentkeep.core.call import Call, CallerKind, allow
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.pages import page
 from agentkeep.core.ports import Authorizers, Keys, WorkloadTokens
 from agentkeep.runtime import in_process
 from agentkeep.runtime.artifacts import ArtifactStore
 from agentkeep.runtime.documents import Documents
 from agentkeep.runtime.drivers.driver import Driver
-from agentkeep.runtime.pages import page
 from agentkeep.runtime.parts import EndpointFactory, Parts
 from agentkeep.runtime.rules import check_settings
 from agentkeep.runtime.settings import RuntimeSettings

@@ -25,15 +25,12 @@ from agentkeep.storage.interface import ABSENT, Once, Put, Write
 
 __all__ = ["Runtimes", "once"]
 
-ONCE_MS = 24 * 3_600_000
 LAST_VERSION = 99_999
 
 
 def once(clock: Clock, idempotency: Idempotency | None, reference: str) -> Once | None:
     """The client token of a call, to be spent by the transaction that makes `reference`."""
-    if idempotency is None:
-        return None
-    return Once(idempotency.key, idempotency.fingerprint, reference.encode(), epoch_ms(clock.now()) + ONCE_MS)
+    return Once.of(idempotency, reference.encode(), epoch_ms(clock.now()))
 
 
 class Runtimes:
