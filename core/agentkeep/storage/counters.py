@@ -14,10 +14,11 @@ __all__ = ["Counter", "CounterStore", "Exceeded"]
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """`amount` is added to the counter `key` if the sum stays within `limit`.
+    """`amount` (0 or more) is added to the counter `key` if the sum stays within `limit`.
 
     `window_ms`: the counter begins at zero with each window of this length of the store's clock (fixed windows, aligned
-    to the epoch); None: it never does. It is forgotten `keep_ms` after it was last written (without a window).
+    to the epoch); None: it never does. It is forgotten `keep_ms` after it was last written (without a window). One key
+    with two windows, or with and without one, is two counters.
     """
 
     key: str
@@ -46,7 +47,7 @@ class CounterStore(Protocol):
 
     async def give_back(self, key: str, amount: int, token: str) -> None:
         """Takes `amount` off a counter without a window, never below zero; once for each `token` (kept with the
-        counter)."""
+        counter). A negative amount adds, whatever the limit. Where there is no such counter, nothing happens."""
         ...
 
     async def value(self, key: str) -> int:

@@ -1,4 +1,4 @@
-"""The key-value store on Valkey or Redis: each operation one script, one round trip."""
+"""The key-value store and the counters on Valkey or Redis: each operation one script, one round trip."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import ConditionFailed, ValidationException
+from agentkeep.storage.counters import Counter, Exceeded
 from agentkeep.storage.interface import ABSENT, ANY, PRESENT, Check, Delete, Item, Once, Put, Replayed, Write
 from agentkeep.storage.resp import Argument, Endpoint, RespClient, ServerError
 
@@ -26,16 +27,23 @@ _GET: Final = _Script("get")
 _QUERY: Final = _Script("query")
 _TRANSACT: Final = _Script("transact")
 _DELETE_PARTITION: Final = _Script("delete_partition")
-_SCRIPTS: Final = [script.text for script in (_GET, _QUERY, _TRANSACT, _DELETE_PARTITION)]
+_TAKE: Final = _Script("take")
+_GIVE_BACK: Final = _Script("give_back")
+_COUNTER: Final = _Script("counter")
+_ALL: Final = (_GET, _QUERY, _TRANSACT, _DELETE_PARTITION, _TAKE, _GIVE_BACK, _COUNTER)
+_SCRIPTS: Final = [script.text for script in _ALL]
 
 _EXPECTATIONS: Final = {ANY: "*", ABSENT: "-", PRESENT: "+"}
 
 
 class ValkeyKeyValueStore:
-    """`url`: `unix:///path`, `redis://` or `rediss://`. `prefix` begins every key; its braces make it a cluster's hash
+    """Both a `KeyValueStore` and a `CounterStore`; counters and partitions have keys of different kinds, so that they
+    never meet.
+
+    `url`: `unix:///path`, `redis://` or `rediss://`. `prefix` begins every key; its braces make it a cluster's hash
     tag, so that transactions span partitions there too (all of a deployment is in one slot, that is, on one shard).
 
-    `time_limit`: seconds. `clock`: whose time ends items; None, the server's, on which all replicas agree.
+    `time_limit`: seconds. `clock`: whose time ends items and windows; None, the server's, on which all replicas agree.
     """
 
     def __init__(
@@ -114,6 +122,28 @@ class ValkeyKeyValueStore:
         count: int = await self._run(_DELETE_PARTITION, self._keys(partition, "hzx"), (self._now(),))
         return count
 
+    async def take(self, counters: Sequence[Counter]) -> Exceeded | None:
+        keys: list[str] = []
+        arguments: list[Argument] = [self._now()]
+        for counter in counters:
+            if counter.amount < 0:
+                raise ValueError(f"counter {counter.key!r}: amounts are 0 or more, not {counter.amount}")
+            keys.append(self._counter(counter.key, counter.window_ms))
+            arguments += (counter.amount, counter.limit, counter.window_ms or 0, counter.keep_ms)
+        # Not repeatable: after a lost connection a second attempt might add a second time.
+        reply = await self._run(_TAKE, keys, arguments, repeatable=False)
+        if reply == 0:
+            return None
+        index, value, left = reply
+        return Exceeded(index, value, left if left >= 0 else None)
+
+    async def give_back(self, key: str, amount: int, token: str) -> None:
+        await self._run(_GIVE_BACK, (self._counter(key, None),), (self._now(), amount, token))
+
+    async def value(self, key: str) -> int:
+        value: int = await self._run(_COUNTER, (self._counter(key, None),), (self._now(),))
+        return value
+
     async def close(self) -> None:
         await self._client.close()
 
@@ -122,6 +152,9 @@ class ValkeyKeyValueStore:
 
     def _keys(self, partition: str, kinds: str) -> list[str]:
         return [f"{self._prefix}{kind}:{partition}" for kind in kinds]
+
+    def _counter(self, key: str, window_ms: int | None) -> str:
+        return f"{self._prefix}c:{window_ms or ''}:{key}"
 
     async def _run(
         self, script: _Script, keys: Sequence[str], arguments: Sequence[Argument], *, repeatable: bool = True
