@@ -335,7 +335,7 @@ async def test_what_cannot_be_honoured(
 ) -> None:
     broken = {**authorizer(provider), **members}
     with pytest.raises(ValidationException, match=match) as error:
-        plane.authorizers.check(broken)
+        await plane.authorizers.check(broken)
     assert error.value.fields
     assert error.value.fields[0].name.startswith("customJWTAuthorizer")
     with pytest.raises(AccessDeniedException, match=match):
@@ -350,7 +350,7 @@ async def test_what_can_be_honoured(plane: IdentityPlane) -> None:
         "http://localhost:8080/.well-known/openid-configuration",
         "http://[::1]:8080/.well-known/openid-configuration",
     ):
-        plane.authorizers.check(
+        await plane.authorizers.check(
             {"discoveryUrl": url, "allowedScopes": ["a"], "advertisedScopeMapping": {"a": "b"}, "privateEndpoint": None}
         )
 

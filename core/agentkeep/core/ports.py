@@ -80,7 +80,7 @@ class Keys(Protocol):
 class Authorizers(Protocol):
     """Inbound JWT verification (identity plane). `authorizer` is the model's `customJWTAuthorizer` structure."""
 
-    def check(self, authorizer: Mapping[str, Any]) -> None:
+    async def check(self, authorizer: Mapping[str, Any]) -> None:
         """Refuses, when a resource is created or updated, an authorizer that could not be honoured.
 
         Raises ValidationException: nothing to check is configured, an operator does not fit its claim's type, the

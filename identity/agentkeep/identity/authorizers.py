@@ -92,7 +92,7 @@ class JwtAuthorizers:
         self._most = settings.verified_tokens
         self._accepted: dict[bytes, _Accepted] = {}  # oldest first
 
-    def check(self, authorizer: Mapping[str, Any]) -> None:
+    async def check(self, authorizer: Mapping[str, Any]) -> None:
         _read(authorizer)
 
     def cached(self, authorizer: Mapping[str, Any], token: str) -> User | None:

@@ -89,7 +89,7 @@ class RuntimePlane:
     async def create_agent_runtime(
         self, call: Call, request: control.CreateAgentRuntimeRequest
     ) -> control.CreateAgentRuntimeResponse:
-        settings = self._checked(request)
+        settings = await self._checked(request)
         check_tags(request.get("tags", {}))
         runtime = await self._parts.runtimes.create(
             request["agentRuntimeName"], settings, request.get("tags", {}), call.idempotency
@@ -101,16 +101,16 @@ class RuntimePlane:
         self, call: Call, request: control.UpdateAgentRuntimeRequest
     ) -> control.UpdateAgentRuntimeResponse:
         runtime, number = await self._parts.runtimes.update(
-            request["agentRuntimeId"], self._checked(request), call.idempotency
+            request["agentRuntimeId"], await self._checked(request), call.idempotency
         )
         return self._documents.updated(runtime, number)
 
-    def _checked(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    async def _checked(self, request: Mapping[str, Any]) -> dict[str, Any]:
         settings = {name: value for name, value in request.items() if name not in _NOT_SETTINGS}
         settings = check_settings(settings, self._deployment, self._settings.public_url, images=self._settings.docker)
         authorizer = settings.get("authorizerConfiguration", {}).get("customJWTAuthorizer")
         if authorizer is not None:
-            self._authorizers.check(authorizer)
+            await self._authorizers.check(authorizer)
         return settings
 
     async def get_agent_runtime(
