@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-__all__ = ["GatewayRecord", "PolicyRecord", "RateLimitRecord", "Resources", "TargetRecord", "Tool"]
+__all__ = ["GatewayRecord", "PolicyRecord", "RateLimitRecord", "Resources", "TargetRecord", "Tool", "ToolLister"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +96,17 @@ class Resources(Protocol):
     async def policies(self, engine_id: str) -> tuple[str, Sequence[PolicyRecord]]:
         """All policies of an engine, and a revision that is another one whenever any of them is (what is prepared from
         them is kept by it)."""
+        ...
+
+
+class ToolLister(Protocol):
+    """Asks a target which tools it has: an MCP server over the wire, an OpenAPI schema by reading it."""
+
+    async def list_tools(self, target: TargetRecord) -> Sequence[Tool]:
+        """All tools, in the target's order; `target.tools` is not looked at.
+
+        Raises ValidationException where the configuration cannot ever work (a bad OpenAPI document: names what is
+        wrong), which refuses the request; ServiceUnavailableException or a DependencyError where the target did not
+        answer, which makes the target FAILED (or SYNCHRONIZE_UNSUCCESSFUL) with the reason, its known tools kept.
+        """
         ...
