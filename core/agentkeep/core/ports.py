@@ -149,7 +149,7 @@ class Usage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Tokens set aside for one model call. `tokens`: how many."""
+    """Tokens set aside for one model call. `tokens`: how many, of input and output together."""
 
     id: str
     session: SessionRef
@@ -158,13 +158,18 @@ class Reservation:
 
 class Budget(Protocol):
     """The tokens a session may use (observability plane). What was reserved and never settled (the caller died) stays
-    spent: a budget errs on the safe side."""
+    spent: a budget errs on the safe side. A session that begins again under its id goes on with what it had left."""
 
-    async def reserve(self, session: SessionRef, tokens: int) -> Reservation | None:
-        """Sets `tokens` aside; None where the session has no budget.
+    async def open(self, session: SessionRef, tokens: int | None) -> None:
+        """From now on the session's budget is `tokens`, None: it has none. Sessions that were never opened have the
+        deployment's default."""
+        ...
 
-        Raises ServiceQuotaExceededException, which boto3 does not retry: less than `tokens` is left. Its message says
-        the budget, what is used and what was asked.
+    async def reserve(self, session: SessionRef, input_tokens: int, output_tokens: int) -> Reservation | None:
+        """Sets aside what a call may use at most; None where the session has no budget.
+
+        Raises ServiceQuotaExceededException, which boto3 does not retry: less than that is left. Its message says the
+        budget, what is used, what was asked, and what would fit.
         """
         ...
 
