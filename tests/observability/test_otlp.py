@@ -21,7 +21,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from agentkeep.core.call import SessionRef
 from agentkeep.observability.otlp import OtlpApp
 from agentkeep.observability.settings import ObservabilitySettings
-from agentkeep.observability.spans import Span, SqliteSpanStore
+from agentkeep.observability.spans import Span, SpanLimits
+from agentkeep.observability.spans_sqlite import SqliteSpanStore
 
 SESSION = SessionRef("runtime-1", "session-1")
 OTHER = SessionRef("runtime-1", "session-2")
@@ -42,7 +43,7 @@ class Listener:
 
 @pytest.fixture
 async def spans(tmp_path: Path) -> AsyncIterator[SqliteSpanStore]:
-    store = SqliteSpanStore(tmp_path / "spans.db", per_session=5)
+    store = SqliteSpanStore(tmp_path / "spans.db", SpanLimits(of_agent=5))
     yield store
     await store.close()
 
@@ -160,7 +161,7 @@ async def test_old_spans_go(tmp_path: Path) -> None:
         async def sleep(self, seconds: float) -> None: ...
 
     clock = Later()
-    store = SqliteSpanStore(tmp_path / "spans.db", days=1, clock=clock)
+    store = SqliteSpanStore(tmp_path / "spans.db", SpanLimits(days=1), clock)
     await store.add(SESSION, [Span("t", "s", "", "old", 1, 1, 2)])
     clock.at += timedelta(days=2)
     assert await store.of_session(SESSION) == []

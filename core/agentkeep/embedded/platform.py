@@ -43,7 +43,7 @@ from agentkeep.memory.operations import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.observability.otlp import OtlpApp
 from agentkeep.observability.settings import ObservabilitySettings
-from agentkeep.observability.spans import SqliteSpanStore
+from agentkeep.observability.spans_sqlite import SqliteSpanStore
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.observability.usage_app import UsageApp
 from agentkeep.runtime.artifacts import FolderArtifactStore
@@ -133,9 +133,7 @@ class EmbeddedPlatform:
         issuer = DevelopmentIssuer(issuer_url, identity.keys, store, master_key, clock, identity_settings)
         observed = ObservabilitySettings()
         usage = KeyValueUsage(store, days=observed.usage_days)
-        spans = SqliteSpanStore(
-            self.data_dir / "spans.db", days=observed.span_days, per_session=observed.spans_per_session, clock=clock
-        )
+        spans = SqliteSpanStore(self.data_dir / "spans.db", observed.span_limits, clock)
         on_exit(spans.close)
         gateway = gateway_plane(GatewaySettings(), usage, clock)
         on_exit(gateway.close)

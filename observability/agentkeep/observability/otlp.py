@@ -33,7 +33,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import StoreUnavailable
 from agentkeep.observability.settings import ObservabilitySettings
-from agentkeep.observability.spans import Span, SqliteSpanStore
+from agentkeep.observability.spans import Span, SpanStore
 from agentkeep.service.asgi import ClientLeft, Receive, Scope, Send, header, pieces, respond
 
 __all__ = ["OtlpApp"]
@@ -62,7 +62,7 @@ class OtlpApp:
     """An ASGI application for session listeners: `scope["agentkeep.session"]` is the session whose listener accepted
     the connection, and what is sent counts as that session's."""
 
-    def __init__(self, spans: SqliteSpanStore, settings: ObservabilitySettings | None = None) -> None:
+    def __init__(self, spans: SpanStore, settings: ObservabilitySettings | None = None) -> None:
         self._spans = spans
         self._settings = settings or ObservabilitySettings()
         # One thread of its own: what agents send to be read keeps nothing else of the platform waiting.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agentkeep.observability.spans import SpanLimits
+
 __all__ = ["ObservabilitySettings"]
 
 
@@ -15,6 +17,18 @@ class ObservabilitySettings(BaseSettings):
 
     usage_days: int = Field(90, gt=0, description="How long usage records are kept.")
     span_days: float = Field(30, gt=0, description="How long spans are kept.")
-    spans_per_session: int = Field(20_000, gt=0, description="Spans kept of one session; later ones are turned away.")
+    spans_per_session: int = Field(
+        20_000, gt=0, description="Spans kept of what one session's agent sends; later ones are turned away."
+    )
+    platform_spans_per_session: int = Field(
+        100_000, gt=0, description="The same of what the platform itself says of one session."
+    )
+    spans_without_session: int = Field(100_000, gt=0, description="Spans kept that belong to no session, the newest.")
     body_bytes: int = Field(4_194_304, gt=0, description="Largest OTLP request taken, as sent.")
     decoded_bytes: int = Field(16_777_216, gt=0, description="The same after decompression.")
+
+    @property
+    def span_limits(self) -> SpanLimits:
+        return SpanLimits(
+            self.span_days, self.spans_per_session, self.platform_spans_per_session, self.spans_without_session
+        )

@@ -1,44 +1,33 @@
-"""Spans of sessions, on SQLite. A span is kept under the session it came from, whatever it says of itself."""
+"""Spans, and where they are kept: under the session they belong to, and by who said them.
+
+What an agent sends is kept as that session's and as the agent's word, whatever it says of itself. What the platform's
+own services say of a session is kept apart from it: an agent can neither replace it (by using its ids) nor crowd it out
+(by sending many).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
-
-import apsw
-import orjson
+from enum import StrEnum
+from typing import Any, Protocol
 
 from agentkeep.core.call import SessionRef
-from agentkeep.core.clock import Clock, SystemClock, epoch_ms
-from agentkeep.storage.sqlite import SqliteFile
 
-__all__ = ["Span", "SqliteSpanStore"]
+__all__ = ["Origin", "Span", "SpanLimits", "SpanStore"]
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS spans (
-    runtime_id TEXT NOT NULL,
-    session_id TEXT NOT NULL,
-    trace_id TEXT NOT NULL,
-    span_id TEXT NOT NULL,
-    start_ns INTEGER NOT NULL,
-    received_ms INTEGER NOT NULL,
-    span TEXT NOT NULL,
-    PRIMARY KEY (runtime_id, session_id, trace_id, span_id)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS spans_by_time ON spans (runtime_id, session_id, start_ns);
-CREATE INDEX IF NOT EXISTS spans_by_age ON spans (received_ms);
-"""
 
-#: What is over its time is removed no more often than this, along with a write.
-TIDY_MS = 60_000
+class Origin(StrEnum):
+    AGENT = "agent"  # came through a session's listener
+    PLATFORM = "platform"  # made by the platform's own services
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """As OpenTelemetry has it: ids in hex, times in nanoseconds since 1970. `status`: 0 unset, 1 ok, 2 error."""
+    """As OpenTelemetry has it: ids in hex, times in nanoseconds since 1970. `status`: 0 unset, 1 ok, 2 error.
+
+    All but `origin` is what the sender said; its attributes, events and resource are JSON.
+    """
 
     trace_id: str
     span_id: str
@@ -53,57 +42,41 @@ class Span:
     attributes: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     resource: dict[str, Any] = field(default_factory=dict)
+    origin: Origin = Origin.AGENT
 
 
-class SqliteSpanStore:
-    def __init__(self, path: Path, *, days: float = 30, per_session: int = 20_000, clock: Clock | None = None) -> None:
-        self._file = SqliteFile(path, lambda connection: connection.execute(SCHEMA).close(), durable=False)
-        self._kept_ms = timedelta(days=days) // timedelta(milliseconds=1)
-        self._per_session = per_session
-        self._clock = clock or SystemClock()
-        self._tidied_ms = 0
+@dataclass(frozen=True, slots=True)
+class SpanLimits:
+    """`days`: how long spans are kept. The others are counts: of one session those of its agent, those of the platform,
+    and of all spans that belong to no session the newest."""
 
-    async def add(self, session: SessionRef, spans: Sequence[Span]) -> int:
-        """Keeps them; returns how many were turned away because the session has as many as it may. A span sent
-        twice, as exporters do when they are unsure, is kept once."""
-        now = epoch_ms(self._clock.now())
-        rows = [
-            (session.runtime_id, session.session_id, span.trace_id, span.span_id, span.start_ns, now, _encode(span))
-            for span in spans
-        ]
+    days: float = 30
+    of_agent: int = 20_000
+    of_platform: int = 100_000
+    unowned: int = 100_000
 
-        def work(connection: apsw.Connection) -> int:
-            if now - self._tidied_ms >= TIDY_MS:
-                connection.execute("DELETE FROM spans WHERE received_ms < ?", (now - self._kept_ms,))
-                self._tidied_ms = now
-            kept: list[Any] = connection.execute(
-                "SELECT count(*) FROM spans WHERE runtime_id = ? AND session_id = ?",
-                (session.runtime_id, session.session_id),
-            ).fetchall()
-            room: int = max(self._per_session - kept[0][0], 0)
-            connection.executemany("INSERT OR REPLACE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?)", rows[:room])
-            return max(len(rows) - room, 0)
-
-        return await self._file.write(work)
-
-    async def of_session(self, session: SessionRef, *, limit: int = 1000) -> list[Span]:
-        """In the order they began."""
-        oldest = epoch_ms(self._clock.now()) - self._kept_ms
-
-        def work(connection: apsw.Connection) -> list[Span]:
-            rows: Any = connection.execute(
-                "SELECT span FROM spans WHERE runtime_id = ? AND session_id = ? AND received_ms >= ?"
-                " ORDER BY start_ns, span_id LIMIT ?",
-                (session.runtime_id, session.session_id, oldest, limit),
-            )
-            return [Span(**orjson.loads(row[0])) for row in rows]
-
-        return await self._file.read(work)
-
-    async def close(self) -> None:
-        await self._file.close()
+    def of(self, origin: Origin) -> int:
+        return self.of_agent if origin is Origin.AGENT else self.of_platform
 
 
-def _encode(span: Span) -> str:
-    # Text, not bytes: SQLite's JSON functions read it.
-    return orjson.dumps({member: getattr(span, member) for member in Span.__slots__}).decode()
+class SpanStore(Protocol):
+    """Raises StoreUnavailable. The contract suite is `agentkeep.testing.spans`."""
+
+    async def add(self, session: SessionRef | None, spans: Sequence[Span]) -> int:
+        """Keeps spans of one session, or of none; `of_session` has them when this returns.
+
+        Returns how many were turned away because the session has as many of their origin as it may. A span sent twice,
+        as exporters do when they are unsure, is kept once; a span is named by session, origin, trace id and span id.
+        Of spans without a session the oldest make room, so none is turned away.
+        """
+        ...
+
+    async def of_session(self, session: SessionRef, *, origin: Origin | None = None, limit: int = 1000) -> list[Span]:
+        """The first `limit` (10,000 at most) in the order they began; of one origin, or of both."""
+        ...
+
+    async def unowned(self, *, limit: int = 1000) -> list[Span]:
+        """Spans without a session: the last `limit` that began, latest first."""
+        ...
+
+    async def close(self) -> None: ...
