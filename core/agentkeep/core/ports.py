@@ -23,6 +23,7 @@ __all__ = [
     "OutboundCredentials",
     "Reservation",
     "SessionCredentials",
+    "SessionUsers",
     "Usage",
     "UsageRecord",
     "WorkloadTokens",
@@ -74,6 +75,15 @@ class Keys(Protocol):
 
     async def end_session(self, session: SessionRef) -> None:
         """All keys of the session are dead when this returns."""
+        ...
+
+
+class SessionUsers(Protocol):
+    """Whose a session is (runtime plane)."""
+
+    async def user_of(self, session: SessionRef) -> User | None:
+        """The user a living session acts for; None where it has none. Raises AccessDeniedException where no such
+        session lives."""
         ...
 
 

@@ -122,7 +122,7 @@ class Application:
         self._router = router
         self._backend = backend
         self._authenticator = authenticator
-        self._mounts = sorted(mounts, key=lambda mount: -len(mount.prefix))
+        self._mounts = sorted(mounts, key=lambda mount: (mount.place is None, -len(mount.prefix)))
         self._bearers = bearers
         self._ready = ready
         self._spools = Spools(MAX_SPOOLED)
@@ -207,11 +207,10 @@ class Application:
     def _mount(self, request: _Request) -> Mount | None:
         """The mount at this path, if it is on this listener. Public ones are not for sessions: an agent has no business
         with, say, the development issuer, which signs tokens for any user."""
-        for mount in self._mounts:
-            if mount.covers(request.path):
-                inside = request.session is not None
-                return mount if inside == (mount.access is Access.SESSION) else None
-        return None
+        host = request.raw_headers.get(b"host", b"")
+        inside = request.session is not None
+        found = [mount for mount in self._mounts if mount.covers(request.path, host)]
+        return next((mount for mount in found if inside == (mount.access is Access.SESSION)), None)
 
     async def _serve_mount(self, mount: Mount, request: _Request, send: Send) -> None:
         if mount.access is not Access.OPERATOR:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,9 +15,9 @@ __all__ = ["Access", "AnswerCut", "Mount"]
 class Access(StrEnum):
     """Which listener a mount is on, and who may use it there."""
 
-    PUBLIC = "public"  # the public listener, nobody is asked who he is
+    PUBLIC = "public"  # the public listener; nobody is asked who he is, unless the application does
     OPERATOR = "operator"  # the public listener, signed with an operator's key
-    SESSION = "session"  # session listeners; the socket says whose session it is, nothing is signed
+    SESSION = "session"  # session listeners; the socket says whose session it is, nothing need be signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +25,20 @@ class Mount:
     """`app` sees the whole path, and in its scope `agentkeep.session` (SessionRef) or `agentkeep.caller` (Caller).
 
     An operator's body is proved before `app` begins; large ones wait on disk.
+
+    `place` is for what no prefix describes: it is matched with host and path as sent (`example.org:80/a/b`), whole, and
+    goes before every prefix.
     """
 
     prefix: str
     app: App
     access: Access
     max_body: int = 25_000_000
+    place: re.Pattern[bytes] | None = None
 
-    def covers(self, path: bytes) -> bool:
+    def covers(self, path: bytes, host: bytes = b"") -> bool:
+        if self.place is not None:
+            return self.place.fullmatch(host + path) is not None
         prefix = self.prefix.encode()
         return path == prefix or path.startswith(prefix if prefix.endswith(b"/") else prefix + b"/")
 

@@ -73,6 +73,7 @@ class RuntimePlane:
         self.invocations = parts.invocations
         self.bearers = parts.bearers
         self.credentials_app = parts.credentials_app
+        self.session_users = parts.session_users
         self.admin_app = parts.admin_app
         self.artifacts_app = parts.artifacts_app
 

@@ -29,7 +29,7 @@ from agentkeep.runtime.reaper import Reaper
 from agentkeep.runtime.records import Version
 from agentkeep.runtime.recovery import Recovery
 from agentkeep.runtime.runtimes import Runtimes
-from agentkeep.runtime.session_endpoint import CredentialsApp
+from agentkeep.runtime.session_endpoint import CredentialsApp, LivingSessionUsers
 from agentkeep.runtime.session_table import SessionTable
 from agentkeep.runtime.sessions import Sessions
 from agentkeep.runtime.settings import RuntimeSettings
@@ -102,6 +102,7 @@ class Parts:
         )
         self.bearers = RuntimeBearers(self.targets, authorization, deployment.account)
         self.credentials_app = CredentialsApp(self.sessions, keys, clock)
+        self.session_users = LivingSessionUsers(self.sessions, self.table)
         self.admin_app = AdminApp(self.table, self.logs)
         self.artifacts_app = ArtifactsApp(artifacts, settings.bundle_limit)
 

@@ -10,17 +10,18 @@ from typing import Any
 
 import orjson
 
-from agentkeep.core.call import SessionRef
+from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import AccessDeniedException, ConflictException, StoreUnavailable
 from agentkeep.core.ports import Keys, SessionCredentials
 from agentkeep.runtime.environment import CREDENTIALS_PATH
 from agentkeep.runtime.records import SessionState
 from agentkeep.runtime.session import Session
+from agentkeep.runtime.session_table import SessionTable
 from agentkeep.runtime.sessions import Sessions
 from agentkeep.service.asgi import Receive, Scope, Send, respond
 
-__all__ = ["CredentialsApp"]
+__all__ = ["CredentialsApp", "LivingSessionUsers"]
 
 
 class CredentialsApp:
@@ -78,6 +79,22 @@ class CredentialsApp:
         if session is None or session.state is SessionState.STOPPING or not session.claimed.done():
             raise _ended()
         return session
+
+
+class LivingSessionUsers:
+    """Implements the port `SessionUsers`."""
+
+    def __init__(self, sessions: Sessions, table: SessionTable) -> None:
+        self._sessions = sessions
+        self._table = table
+
+    async def user_of(self, session: SessionRef) -> User | None:
+        if (living := self._sessions.live(session)) is not None:
+            return living.user
+        stored = await self._table.find(session)  # another replica's
+        if stored is None or stored.record.state is SessionState.STOPPED:
+            raise _ended()
+        return stored.record.user
 
 
 def _ended() -> AccessDeniedException:
