@@ -14,6 +14,7 @@
     │   ├── InternalServerException       500  a defect or a dependency; details stay in the log
     │   ├── UnsupportedOperationException 501  modelled by AWS, not implemented here
     │   ├── ServiceUnavailableException   503
+    │   │   └── PlaneUnavailable               another service of the platform; a StoreUnavailable as well
     │   ├── ModelErrorException           424  the model provider failed
     │   ├── ModelStreamErrorException     424  the same, while its answer was streaming
     │   ├── ModelTimeoutException         408
@@ -23,6 +24,7 @@
         ├── ConditionFailed               a conditional write met another value
         ├── DriverError
         │   ├── EnvironmentStartFailed    the agent's environment did not come up
+        │   │   └── CapacityReached       nor would any other's: no more fit on this machine
         │   └── SandboxUnavailable        this machine cannot isolate; says what to install
         └── ProviderError
 
@@ -38,6 +40,7 @@ from typing import ClassVar, NamedTuple
 __all__ = [
     "AccessDeniedException",
     "AgentkeepError",
+    "CapacityReached",
     "ConditionFailed",
     "ConflictException",
     "DependencyError",
@@ -49,6 +52,7 @@ __all__ = [
     "ModelNotReadyException",
     "ModelStreamErrorException",
     "ModelTimeoutException",
+    "PlaneUnavailable",
     "ProviderError",
     "ResourceNotFoundException",
     "RetryableConflictException",
@@ -176,6 +180,18 @@ class StoreUnavailable(DependencyError):
     """The store did not answer; nothing is known of the write's fate unless said."""
 
 
+class PlaneUnavailable(ServiceUnavailableException, StoreUnavailable):
+    """Another service of the platform did not answer a port's call; nothing is known of the call's fate unless said.
+
+    The caller may see it, under its parent's name, and is asked to try again. Whoever can wait for a store can wait for
+    this: behind a port that is an object of the same process, it is the store that is away.
+    """
+
+    @property
+    def code(self) -> str:
+        return ServiceUnavailableException.__name__
+
+
 class ConditionFailed(DependencyError):
     """A conditional write found another value. `index`: which write; `current`: what is there (None: nothing)."""
 
@@ -195,6 +211,10 @@ class EnvironmentStartFailed(DriverError):
     def __init__(self, message: str, logs: str = "") -> None:
         super().__init__(message)
         self.logs = logs
+
+
+class CapacityReached(EnvironmentStartFailed):
+    pass
 
 
 class SandboxUnavailable(DriverError):

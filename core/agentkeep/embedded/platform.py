@@ -190,7 +190,7 @@ class EmbeddedPlatform:
                 Mount("/v1", otlp, Access.SESSION),
             ],
             bearers=runtime.bearers,
-            ready=lambda: _answers(store),
+            missing=lambda: _missing(store),
         )
         invocations = InvocationRoute(runtime.invocations, authenticator)
         front = Front(application, [invocations])
@@ -215,13 +215,13 @@ async def _operator(identity: IdentityPlane) -> OperatorCredentials:
     return OperatorCredentials(issued.id, issued.secret)
 
 
-async def _answers(store: KeyValueStore) -> bool:
+async def _missing(store: KeyValueStore) -> list[str]:
     """For /readyz. Planes of one process fail together; the store is what can be away."""
     try:
         await store.get("readiness", "")
     except StoreUnavailable:
-        return False
-    return True
+        return ["store"]
+    return []
 
 
 def _free_port() -> int:

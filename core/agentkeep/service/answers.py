@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+
+import orjson
 
 from agentkeep.core.errors import ServiceError
 from agentkeep.service.asgi import Receive, Send
@@ -13,7 +15,7 @@ from agentkeep.wire import Response
 from agentkeep.wire.errors import error_response
 from agentkeep.wire.model import OperationModel
 
-__all__ = ["error_answer", "send_response"]
+__all__ = ["error_answer", "health_response", "send_response"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,3 +72,9 @@ def error_answer(error: ServiceError, operation: OperationModel | None) -> tuple
     assert isinstance(response.body, bytes)
     lines = [b"%b: %b\r\n" % (name, value) for name, value in response.headers if value or name != b"x-amzn-errortype"]
     return response.status, lines, response.body
+
+
+def health_response(missing: Sequence[str]) -> Response:
+    """Of /healthz (nothing is ever missing) and /readyz."""
+    document = {"status": "NotReady", "missing": missing} if missing else {"status": "Healthy"}
+    return Response(503 if missing else 200, [(b"content-type", b"application/json")], orjson.dumps(document))

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from agentkeep.backend.backend import Backend
@@ -22,7 +22,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.parity import COMPATIBILITY_PAGE
 from agentkeep.core.ports import AccessKey
-from agentkeep.service.answers import send_response
+from agentkeep.service.answers import health_response, send_response
 from agentkeep.service.asgi import ClientLeft, Message, Receive, Scope, Send
 from agentkeep.service.authentication import Authenticator, Claim
 from agentkeep.service.body import Body, read_body
@@ -46,7 +46,6 @@ MAX_HELD = 1 << 30
 MAX_HELD_OF_SESSION = 64 << 20
 _HEALTH = frozenset((b"/healthz", b"/ping"))
 _READY = b"/readyz"
-_JSON = [(b"content-type", b"application/json")]
 
 
 class UnknownOperationException(ServiceError):
@@ -108,7 +107,7 @@ class _Request:
 
 class Application:
     """`mounts` are looked at before the operations, the longest prefix first; each is on one kind of listener only.
-    `ready` says whether the platform can serve (/readyz)."""
+    `missing` names the parts without which the platform cannot serve now (/readyz)."""
 
     def __init__(
         self,
@@ -117,14 +116,14 @@ class Application:
         authenticator: Authenticator,
         mounts: Iterable[Mount] = (),
         bearers: Bearers | None = None,
-        ready: Callable[[], Awaitable[bool]] | None = None,
+        missing: Callable[[], Awaitable[Sequence[str]]] | None = None,
     ) -> None:
         self._router = router
         self._backend = backend
         self._authenticator = authenticator
         self._mounts = sorted(mounts, key=lambda mount: (mount.place is None, -len(mount.prefix)))
         self._bearers = bearers
-        self._ready = ready
+        self._missing = missing
         self._spools = Spools(MAX_SPOOLED)
         self._memory = BodyMemory(MAX_HELD, MAX_HELD_OF_SESSION)
 
@@ -200,9 +199,8 @@ class Application:
     # What is no operation.
 
     async def _health(self, path: bytes) -> Response:
-        if path == _READY and self._ready is not None and not await self._ready():
-            return Response(503, list(_JSON), b'{"status":"NotReady"}')
-        return Response(200, list(_JSON), b'{"status":"Healthy"}')
+        missing = await self._missing() if path == _READY and self._missing is not None else ()
+        return health_response(missing)
 
     def _mount(self, request: _Request) -> Mount | None:
         """The mount at this path, if it is on this listener. Public ones are not for sessions: an agent has no business
