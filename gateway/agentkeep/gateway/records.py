@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-__all__ = ["GatewayRecord", "PolicyRecord", "RateLimitRecord", "Resources", "TargetRecord", "Tool", "ToolLister"]
+__all__ = [
+    "GatewayRecord",
+    "PolicyEngineRecord",
+    "PolicyRecord",
+    "RateLimitRecord",
+    "Resources",
+    "TargetRecord",
+    "Tool",
+    "ToolLister",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,9 @@ class Tool:
 @dataclass(frozen=True, slots=True)
 class TargetRecord:
     """`configuration` is the model's targetConfiguration (an OpenAPI schema's text included), `credentials` its
-    credentialProviderConfigurations. `tools` is what was listed when the target was made, updated or synchronised."""
+    credentialProviderConfigurations. `tools` is what was listed when the target was made, updated or synchronised, at
+    `synchronized_at`; a target whose last update or synchronisation failed keeps serving what it had, so that only a
+    target without tools serves nothing, whatever its `status`."""
 
     gateway_id: str
     id: str
@@ -57,6 +68,7 @@ class TargetRecord:
     created_at: datetime
     updated_at: datetime
     document: Mapping[str, Any] = field(default_factory=dict)
+    synchronized_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,22 @@ class RateLimitRecord:
     id: str
     dimension_keys: Sequence[str]
     entries: Sequence[Mapping[str, Any]]
+    created_at: datetime
+    updated_at: datetime
+    document: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyEngineRecord:
+    """A set of policies that gateways are attached to."""
+
+    id: str
+    arn: str
+    name: str
+    status: str
+    created_at: datetime
+    updated_at: datetime
+    document: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +107,9 @@ class PolicyRecord:
     statement: str
     enforcement: str
     status: str
+    created_at: datetime
+    updated_at: datetime
+    document: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Resources(Protocol):
