@@ -1,0 +1,64 @@
+"""What the gateway shows to a target: what the target's configuration says, and nothing else (GOV-4, IDN-2).
+
+A caller's Authorization, its AWS headers and the platform's own keys are never passed on. Only where JWT_PASSTHROUGH is
+configured does the user's token go to the target; a call without one is then refused rather than made in some other
+name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentkeep.core.errors import ResourceNotFoundException
+from agentkeep.core.ports import OutboundCredentials
+from agentkeep.gateway.targets.errors import TargetRefused
+
+__all__ = ["Outgoing", "TargetCredentials"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What goes with a call to a target besides its arguments."""
+
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class TargetCredentials:
+    def __init__(self, credentials: OutboundCredentials) -> None:
+        self._credentials = credentials
+
+    async def outgoing(self, configured: Sequence[Mapping[str, Any]], user_token: str | None) -> Outgoing:
+        """For one call. `user_token`: the one the caller itself was authenticated with. Raises TargetRefused."""
+        if not configured:
+            return Outgoing()
+        kind = configured[0].get("credentialProviderType")
+        if kind == "API_KEY":
+            return await self._api_key(configured[0]["credentialProvider"]["apiKeyCredentialProvider"])
+        if kind == "JWT_PASSTHROUGH":
+            if user_token is None:
+                raise TargetRefused(
+                    "This target is called with the user's own token, and the call came without one. Call a gateway "
+                    "with a CUSTOM_JWT authorizer, with the user's bearer token"
+                )
+            return Outgoing({"authorization": f"Bearer {user_token}"})
+        raise TargetRefused(f"Credentials of type {kind} are not supported here")
+
+    async def for_listing(self, configured: Sequence[Mapping[str, Any]]) -> Outgoing:
+        """To ask for the tools, when there is no user."""
+        if configured and configured[0].get("credentialProviderType") == "JWT_PASSTHROUGH":
+            return Outgoing()
+        return await self.outgoing(configured, None)
+
+    async def _api_key(self, provider: Mapping[str, Any]) -> Outgoing:
+        try:
+            key = await self._credentials.api_key(provider["providerArn"])
+        except ResourceNotFoundException as error:
+            raise TargetRefused(f"The target's API key cannot be had: {error.message}") from None
+        prefix = provider.get("credentialPrefix")
+        value = f"{prefix} {key}" if prefix else key
+        if provider.get("credentialLocation", "HEADER") == "QUERY_PARAMETER":
+            return Outgoing(query={provider.get("credentialParameterName", "api_key"): value})
+        return Outgoing({provider.get("credentialParameterName", "Authorization"): value})
