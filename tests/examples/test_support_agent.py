@@ -29,6 +29,7 @@ from agentkeep.core.clock import SystemClock
 from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.memory.operations import MemoryPlane
+from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
@@ -53,7 +54,8 @@ async def platform(store: ValkeyKeyValueStore, tmp_path: Path) -> AsyncIterator[
     clock = SystemClock()
     records = SqliteSearchStore(tmp_path / "records.db", dimensions=None)
     usage = KeyValueUsage(store)
-    gateway = gateway_plane(GatewaySettings(), usage, clock)
+    budgets = SessionBudgets(store, clock, default=1_000_000)
+    gateway = gateway_plane(GatewaySettings(), usage, budgets, clock)
     async with session_stack(store, [gateway, MemoryPlane(store, DEPLOYMENT, clock, records)]) as stack:
         operator = await stack.operator()
 

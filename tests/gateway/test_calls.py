@@ -28,8 +28,10 @@ from agentkeep.gateway.models.openai import OpenAIProvider
 from agentkeep.gateway.models.provider import Provider
 from agentkeep.gateway.models.routing import ModelRoutes, Rule
 from agentkeep.gateway.operations import GatewayPlane
+from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.storage.interface import KeyValueStore
+from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 REQUEST = {"modelId": "gpt", "messages": [says("Hi" * 20)]}
 COMPLETION = {
@@ -50,16 +52,33 @@ def usage(store: KeyValueStore) -> KeyValueUsage:
     return KeyValueUsage(store)
 
 
+@pytest.fixture
+def budget(store: ValkeyKeyValueStore) -> SessionBudgets:
+    return SessionBudgets(store, SystemClock(), default=None)
+
+
 Making = Callable[..., GatewayPlane]
 
 
 @pytest.fixture
-def plane_with(usage: KeyValueUsage) -> Making:
+def plane_with(usage: KeyValueUsage, budget: SessionBudgets) -> Making:
     def make(
-        *providers: Provider, answer_seconds: float = 5, gap_seconds: float = 5, usage: Any = usage
+        *providers: Provider,
+        answer_seconds: float = 5,
+        gap_seconds: float = 5,
+        usage: Any = usage,
+        budget: Any = budget,
     ) -> GatewayPlane:
         routes = ModelRoutes([Rule("*", providers[0].name)], {provider.name: provider for provider in providers})
-        calls = ModelCalls(routes, usage, SystemClock(), answer_seconds=answer_seconds, gap_seconds=gap_seconds)
+        calls = ModelCalls(
+            routes,
+            usage,
+            budget,
+            SystemClock(),
+            answer_seconds=answer_seconds,
+            gap_seconds=gap_seconds,
+            answer_tokens=1000,
+        )
         return GatewayPlane(calls)
 
     return make

@@ -28,6 +28,7 @@ from agentkeep.gateway.models.local import LocalProvider
 from agentkeep.gateway.models.openai import OpenAIProvider
 from agentkeep.gateway.models.routing import ModelRoutes, parse_rules
 from agentkeep.gateway.operations import GatewayPlane
+from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
@@ -68,7 +69,9 @@ async def served(store: ValkeyKeyValueStore, openai: OpenAIProvider, bedrock: Be
     providers = {"demo": DemoProvider(local), "local": local, "openai": openai, "bedrock": bedrock}
     routes = ModelRoutes(parse_rules("gpt-*=openai bedrock-*=bedrock local=local us.*=demo"), providers)
     usage = KeyValueUsage(store)
-    plane = GatewayPlane(ModelCalls(routes, usage, SystemClock(), answer_seconds=20, gap_seconds=5))
+    budget = SessionBudgets(store, SystemClock(), default=1_000_000)
+    calls = ModelCalls(routes, usage, budget, SystemClock(), answer_seconds=20, gap_seconds=5, answer_tokens=1000)
+    plane = GatewayPlane(calls)
     async with session_stack(store, [plane]) as stack:
         served = Served(stack, await stack.listen(SESSION), usage, None)
         served.client = served.client_with(await stack.credentials(SESSION, User("alice")))

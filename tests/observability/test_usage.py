@@ -11,10 +11,13 @@ import aiohttp
 import pytest
 
 from agentkeep.core.call import SessionRef
+from agentkeep.core.clock import SystemClock
 from agentkeep.core.ports import UsageRecord
+from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.observability.usage_app import UsageApp
 from agentkeep.storage.interface import KeyValueStore
+from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 NOW = datetime.now(UTC).replace(microsecond=123_456)
 RECORD = UsageRecord(
@@ -74,13 +77,17 @@ async def test_records_expire(store: KeyValueStore) -> None:
     assert await usage.of_session(RECORD.session) == []
 
 
-async def test_operators_read_it_over_http(usage: KeyValueUsage, serving: Any) -> None:
+async def test_operators_read_it_over_http(usage: KeyValueUsage, store: ValkeyKeyValueStore, serving: Any) -> None:
     await usage.record(RECORD)
-    async with serving(UsageApp(usage)) as url, aiohttp.ClientSession() as client:
+    budgets = SessionBudgets(store, SystemClock(), default=1000)
+    assert RECORD.session is not None
+    await budgets.reserve(RECORD.session, 11, 5)
+    async with serving(UsageApp(usage, budgets)) as url, aiohttp.ClientSession() as client:
         async with client.get(f"{url}/usage/runtime-1/{quote('session/1', safe='')}") as response:
             answer = await response.json()
         assert answer["session"] == {"runtime_id": "runtime-1", "session_id": "session/1"}
         assert answer["totals"]["calls"] == 1
+        assert answer["budget"] == {"tokens": 1000, "used": 16, "left": 984}
         [call] = answer["calls"]
         assert (call["model_id"], call["input_tokens"], call["user_id"]) == ("claude", 11, "alice")
         async with client.get(f"{url}/usage/none/none") as response:

@@ -206,13 +206,16 @@ async def test_an_error_a_stream_does_not_model_is_told_unmodelled() -> None:
     assert found[0].headers == {":error-code": "ConflictException", ":error-message": "busy", ":message-type": "error"}
 
 
-async def test_closing_a_stream_closes_its_source() -> None:
-    """The client left: the model's or agent's stream must not go on."""
+@pytest.mark.parametrize("begun", [True, False])
+async def test_closing_a_stream_closes_its_source(begun: bool) -> None:
+    """The client left, perhaps before anything was sent: the model's or agent's stream must not go on."""
     source = Source(*[{"messageStart": {"role": "assistant"}}] * 3)
     stream: Any = OPERATIONS["ConverseStream"].serialize({"stream": source}).body
-    await anext(stream)
+    if begun:
+        await anext(stream)
     await stream.aclose()
     assert source.closed
+    assert [piece async for piece in stream] == []
 
 
 def test_the_decoder_takes_any_pieces_and_types() -> None:

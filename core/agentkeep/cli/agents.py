@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -163,20 +163,21 @@ def usage(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Show the model calls and tokens of a session."""
+    """Show the model calls and tokens of a session, and what is left of its budget."""
     deployment = Deployment(data_dir)
     session = quote(session_id, safe="")
-    used = None
     for runtime in _runtimes(deployment):  # a session's id is one of its agent's
         used = json.loads(deployment.request("GET", f"/usage/{runtime['agentRuntimeId']}/{session}"))
         if used["calls"]:
             break
     else:
         living = json.loads(deployment.request("GET", "/sessions"))["sessions"]
-        if used is None or session_id not in [found["sessionId"] for found in living]:
+        agents = [found["agentRuntimeId"] for found in living if found["sessionId"] == session_id]
+        if not agents:
             raise CommandError(
                 f"No model call of a session {session_id} is recorded.", "`agentkeep sessions` lists those that live."
             )
+        used = json.loads(deployment.request("GET", f"/usage/{agents[0]}/{session}"))
     columns = {
         "at": "AT",
         "model_id": "MODEL",
@@ -186,6 +187,8 @@ def usage(
         "latency_ms": "MS",
     }
     table(used, as_json, columns, used["calls"], "No model was called.")
+    if not as_json:
+        console.print(_budget(used["budget"]), style="dim", highlight=False)
 
 
 def stop(
@@ -215,6 +218,12 @@ def logs(
         show({"session_id": session_id, "lines": text.splitlines()}, True)
     else:
         sys.stdout.write(printable(text))
+
+
+def _budget(budget: Mapping[str, int | None]) -> str:
+    if budget["tokens"] is None:
+        return "This session has no token budget."
+    return f"{budget['left']:,} of {budget['tokens']:,} tokens are left of this session's budget."
 
 
 def _pair(text: str) -> tuple[str, str]:

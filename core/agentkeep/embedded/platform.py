@@ -41,6 +41,7 @@ from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.memory.operations import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
+from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.otlp import OtlpApp
 from agentkeep.observability.settings import ObservabilitySettings
 from agentkeep.observability.spans_sqlite import SqliteSpanStore
@@ -135,7 +136,8 @@ class EmbeddedPlatform:
         usage = KeyValueUsage(store, days=observed.usage_days)
         spans = SqliteSpanStore(self.data_dir / "spans.db", observed.span_limits, clock)
         on_exit(spans.close)
-        gateway = gateway_plane(GatewaySettings(), usage, clock)
+        budgets = SessionBudgets(store, clock, default=observed.session_token_budget or None)
+        gateway = gateway_plane(GatewaySettings(), usage, budgets, clock)
         on_exit(gateway.close)
         memory_settings = MemorySettings()
         embedder = MiniLmEmbedder() if memory_settings.embedding == "minilm" else None
@@ -185,7 +187,7 @@ class EmbeddedPlatform:
                 Mount("/artifacts", runtime.artifacts_app, Access.OPERATOR, runtime_settings.bundle_limit),
                 Mount("/sessions", runtime.admin_app, Access.OPERATOR),
                 Mount("/logs", runtime.admin_app, Access.OPERATOR),
-                Mount("/usage", UsageApp(usage), Access.OPERATOR),
+                Mount("/usage", UsageApp(usage, budgets), Access.OPERATOR),
                 Mount(CREDENTIALS_PATH, runtime.credentials_app, Access.SESSION),
                 Mount("/v1", otlp, Access.SESSION),
             ],

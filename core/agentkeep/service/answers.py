@@ -31,8 +31,14 @@ async def send_response(response: Response, request_id: str, receive: Receive, s
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
         return
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await _send_stream(response.body, request_id, receive, send)
+    try:
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await _send_stream(response.body, request_id, receive, send)
+    finally:
+        close = getattr(response.body, "aclose", None)
+        if close is not None:
+            with contextlib.suppress(Exception):
+                await close()
 
 
 async def _send_stream(body: AsyncIterator[bytes], request_id: str, receive: Receive, send: Send) -> None:
@@ -54,10 +60,6 @@ async def _send_stream(body: AsyncIterator[bytes], request_id: str, receive: Rec
         logger.exception("the answer to request %s was cut off", request_id)
     finally:
         leaving.cancel()
-        close = getattr(body, "aclose", None)
-        if close is not None:
-            with contextlib.suppress(Exception):
-                await close()
 
 
 async def _left(receive: Receive) -> None:

@@ -14,7 +14,7 @@ from agentkeep.wire.eventstream import encode
 from agentkeep.wire.json_writer import JsonWriter
 from agentkeep.wire.model import OperationModel, Shape
 
-__all__ = ["EventWriter"]
+__all__ = ["EventMessages", "EventWriter"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +45,45 @@ class EventWriter:
         payload = orjson.dumps(error_document(error, model))
         return encode({":exception-type": name, ":content-type": _JSON, ":message-type": "exception"}, payload)
 
-    async def stream(self, source: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
-        """Messages as events come. A failure of `source` becomes the last message, since the status has been sent;
-        what is not meant for callers is logged instead. Closing this closes `source`."""
+    def stream(self, source: AsyncIterator[Mapping[str, Any]]) -> EventMessages:
+        return EventMessages(self, source, self._operation.name)
+
+
+class EventMessages:
+    """Messages as events come. A failure of the source becomes the last message, since the status has been sent; what
+    is not meant for callers is logged instead.
+
+    Whoever reads it closes it (`aclose`), which closes the source; unlike a generator, it need not have begun.
+    """
+
+    def __init__(self, writer: EventWriter, source: AsyncIterator[Mapping[str, Any]], operation: str) -> None:
+        self._writer = writer
+        self._source = source
+        self._operation = operation
+        self._ended = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._ended:
+            await self.aclose()
+            raise StopAsyncIteration
         try:
-            async for event in source:
-                yield self.event(event)
+            return self._writer.event(await anext(self._source))
+        except StopAsyncIteration:
+            await self.aclose()
+            raise
         except ServiceError as error:
-            yield self.error(error)
+            last = self._writer.error(error)
         except Exception:
-            logger.exception("%s failed in its event stream", self._operation.name)
-            yield self.error(InternalServerException("The service failed while it was answering; see its log"))
-        finally:
-            close = getattr(source, "aclose", None)  # a generator's; other iterators hold nothing open
-            if close is not None:
-                await close()
+            logger.exception("%s failed in its event stream", self._operation)
+            last = self._writer.error(InternalServerException("The service failed while it was answering; see its log"))
+        self._ended = True
+        return last
+
+    async def aclose(self) -> None:
+        self._ended = True
+        close = getattr(self._source, "aclose", None)  # a generator's; other iterators hold nothing open
+        if close is not None:
+            await close()

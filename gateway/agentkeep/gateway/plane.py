@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentkeep.core.clock import Clock
-from agentkeep.core.ports import Usage
+from agentkeep.core.ports import Budget, Usage
 from agentkeep.gateway.models.bedrock import BedrockProvider, bedrock_client
 from agentkeep.gateway.models.calls import ModelCalls
 from agentkeep.gateway.models.chat_completions import Dialect
@@ -18,12 +18,20 @@ from agentkeep.gateway.settings import GatewaySettings
 __all__ = ["gateway_plane", "model_routes"]
 
 
-def gateway_plane(settings: GatewaySettings, usage: Usage, clock: Clock) -> GatewayPlane:
+def gateway_plane(settings: GatewaySettings, usage: Usage, budget: Budget, clock: Clock) -> GatewayPlane:
     """The plane, ready to serve; close it. Raises ValueError where the settings contradict themselves. Nothing is
     loaded and nobody called before the first model call."""
     routes = model_routes(settings)
     return GatewayPlane(
-        ModelCalls(routes, usage, clock, answer_seconds=settings.answer_seconds, gap_seconds=settings.gap_seconds)
+        ModelCalls(
+            routes,
+            usage,
+            budget,
+            clock,
+            answer_seconds=settings.answer_seconds,
+            gap_seconds=settings.gap_seconds,
+            answer_tokens=settings.answer_tokens,
+        )
     )
 
 

@@ -31,6 +31,13 @@ class GatewaySettings(BaseSettings):
     answer_seconds: float = Field(300, gt=0, description="Limit for a whole answer of a model.")
     gap_seconds: float = Field(60, gt=0, description="Limit for the silence between two events of a streaming answer.")
 
+    answer_tokens: int = Field(
+        8192,
+        gt=0,
+        description="What an answer may have, in a session with a token budget, where its request names no limit. The "
+        "model is told, so that no answer passes the budget.",
+    )
+
     bedrock_region: str | None = Field(None, description="Region of Amazon Bedrock; default: boto3's.")
     bedrock_profile: str | None = Field(None, description="Profile of the platform's AWS credentials; default: chain.")
     bedrock_endpoint_url: str | None = Field(None, description="Another endpoint of bedrock-runtime (a VPC endpoint).")

@@ -15,6 +15,12 @@ class ObservabilitySettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="AGENTKEEP_OBSERVABILITY_", frozen=True, extra="ignore")
 
+    session_token_budget: int = Field(
+        1_000_000,
+        ge=0,
+        description="Tokens a session's model calls may use, input and output together; 0: no budget. A runtime's tag "
+        "agentkeep:session-token-budget says otherwise for its sessions.",
+    )
     usage_days: int = Field(90, gt=0, description="How long usage records are kept.")
     span_days: float = Field(30, gt=0, description="How long spans are kept.")
     spans_per_session: int = Field(

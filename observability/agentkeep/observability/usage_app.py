@@ -1,10 +1,11 @@
-"""`GET /usage/{runtime_id}/{session_id}`: what a session's model calls used. For operators, and the command line."""
+"""`GET /usage/{runtime_id}/{session_id}`: what a session's model calls used, and what is left. For operators, and the command line."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
 from agentkeep.core.call import SessionRef
+from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.usage import KeyValueUsage, UsageTotals
 from agentkeep.service.asgi import Receive, Scope, Send, path_parts, respond
 
@@ -14,8 +15,9 @@ __all__ = ["UsageApp"]
 class UsageApp:
     """An ASGI application. It checks no caller: mount it behind the check that lets operators through."""
 
-    def __init__(self, usage: KeyValueUsage) -> None:
+    def __init__(self, usage: KeyValueUsage, budgets: SessionBudgets) -> None:
         self._usage = usage
+        self._budgets = budgets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match path_parts(scope, 4):
@@ -31,5 +33,11 @@ class UsageApp:
         calls = [
             {member: value for member, value in asdict(record).items() if member != "session"} for record in records
         ]
-        answer = {"session": asdict(session), "totals": asdict(UsageTotals.of(records)), "calls": calls}
+        standing = await self._budgets.standing(session)
+        answer = {
+            "session": asdict(session),
+            "totals": asdict(UsageTotals.of(records)),
+            "budget": {"tokens": standing.budget, "used": standing.used, "left": standing.left},
+            "calls": calls,
+        }
         await respond(send, 200, answer)

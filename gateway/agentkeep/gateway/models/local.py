@@ -40,6 +40,7 @@ class LocalProvider:
     wait, more are throttled."""
 
     name = "local"
+    answer_tokens = MAX_TOKENS
 
     def __init__(self, *, context: int = 8192, threads: int = 2, queue: int = 16, answer_seconds: float = 300) -> None:
         self._context = context

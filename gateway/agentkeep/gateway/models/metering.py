@@ -13,6 +13,7 @@ from agentkeep.core.clock import Clock
 from agentkeep.core.errors import AgentkeepError, ModelTimeoutException
 from agentkeep.core.ports import Usage, UsageRecord
 from agentkeep.gateway.models.provider import Answer, Document, Events, Request, TokenCounts
+from agentkeep.gateway.models.spending import Spending
 
 __all__ = ["Meter", "MeteredEvents", "estimate"]
 
@@ -28,8 +29,11 @@ INVOCATION_METRICS = "amazon-bedrock-invocationMetrics"
 class Meter:
     """The meter of one model call. Make it when the call begins."""
 
-    def __init__(self, usage: Usage, clock: Clock, call: Call, provider: str, request: Request) -> None:
+    def __init__(
+        self, usage: Usage, clock: Clock, call: Call, provider: str, request: Request, spending: Spending
+    ) -> None:
         self._usage = usage
+        self._spending = spending
         self._clock = clock
         self._call = call
         self._provider = provider
@@ -38,19 +42,27 @@ class Meter:
 
     async def answered(self, answer: Answer) -> None:
         if answer.tokens is not None:
-            await self.record(answer.model, answer.tokens)
+            await self.counted(answer.model, answer.tokens)
             return
         tokens = estimate(self._request, answer.document)
         if "usage" in answer.document:  # Converse's response must have some; a guess misleads less than zeros
             answer.document["usage"] = tokens.usage()
+        await self._spending.settle_uncounted(text_size(answer.document))
         await self.record(answer.model, tokens, estimated=True)
+
+    async def counted(self, model: str, tokens: TokenCounts) -> None:
+        await self._spending.settle(tokens.total)
+        await self.record(model, tokens)
 
     def events(self, events: Events, gap_seconds: float) -> MeteredEvents:
         return MeteredEvents(self, events, gap_seconds)
 
-    async def cut(self, model: str, produced: int) -> None:
-        """A stream that ended before its counts came; `produced`: bytes of output seen."""
-        tokens = TokenCounts(estimate(self._request, {}).input, -(-produced // BYTES_PER_TOKEN))
+    async def cut(self, model: str, produced: int | None) -> None:
+        """A call that ended before its counts came; `produced`: bytes of output seen, None where none could be (what it
+        may use at most then stays spent)."""
+        if produced is not None:
+            await self._spending.settle_uncounted(produced)
+        tokens = TokenCounts(estimate(self._request, {}).input, -(-(produced or 0) // BYTES_PER_TOKEN))
         await self.record(model, tokens, estimated=True)
 
     async def record(self, model: str, tokens: TokenCounts, estimated: bool = False) -> None:
@@ -121,7 +133,7 @@ class MeteredEvents:
             await self._events.aclose()
         finally:
             if self._tokens is not None:
-                await self._meter.record(self._events.model, self._tokens)
+                await self._meter.counted(self._events.model, self._tokens)
             else:
                 await self._meter.cut(self._events.model, self._produced)
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 __all__ = [
     "Answer",
     "AppliesGuardrails",
+    "BoundsAnswers",
     "CountsTokens",
     "Document",
     "Events",
@@ -45,13 +46,13 @@ class TokenCounts:
             usage.get("cacheWriteInputTokens", 0),
         )
 
+    @property
+    def total(self) -> int:
+        return self.input + self.output + self.cache_read + self.cache_write
+
     def usage(self) -> Document:
         """Converse's `usage` structure."""
-        usage = {
-            "inputTokens": self.input,
-            "outputTokens": self.output,
-            "totalTokens": self.input + self.output + self.cache_read + self.cache_write,
-        }
+        usage = {"inputTokens": self.input, "outputTokens": self.output, "totalTokens": self.total}
         if self.cache_read or self.cache_write:
             usage |= {"cacheReadInputTokens": self.cache_read, "cacheWriteInputTokens": self.cache_write}
         return usage
@@ -124,6 +125,14 @@ class Provider(Protocol):
 class CountsTokens(Protocol):
     async def count_tokens(self, model: str, input: Document) -> int:
         """`input` is CountTokens' union: `converse` or `invokeModel`."""
+        ...
+
+
+@runtime_checkable
+class BoundsAnswers(Protocol):
+    @property
+    def answer_tokens(self) -> int:
+        """Most tokens of an answer to a request that names no limit."""
         ...
 
 
