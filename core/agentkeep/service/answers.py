@@ -35,10 +35,10 @@ async def send_response(response: Response, request_id: str, receive: Receive, s
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await _send_stream(response.body, request_id, receive, send)
     finally:
-        close = getattr(response.body, "aclose", None)
-        if close is not None:
+        end = getattr(response.body, "aclose", None)
+        if end is not None:
             with contextlib.suppress(Exception):
-                await close()
+                await end()
 
 
 async def _send_stream(body: AsyncIterator[bytes], request_id: str, receive: Receive, send: Send) -> None:
