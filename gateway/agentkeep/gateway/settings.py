@@ -16,6 +16,10 @@ def _rules(value: Any) -> Any:
     return parse_rules(value) if isinstance(value, str) else value
 
 
+def _list(value: Any) -> Any:
+    return tuple(part for entry in value.split(",") if (part := entry.strip())) if isinstance(value, str) else value
+
+
 class GatewaySettings(BaseSettings):
     """`routes`: which provider answers for which model id: `pattern=provider` or `pattern=provider:model`, separated by
     commas, the first that matches. Providers: `bedrock` (Amazon Bedrock), `openai` (the server of `openai_url`),
@@ -53,6 +57,24 @@ class GatewaySettings(BaseSettings):
     local_context: int = Field(8192, ge=256, le=8192, description="Context of the local model, tokens.")
     local_threads: int = Field(2, gt=0, description="Threads the local model computes with.")
     local_queue: int = Field(16, ge=0, description="Calls that may wait for the local model; more are throttled.")
+
+    allowed_target_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)] = Field(
+        (),
+        description="Host names and networks (`orders.internal,10.1.0.0/16`) targets may be at although they are not "
+        "public, and over plain HTTP. Link-local addresses are never called. Embedded mode adds loopback.",
+    )
+    tool_seconds: float = Field(60, gt=0, le=900, description="Limit for a tool's answer, unless the catalogue says.")
+    listing_seconds: float = Field(30, gt=0, description="Limit for a target to list its tools.")
+    request_bytes: int = Field(6_000_000, gt=0, description="Largest MCP request, arguments included.")
+    response_bytes: int = Field(6_000_000, gt=0, description="Largest answer of a target.")
+    read_calls_per_session: int = Field(200, ge=0, description="Calls of one reading tool in a session, by default.")
+    read_calls_per_minute: int = Field(120, ge=0, description="Calls of one reading tool by an agent, by default.")
+    write_calls_per_session: int = Field(50, ge=0, description="Calls of one writing tool in a session, by default.")
+    write_calls_per_minute: int = Field(30, ge=0, description="Calls of one writing tool by an agent, by default.")
+    audit_days: int = Field(365, gt=0, description="How long the audit trail of tool calls is kept.")
+    audit_bytes: int = Field(
+        262_144, gt=0, description="Of arguments and of a result, each: what the trail keeps whole at audit level full."
+    )
 
     @model_validator(mode="after")
     def _openai_has_an_address(self) -> Self:
