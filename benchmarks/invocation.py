@@ -46,6 +46,7 @@ from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.observability.budget import SessionBudgets
 from agentkeep.runtime.artifacts import FolderArtifactStore
 from agentkeep.runtime.drivers.driver import Connection, EnvironmentSpec, Exit, Finding, VersionSpec
 from agentkeep.runtime.operations import RuntimePlane
@@ -182,6 +183,7 @@ async def serve(agent_port: int, folder: Path) -> None:
             identity.keys,
             identity.authorizers,
             identity.workload_tokens,
+            SessionBudgets(store, clock, default=None),
             lambda session: front.protocol(session),
             RuntimeSettings(),
             folder / "runtime",

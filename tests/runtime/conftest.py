@@ -30,6 +30,7 @@ from agentkeep.core.identifiers import Deployment
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.observability.budget import SessionBudgets
 from agentkeep.runtime.artifacts import FolderArtifactStore
 from agentkeep.runtime.drivers.driver import EnvironmentSpec, Exit, Finding, VersionSpec
 from agentkeep.runtime.operations import RuntimePlane
@@ -317,6 +318,7 @@ class Platform:
     settings: RuntimeSettings
     driver: Any = field(default_factory=LoopbackDriver)
     endpoint: Any = field(default=lambda session: asyncio.Protocol)
+    budgets: SessionBudgets = field(init=False)
     plane: RuntimePlane = field(init=False)
     deployment: ClassVar[Deployment] = DEPLOYMENT
 
@@ -326,6 +328,7 @@ class Platform:
 
     def __post_init__(self) -> None:
         self.artifacts = FolderArtifactStore(self.folder / "artifacts")
+        self.budgets = SessionBudgets(self.store, self.clock, default=1000)
         self.build()
 
     def build(self) -> None:
@@ -338,6 +341,7 @@ class Platform:
             self.identity.keys,
             self.identity.authorizers,
             self.identity.workload_tokens,
+            self.budgets,
             self.endpoint,
             self.settings,
             self.folder / "runtime",

@@ -169,6 +169,7 @@ class EmbeddedPlatform:
             identity.keys,
             identity.authorizers,
             identity.workload_tokens,
+            budgets,
             session_endpoint,
             runtime_settings,
             self.data_dir / "runtime",

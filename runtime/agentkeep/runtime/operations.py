@@ -11,7 +11,7 @@ from agentkeep.core.call import Call, CallerKind, allow
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.pages import page
-from agentkeep.core.ports import Authorizers, Keys, WorkloadTokens
+from agentkeep.core.ports import Authorizers, Budget, Keys, WorkloadTokens
 from agentkeep.runtime import in_process
 from agentkeep.runtime.artifacts import ArtifactStore
 from agentkeep.runtime.documents import Documents
@@ -48,6 +48,7 @@ class RuntimePlane:
         keys: Keys,
         authorizers: Authorizers,
         workload_tokens: WorkloadTokens,
+        budget: Budget,
         endpoint_factory: EndpointFactory,
         settings: RuntimeSettings,
         data_dir: Path,
@@ -62,6 +63,7 @@ class RuntimePlane:
             keys,
             authorizers,
             workload_tokens,
+            budget,
             endpoint_factory,
             settings,
             data_dir,

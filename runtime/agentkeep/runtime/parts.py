@@ -10,10 +10,11 @@ from pathlib import Path
 from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
-from agentkeep.core.ports import Authorizers, Keys, WorkloadTokens
+from agentkeep.core.ports import Authorizers, Budget, Keys, WorkloadTokens
 from agentkeep.runtime.admin import AdminApp, ArtifactsApp
 from agentkeep.runtime.artifacts import ArtifactStore
 from agentkeep.runtime.authorization import Authorization
+from agentkeep.runtime.budgets import TaggedBudgets
 from agentkeep.runtime.bundles import Bundles
 from agentkeep.runtime.catalogue import Catalogue
 from agentkeep.runtime.dependencies import Dependencies, uv_environment
@@ -56,6 +57,7 @@ class Parts:
         keys: Keys,
         authorizers: Authorizers,
         workload_tokens: WorkloadTokens,
+        budget: Budget,
         endpoint_factory: EndpointFactory,
         settings: RuntimeSettings,
         folder: Path,
@@ -87,6 +89,7 @@ class Parts:
             logs=self.logs,
             endpoint_of=endpoint_factory,
             variables_of=self._variables,
+            budgets=TaggedBudgets(self.catalogue, budget),
         )
         self.recovery = Recovery(self.sessions, self.table, driver, keys, self._version)
         self.reaper = Reaper(self.sessions, self.recovery, self.logs, clock, settings)

@@ -17,6 +17,7 @@ from agentkeep.core.call import Idempotency, SessionRef, User
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import (
     AccessDeniedException,
+    CapacityReached,
     DependencyError,
     EnvironmentStartFailed,
     RuntimeClientError,
@@ -28,6 +29,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.ports import Keys
 from agentkeep.runtime.artifacts import ArtifactError
+from agentkeep.runtime.budgets import TaggedBudgets
 from agentkeep.runtime.drivers.driver import AdoptedEnvironment, Driver, Environment, EnvironmentSpec, Exit, Limits
 from agentkeep.runtime.health import ping, supports_ping
 from agentkeep.runtime.logs import Logs
@@ -59,6 +61,7 @@ class _Parts:
     logs: Logs
     endpoint_of: Callable[[SessionRef], Callable[[], asyncio.Protocol]]
     variables_of: VariablesOf
+    budgets: TaggedBudgets
 
 
 class Sessions:
@@ -74,11 +77,12 @@ class Sessions:
         logs: Logs,
         endpoint_of: Callable[[SessionRef], Callable[[], asyncio.Protocol]],
         variables_of: VariablesOf,
+        budgets: TaggedBudgets,
     ) -> None:
         self.table = table
         self._clock = clock
         self._settings = settings
-        self._parts = _Parts(prepared, driver, keys, logs, endpoint_of, variables_of)
+        self._parts = _Parts(prepared, driver, keys, logs, endpoint_of, variables_of, budgets)
         self._live: dict[SessionRef, Session] = {}
         self._closing = False
 
@@ -159,6 +163,9 @@ class Sessions:
             session.record = await self.table.ready(record, session.environment.id)
         except TimeoutError:
             self._start_failed(session, f"did not answer within {self._settings.start_timeout:g} seconds")
+        except CapacityReached as error:
+            session.fail_start(ServiceQuotaExceededException(str(error)))
+            self.end(session, EndReason.START_FAILED)
         except (EnvironmentStartFailed, SandboxUnavailable, ArtifactError) as error:
             self._start_failed(session, str(error))
         except LeaseLost:
@@ -180,6 +187,7 @@ class Sessions:
             session.ready.set_result(None)
 
     async def _start(self, session: Session, version: Version) -> None:
+        await self._parts.budgets.open(session.ref, session.endpoint)
         prepared = session.prepared = await self._parts.prepared.get(version)
         settings = self._settings
         session.log.note(f"session {session.ref.session_id} begins, version {version.number}")

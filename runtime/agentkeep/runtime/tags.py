@@ -13,6 +13,7 @@ from agentkeep.core.errors import (
     ServiceQuotaExceededException,
 )
 from agentkeep.core.identifiers import Arn
+from agentkeep.runtime.budgets import BUDGET_TAG, token_budget
 from agentkeep.runtime.catalogue import TAGS, Catalogue
 from agentkeep.runtime.rules import invalid
 from agentkeep.storage.interface import ABSENT, Put
@@ -79,7 +80,12 @@ class Tags:
 
 
 def check_tags(tags: Mapping[str, str]) -> None:
-    """Raises ValidationException for keys AWS keeps for itself."""
+    """Raises ValidationException for keys AWS keeps for itself, and for a budget that is none."""
     faults = [FieldError(f"tags.{key}", "keys beginning with aws: are reserved") for key in tags if key[:4] == "aws:"]
+    if BUDGET_TAG in tags:
+        try:
+            token_budget(tags[BUDGET_TAG])
+        except ValueError as error:
+            faults.append(FieldError(f"tags.{BUDGET_TAG}", str(error)))
     if faults:
         raise invalid(*faults)
