@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from agentkeep.runtime.drivers.docker.firewall import CHAIN
+from agentkeep.runtime.drivers.docker.firewall import CHAINS
 from agentkeep.runtime.drivers.docker.images import REPOSITORY
 from agentkeep.runtime.drivers.docker.network import BRIDGE, NETWORK
 
@@ -220,8 +220,9 @@ def _stop(engine: DockerEngine) -> None:
 def remove_rules() -> None:
     listing = subprocess.run(["iptables", "-S"], capture_output=True, text=True).stdout
     for line in listing.splitlines():
-        if BRIDGE in line and line.startswith("-A "):
+        if BRIDGE in line and line.startswith(("-A INPUT ", "-A DOCKER-USER ")):
             subprocess.run(["iptables", "-w", "5", *line.replace("-A ", "-D ", 1).split()], check=True)
-    if f"-N {CHAIN}" in listing.splitlines():
-        for action in ("-F", "-X"):
-            subprocess.run(["iptables", "-w", "5", action, CHAIN], check=True)
+    for chain in CHAINS:
+        if f"-N {chain}" in listing.splitlines():
+            for action in ("-F", "-X"):
+                subprocess.run(["iptables", "-w", "5", action, chain], check=True)

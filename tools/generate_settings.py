@@ -16,10 +16,12 @@ CLASSES = (
     ("Runtime", "agentkeep.runtime.settings", "RuntimeSettings"),
     ("Process driver", "agentkeep.runtime.drivers.process.settings", "ProcessDriverSettings"),
     ("Docker driver", "agentkeep.runtime.drivers.docker.settings", "DockerDriverSettings"),
+    ("Docker guard", "agentkeep.runtime.docker_guard.settings", "DockerGuardSettings"),
     ("Memory", "agentkeep.memory.settings", "MemorySettings"),
     ("Gateway", "agentkeep.gateway.settings", "GatewaySettings"),
     ("Identity", "agentkeep.identity.settings", "IdentitySettings"),
     ("Observability", "agentkeep.observability.settings", "ObservabilitySettings"),
+    ("Telemetry of every plane", "agentkeep.core.telemetry_settings", "TelemetrySettings"),
 )
 HEAD = """# Settings
 

@@ -14,7 +14,7 @@ import pytest
 from docker_engine import DockerEngine, docker_engine, remove_rules  # noqa: F401 -- a fixture
 
 from agentkeep.core.call import SessionRef
-from agentkeep.core.errors import EnvironmentStartFailed, SandboxUnavailable
+from agentkeep.core.errors import CapacityReached, EnvironmentStartFailed, SandboxUnavailable
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
 from agentkeep.runtime.drivers.docker.firewall import is_in_force
 from agentkeep.runtime.drivers.docker.network import NETWORK, Addresses, check_bridge_filtering
@@ -249,10 +249,10 @@ def test_a_kernel_that_does_not_filter_bridges_is_refused(tmp_path: Path) -> Non
 
 def test_addresses_are_never_shared_and_used_again_late() -> None:
     addresses = Addresses()
-    taken = [addresses.take() for _ in range(253)]
-    assert len(set(taken)) == 253
-    assert "169.254.170.2" not in taken
-    with pytest.raises(EnvironmentStartFailed, match="in use"):
+    taken = [addresses.take() for _ in range(505)]
+    assert len(set(taken)) == 505
+    assert not {"169.254.170.2", "169.254.170.23", "169.254.171.254"} & set(taken)
+    with pytest.raises(CapacityReached, match="505 sessions are active"):
         addresses.take()
     addresses.give_back(taken[7])
     addresses.give_back(taken[3])

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import secrets
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 from typing import Any, Final
 
@@ -11,11 +15,25 @@ from agentkeep.runtime.drivers.docker.images import Image
 from agentkeep.runtime.drivers.docker.network import LABEL, NETWORK, SUBNET
 from agentkeep.runtime.drivers.docker.seccomp import profile
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
-from agentkeep.runtime.drivers.driver import EnvironmentSpec
+from agentkeep.runtime.drivers.driver import EnvironmentSpec, Limits, VersionSpec
 
-__all__ = ["OWNER", "configuration", "labelled_port", "labelled_session"]
+__all__ = [
+    "LEAST_DISK",
+    "NAME",
+    "OWNER",
+    "PROBE",
+    "SESSION",
+    "configuration",
+    "labelled_port",
+    "labelled_session",
+    "new_name",
+    "probe",
+]
 
+#: What the label says of a container.
+SESSION, PROBE = "session", "probe"
 OWNER: Final = f"{LABEL}.owner"
+NAME: Final = re.compile(r"agentkeep-[0-9a-f]{16}")
 _RUNTIME, _SESSION, _PORT = f"{LABEL}.runtime", f"{LABEL}.session", f"{LABEL}.port"
 
 #: Host users of sessions whose image names none: one for each address, from the range systemd leaves to containers.
@@ -23,7 +41,7 @@ _FIRST_USER: Final = 0x69000000
 #: Writable places, all in memory, and which part each has of the session's disk.
 _WRITABLE: Final = {"/tmp": 2, "/var/tmp": 8, "/run": 8}  # noqa: S108 -- inside the container
 _SHARED_MEMORY: Final = 4
-_LEAST: Final = 64 << 10
+LEAST_DISK: Final = 64 << 10
 
 
 def configuration(
@@ -45,10 +63,10 @@ def configuration(
         "Dns": ["127.0.0.1"],
         "ReadonlyRootfs": True,
         "Tmpfs": {
-            place: f"rw,exec,nosuid,nodev,mode=1777,size={max(limits.disk // part, _LEAST)}"
+            place: f"rw,exec,nosuid,nodev,mode=1777,size={max(limits.disk // part, LEAST_DISK)}"
             for place, part in _WRITABLE.items()
         },
-        "ShmSize": max(limits.disk // _SHARED_MEMORY, _LEAST),
+        "ShmSize": max(limits.disk // _SHARED_MEMORY, LEAST_DISK),
         "IpcMode": "private",
         "CapDrop": ["ALL"],
         "Privileged": False,
@@ -71,7 +89,7 @@ def configuration(
     if settings.oci_runtime is not None:
         host["Runtime"] = settings.oci_runtime
     labels = {
-        LABEL: "session",
+        LABEL: SESSION,
         OWNER: owner,
         _RUNTIME: spec.session.runtime_id,
         _SESSION: spec.session.session_id,
@@ -90,6 +108,36 @@ def configuration(
         "HostConfig": host,
         "NetworkingConfig": {"EndpointsConfig": {NETWORK: {"IPAMConfig": {"IPv4Address": address}}}},
     }
+
+
+def probe(
+    program: Sequence[str],
+    variables: Mapping[str, str],
+    image: Image,
+    address: str,
+    settings: DockerDriverSettings,
+    *,
+    init: bool = True,
+) -> dict[str, Any]:
+    """The body for a container that is a session in all but this: it runs `program`, and is nobody's."""
+    spec = EnvironmentSpec(
+        session=SessionRef(PROBE, PROBE),
+        version=VersionSpec(PROBE, "1", image=image.id),
+        environment=variables,
+        endpoint=asyncio.Protocol,
+        log=lambda _: None,
+        limits=Limits(memory=64 << 20, processes=16, open_files=64, cpus=1, disk=16 << 20),
+    )
+    body = configuration(spec, image, address, PROBE, settings)
+    body["Labels"] = {LABEL: PROBE}
+    body["Entrypoint"] = list(program)
+    body["Cmd"] = []
+    body["HostConfig"]["Init"] = init
+    return body
+
+
+def new_name() -> str:
+    return f"agentkeep-{secrets.token_hex(8)}"
 
 
 def labelled_session(labels: dict[str, str]) -> SessionRef:

@@ -15,19 +15,20 @@ from typing import Any
 from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock, SystemClock
 from agentkeep.core.errors import DriverError, EnvironmentStartFailed
-from agentkeep.runtime.drivers.docker.container import OWNER, configuration, labelled_port, labelled_session
+from agentkeep.runtime.drivers.docker.container import (
+    OWNER,
+    SESSION,
+    configuration,
+    labelled_port,
+    labelled_session,
+    new_name,
+)
 from agentkeep.runtime.drivers.docker.engine import Engine, EngineError
 from agentkeep.runtime.drivers.docker.environment import DockerEnvironment, Place
-from agentkeep.runtime.drivers.docker.firewall import Firewall
 from agentkeep.runtime.drivers.docker.images import Image, Images
+from agentkeep.runtime.drivers.docker.isolation import isolation_of
 from agentkeep.runtime.drivers.docker.listener import SessionListener
-from agentkeep.runtime.drivers.docker.network import (
-    LABEL,
-    NETWORK,
-    Addresses,
-    check_bridge_filtering,
-    ensure_network,
-)
+from agentkeep.runtime.drivers.docker.network import LABEL, NETWORK, Addresses
 from agentkeep.runtime.drivers.docker.probe import probe
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import EnvironmentSpec, Finding, VersionSpec
@@ -53,7 +54,7 @@ class DockerDriver:
         self._clock = clock or SystemClock()
         self._engine = Engine(self._settings.socket)
         self._images = Images(self._engine, self._settings.pull_timeout)
-        self._firewall = Firewall()
+        self._isolation = isolation_of(self._engine, self._settings)
         self._listener = SessionListener()
         self._addresses = Addresses()
         self._living: dict[str, DockerEnvironment] = {}
@@ -63,6 +64,11 @@ class DockerDriver:
 
     async def probe(self) -> Sequence[Finding]:
         return await probe(self._engine, self._get_ready, self._settings)
+
+    async def ready(self) -> None:
+        """Whether a session could start now. Raises SandboxUnavailable, EngineError."""
+        await self._get_ready()
+        await self._isolation.ensure()
 
     async def prepare(self, version: VersionSpec) -> None:
         await self._get_ready()
@@ -83,7 +89,7 @@ class DockerDriver:
         """Containers of ours that still run; others that bear our label are removed."""
         owner = await self._get_ready()
         adopted = []
-        for found in await self._engine.containers(f"{LABEL}=session"):
+        for found in await self._engine.containers(f"{LABEL}={SESSION}"):
             name = found["Names"][0].removeprefix("/")
             if name in self._living:
                 continue
@@ -125,10 +131,13 @@ class DockerDriver:
         return await asyncio.shield(self._ready)
 
     async def _make_ready(self) -> str:
-        await ensure_network(self._engine)
-        await asyncio.to_thread(check_bridge_filtering)
-        await self._firewall.ensure()
+        await self._isolation.ensure()
         self._listener.start()
+        try:
+            await self._isolation.prove()
+        except BaseException:
+            await self._listener.close()
+            raise
         return await asyncio.to_thread(_owner, self._state_dir)
 
     async def _image(self, version: VersionSpec) -> Image:
@@ -139,10 +148,9 @@ class DockerDriver:
     async def _start(self, spec: EnvironmentSpec) -> DockerEnvironment:
         owner = await self._get_ready()
         image = await self._image(spec.version)
-        await ensure_network(self._engine)  # somebody may have pruned it, or the rules
-        await self._firewall.ensure()
+        await self._isolation.ensure()
         place = Place(self._addresses.take(), spec.version.port)
-        environment = self._environment(f"agentkeep-{secrets.token_hex(8)}", spec.session, place)
+        environment = self._environment(new_name(), spec.session, place)
         body = configuration(spec, image, place.address, owner, self._settings)
         try:
             try:

@@ -20,6 +20,7 @@ from agentkeep.core.errors import DriverError, SandboxUnavailable
 __all__ = ["Engine", "EngineError", "EngineUnavailable"]
 
 OLDEST: Final = (1, 41)
+_NO_ENGINE: Final = 502  # what a proxy before it answers; the engine itself never does
 NEWEST: Final = (1, 47)  # the newest these calls were read against; newer engines still speak it
 
 
@@ -189,12 +190,20 @@ class Engine:
                 connector=aiohttp.UnixConnector(path=str(self._path), limit=0),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             )
+        if any(part in ("", ".", "..") for part in path.split("/")[1:]):
+            raise EngineError(400, f"{path!r} is not the path of a call")  # two dots would make it another's
         prefix = await self._negotiate() if versioned else ""
         headers = {} if data is None else {"Content-Type": "application/json"}
         try:
             async with self._session.request(
-                method, f"http://docker{prefix}{path}", params=query, data=data, headers=headers
+                method,
+                f"http://docker{prefix}{path}",
+                params=query,
+                data=data,
+                headers=headers,
             ) as response:
+                if response.status == _NO_ENGINE:
+                    raise EngineUnavailable(_message(await response.text()))
                 if response.status >= 400:
                     raise EngineError(response.status, _message(await response.text()))
                 yield response

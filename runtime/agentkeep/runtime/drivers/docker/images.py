@@ -15,7 +15,7 @@ from agentkeep.core.errors import EnvironmentStartFailed
 from agentkeep.runtime.drivers.docker.engine import Engine, EngineError
 from agentkeep.runtime.drivers.driver import VersionSpec
 
-__all__ = ["Image", "Images"]
+__all__ = ["REPOSITORY", "Image", "Images", "find_image", "image_of", "is_reference"]
 
 REPOSITORY: Final = "agentkeep-version"
 #: Stricter than a registry's rules need be; it keeps whatever is not a name out of the engine's paths.
@@ -68,37 +68,50 @@ class Images:
     async def _find(self, version: VersionSpec) -> Image:
         pin = f"{version.runtime_id}.{version.version}"
         if (found := await self._engine.image(f"{REPOSITORY}:{pin}")) is not None:
-            return _image(found)
-        reference = version.image or ""
-        if not _REFERENCE.fullmatch(reference):
-            raise EnvironmentStartFailed(f"{reference!r} is not the name of an image (registry/name:tag)")
-        if "@" not in reference and ":" not in reference.rpartition("/")[2]:
-            reference += ":latest"  # without a tag the engine would pull all
-        found = await self._engine.image(reference)
-        if found is None:
-            found = await self._pull(reference)
-        if found.get("Os", "linux") != "linux":
-            raise EnvironmentStartFailed(f"the image {reference} is made for {found['Os']}; only Linux images run here")
-        image = _image(found)
+            return image_of(found)
+        image = await find_image(self._engine, version.image or "", self._pull_timeout)
         await self._engine.tag(image.id, REPOSITORY, pin)
         return image
 
-    async def _pull(self, reference: str) -> dict[str, Any]:
-        beginning = f"the image {reference} is not on this machine and cannot be pulled"
-        try:
-            async with asyncio.timeout(self._pull_timeout):
-                await self._engine.pull(reference)
-        except EngineError as error:
-            raise EnvironmentStartFailed(f"{beginning}: {error}") from None
-        except TimeoutError:
-            raise EnvironmentStartFailed(f"{beginning} within {self._pull_timeout:g} s") from None
-        found = await self._engine.image(reference)
-        if found is None:
-            raise EnvironmentStartFailed(f"{beginning}: the engine does not have it after pulling")
-        return found
+
+async def find_image(engine: Engine, reference: str, pull_timeout: float) -> Image:
+    """On this machine, or pulled. Raises EnvironmentStartFailed with the reason."""
+    if not is_reference(reference):
+        raise EnvironmentStartFailed(f"{reference!r} is not the name of an image (registry/name:tag)")
+    if "@" not in reference and ":" not in reference.rpartition("/")[2]:
+        reference += ":latest"  # without a tag the engine would pull all
+    try:
+        found = await engine.image(reference)
+    except EngineError as error:
+        raise EnvironmentStartFailed(f"the image {reference} cannot be used: {error}") from None
+    if found is None:
+        found = await _pull(engine, reference, pull_timeout)
+    if found.get("Os", "linux") != "linux":
+        raise EnvironmentStartFailed(f"the image {reference} is made for {found['Os']}; only Linux images run here")
+    return image_of(found)
 
 
-def _image(document: dict[str, Any]) -> Image:
+def is_reference(text: str) -> bool:
+    return _REFERENCE.fullmatch(text) is not None
+
+
+async def _pull(engine: Engine, reference: str, timeout: float) -> dict[str, Any]:
+    beginning = f"the image {reference} is not on this machine and cannot be pulled"
+    try:
+        async with asyncio.timeout(timeout):
+            await engine.pull(reference)
+    except EngineError as error:
+        raise EnvironmentStartFailed(f"{beginning}: {error}") from None
+    except TimeoutError:
+        raise EnvironmentStartFailed(f"{beginning} within {timeout:g} s") from None
+    found = await engine.image(reference)
+    if found is None:
+        raise EnvironmentStartFailed(f"{beginning}: the engine does not have it after pulling")
+    return found
+
+
+def image_of(document: dict[str, Any]) -> Image:
+    """From what the engine says of one."""
     configuration = document.get("Config") or {}
     names = frozenset(str(variable).partition("=")[0] for variable in configuration.get("Env") or ())
     return Image(document["Id"], configuration.get("User") or "", names)

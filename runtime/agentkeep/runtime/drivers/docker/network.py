@@ -1,25 +1,43 @@
-"""The one network all sessions are on: internal, without traffic between containers, the platform at its gateway.
+"""The one network all sessions are on: internal, without traffic between containers, the platform at 169.254.170.2.
 
-Each container gets one address, fixed when it is made and used again as late as possible.
+That is the host's own address on the bridge, or, where the platform runs in a container, that container's. Each session
+gets one address, fixed when it is made and used again as late as possible.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Final
 
-from agentkeep.core.errors import EnvironmentStartFailed, SandboxUnavailable
+from agentkeep.core.errors import CapacityReached, SandboxUnavailable
 from agentkeep.runtime.drivers.docker.engine import Engine
 
-__all__ = ["BRIDGE", "LABEL", "NETWORK", "PLATFORM", "SUBNET", "Addresses", "ensure_network"]
+__all__ = [
+    "BRIDGE",
+    "HOST",
+    "LABEL",
+    "NETWORK",
+    "PLATFORM",
+    "PROBES",
+    "SUBNET",
+    "Addresses",
+    "check_bridge_filtering",
+    "check_network",
+    "ensure_network",
+    "session_addresses",
+]
 
 LABEL: Final = "agentkeep"
 NETWORK: Final = "agentkeep-sessions"
 BRIDGE: Final = "agentkeep0"
-SUBNET: Final = IPv4Network("169.254.170.0/24")
+#: As wide as can be: a /22 would hold 169.254.169.254 too, and take a cloud machine's metadata service from it.
+SUBNET: Final = IPv4Network("169.254.170.0/23")
 PLATFORM: Final = "169.254.170.2"  # ECS's credentials address, which AWS's SDKs trust over plain HTTP
+HOST: Final = "169.254.171.254"  # the host's address on the bridge, where the platform's is a container's
+PROBES: Final = ("169.254.171.252", "169.254.171.253")
+_POD_IDENTITY: Final = "169.254.170.23"  # EKS's credentials address: no session's to answer at
 _FILTERING: Final = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 _CONFIGURATION: Final[dict[str, Any]] = {
     "Name": NETWORK,
@@ -28,7 +46,6 @@ _CONFIGURATION: Final[dict[str, Any]] = {
     "EnableIPv6": False,
     "Attachable": False,
     "Labels": {LABEL: "sessions"},
-    "IPAM": {"Config": [{"Subnet": str(SUBNET), "Gateway": PLATFORM}]},
     "Options": {
         "com.docker.network.bridge.name": BRIDGE,
         "com.docker.network.bridge.enable_icc": "false",
@@ -38,18 +55,27 @@ _CONFIGURATION: Final[dict[str, Any]] = {
 
 
 async def ensure_network(engine: Engine) -> None:
-    """Makes it if it is not there. Raises SandboxUnavailable if one of its name is made otherwise."""
+    """Makes it if it is not there, the platform being the host. Raises SandboxUnavailable if one of its name is made
+    otherwise."""
+    if await engine.network(NETWORK) is None:
+        pool = {"Config": [{"Subnet": str(SUBNET), "Gateway": PLATFORM}]}
+        await engine.create_network({"CheckDuplicate": True, "IPAM": pool, **_CONFIGURATION})
+    await check_network(engine, gateway=PLATFORM)
+
+
+async def check_network(engine: Engine, *, gateway: str) -> None:
+    """Whether it is there, and made so. Whoever made it may have put labels of his own on it. Raises
+    SandboxUnavailable."""
     found = await engine.network(NETWORK)
     if found is None:
-        await engine.create_network({"CheckDuplicate": True, **_CONFIGURATION})
-        found = await engine.network(NETWORK) or {}
+        raise SandboxUnavailable(f"the Docker network {NETWORK} is not there; make it again: docker compose up -d")
     wrong = [
-        name
-        for name in ("Driver", "Internal", "EnableIPv6", "Labels", "Options")
-        if found.get(name) != _CONFIGURATION[name]
+        name for name in ("Driver", "Internal", "EnableIPv6", "Options") if found.get(name) != _CONFIGURATION[name]
     ]
+    if not _CONFIGURATION["Labels"].items() <= (found.get("Labels") or {}).items():
+        wrong.append("Labels")
     pool = [(one.get("Subnet"), one.get("Gateway")) for one in found.get("IPAM", {}).get("Config", ())]
-    if wrong or pool != [(str(SUBNET), PLATFORM)]:
+    if wrong or pool != [(str(SUBNET), gateway)]:
         raise SandboxUnavailable(
             f"the Docker network {NETWORK} is there and made otherwise ({', '.join(wrong) or 'its addresses'}); end "
             f"what uses it and remove it: docker network rm {NETWORK}"
@@ -70,17 +96,23 @@ def check_bridge_filtering(path: Path = _FILTERING) -> None:
         )
 
 
+def session_addresses() -> list[IPv4Address]:
+    """Those a session may have."""
+    taken = {IPv4Address(one) for one in (PLATFORM, HOST, _POD_IDENTITY, *PROBES)}
+    return [address for address in SUBNET.hosts() if address not in taken]
+
+
 class Addresses:
-    """Those of the subnet but the platform's, the least recently used first."""
+    """Those of sessions, the least recently used first."""
 
     def __init__(self) -> None:
-        self._free = deque(str(address) for address in SUBNET.hosts() if str(address) != PLATFORM)
+        self._free = deque(str(address) for address in session_addresses())
 
     def take(self) -> str:
         if not self._free:
-            raise EnvironmentStartFailed(
-                f"all {SUBNET.num_addresses - 3} addresses of {SUBNET} are in use: no more sessions fit on this "
-                "machine; stop some, or lower AGENTKEEP_RUNTIME_MAX_SESSIONS so that callers are told so"
+            raise CapacityReached(
+                f"{len(session_addresses())} sessions are active, the most that have an address on this machine; stop "
+                "some, or run another replica on another machine"
             )
         return self._free.popleft()
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
-import secrets
 import tarfile
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import DriverError, SandboxUnavailable
-from agentkeep.runtime.drivers.docker.container import configuration
+from agentkeep.runtime.drivers.docker import container
+from agentkeep.runtime.drivers.docker.container import new_name
 from agentkeep.runtime.drivers.docker.engine import Engine, EngineError
 from agentkeep.runtime.drivers.docker.images import Image
-from agentkeep.runtime.drivers.docker.network import SUBNET
+from agentkeep.runtime.drivers.docker.network import PROBES, SUBNET
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
-from agentkeep.runtime.drivers.driver import EnvironmentSpec, Finding, Limits, Severity, VersionSpec
+from agentkeep.runtime.drivers.driver import Finding, Severity
 
-__all__ = ["probe"]
+__all__ = ["NO_PROGRAM", "PROBE_IMAGE", "probe"]
 
-_PROGRAM: Final = "agentkeep-probe-has-no-program"
-_PROBE: Final = ("agentkeep-probe", "latest")
+NO_PROGRAM: Final = ("agentkeep-probe-has-no-program",)
+PROBE_IMAGE: Final = ("agentkeep-probe", "latest")
 
 
 async def probe(
@@ -56,32 +54,19 @@ async def probe(
 async def _container(engine: Engine, settings: DockerDriverSettings) -> Finding:
     """A session's container of an image without a single file: it must fail at the very last step, where the program
     is to be executed, when everything that isolates it is in place."""
-    check, name = "a container", f"agentkeep-probe-{secrets.token_hex(8)}"
-    spec = EnvironmentSpec(
-        session=SessionRef("doctor", "doctor"),
-        version=VersionSpec("doctor", "1", image=":".join(_PROBE)),
-        environment={},
-        endpoint=asyncio.Protocol,
-        log=lambda _: None,
-        limits=Limits(memory=64 << 20, processes=16, open_files=64, cpus=1, disk=16 << 20),
-    )
-    # The last address of the subnet: sessions take it only when all others are in use.
-    address = str(list(SUBNET.hosts())[-1])
+    check, name = "a container", new_name()
     try:
-        await engine.import_image(_empty_archive(), *_PROBE)
+        await engine.import_image(_empty_archive(), *PROBE_IMAGE)
         try:
-            image = await engine.image(":".join(_PROBE)) or {}
-            body = configuration(spec, Image(image["Id"], "", frozenset()), address, "doctor", settings)
-            body["Labels"] = {}
-            body["Entrypoint"] = [_PROGRAM]
-            body["HostConfig"]["Init"] = False
+            image = await engine.image(":".join(PROBE_IMAGE)) or {}
+            body = container.probe(NO_PROGRAM, {}, Image(image["Id"], "", frozenset()), PROBES[0], settings, init=False)
             await engine.create(name, body)
             await engine.start(name)
         finally:
             await engine.remove(name)
-            await engine.remove_image(":".join(_PROBE))
+            await engine.remove_image(":".join(PROBE_IMAGE))
     except EngineError as error:
-        if _PROGRAM in str(error):
+        if NO_PROGRAM[0] in str(error):
             return Finding(check, Severity.OK, "sealed, with its limits and its address; ready to execute a program")
         return Finding(check, Severity.ERROR, str(error), _fix(str(error)))
     except DriverError as error:

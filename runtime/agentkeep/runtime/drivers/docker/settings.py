@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,7 +16,23 @@ class DockerDriverSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="AGENTKEEP_RUNTIME_DOCKER_")
 
-    socket: Path = Field(Path("/var/run/docker.sock"), description="The engine's Unix socket.")
+    socket: Path = Field(
+        Path("/var/run/docker.sock"), description="The engine's Unix socket, or the filtering proxy's before it."
+    )
+    platform: Literal["host", "container"] = Field(
+        "host",
+        description="Where the runtime plane runs: on the machine itself, whose firewall it then keeps, or in a "
+        "container at 169.254.170.2 on the network of sessions, beside the firewall service.",
+    )
+    firewall_report: Path = Field(
+        Path("/run/agentkeep-firewall/report"),
+        description="Where the firewall service says that its rules are in force; read if the platform is a container.",
+    )
+    probe_image: str = Field(
+        "agentkeep:latest",
+        description="An image with python3, in whose containers the isolation of sessions is tried before the first; "
+        "used if the platform is a container.",
+    )
     oci_runtime: str | None = Field(
         None, description="Name of an OCI runtime the engine knows, such as `runsc`; empty: the engine's default."
     )
