@@ -2,8 +2,7 @@
 """Builds every public image that docker-compose.yml and the Dockerfile name, out of package registries alone.
 
 For tests, on machines that reach no image registry (README.md beside this file). The images are kept as archives, each
-named by a digest of what it is made from, and loaded into whichever engine the tests run. They are built by a Docker
-engine of this program's own, without any bridge or firewall rule, so that it disturbs no other.
+named by a digest of what it is made from, and loaded into whichever engine wants them.
 
     tests/images/build.py [--only NAME]... [--load SOCKET]
 """
@@ -12,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,13 +25,14 @@ from pathlib import Path
 
 import yaml
 
-__all__ = ["ImagesUnavailable", "build", "load", "public_images"]
-
 RECIPES = Path(__file__).parent
+sys.path.insert(0, str(RECIPES.parent))
+
+from images.engine import PLACE, ImagesUnavailable, docker, engine, exclusively, run  # noqa: E402
+
+__all__ = ["build", "load", "public_images"]
+
 REPOSITORY = RECIPES.parent.parent
-PLACE = Path("/var/tmp/agentkeep-test-images")
-#: Seconds. One image's building; waiting for another process that builds.
-BUILD_TIME, PATIENCE = 1200.0, 2400.0
 #: What the recipes begin with: a Debian release's root, and the packages in it.
 DEBIAN = "agentkeep-test/debian"
 ROOTS = {
@@ -49,10 +47,6 @@ CHANGES = [
     f"ENV NODE_EXTRA_CA_CERTS={AUTHORITIES}",
 ]
 LABEL = "agentkeep.recipe"
-
-
-class ImagesUnavailable(Exception):
-    """Why they cannot be built here."""
 
 
 def public_images() -> list[str]:
@@ -113,10 +107,9 @@ def build(references: Iterable[str]) -> Mapping[str, Path]:
     recipes = [Recipe.of(reference) for reference in references]
     missing = [recipe for recipe in recipes if not recipe.archive.exists()]
     if missing:
-        _require()
-        (PLACE / "archives").mkdir(parents=True, exist_ok=True)
-        with _lock(), _engine() as engine, ThreadPoolExecutor(2) as pool:
-            _Builder(engine, pool).make([recipe for recipe in missing if not recipe.archive.exists()])
+        with engine() as socket, exclusively("build"), ThreadPoolExecutor(2) as pool:
+            (PLACE / "archives").mkdir(exist_ok=True)
+            _Builder(socket, pool).make([recipe for recipe in missing if not recipe.archive.exists()])
     return {recipe.reference: recipe.archive for recipe in recipes}
 
 
@@ -126,7 +119,7 @@ def load(socket: Path, references: Iterable[str]) -> None:
         recipe = Recipe.of(reference)
         if _recorded(socket, reference) != recipe.digest:
             with _step(f"{reference}: load"):
-                _docker(socket, "load", "--quiet", "--input", str(archive))
+                docker(socket, "load", "--quiet", "--input", str(archive))
 
 
 class _Builder:
@@ -163,7 +156,7 @@ class _Builder:
         if keep:
             with _step(f"{recipe.reference}: save"):
                 part = recipe.archive.with_suffix(".part")
-                _docker(self._engine, "save", "--output", str(part), recipe.reference)
+                docker(self._engine, "save", "--output", str(part), recipe.reference)
                 part.rename(recipe.archive)
             for former in recipe.archive.parent.glob(f"{recipe.archive.name.rpartition('.')[0][:-17]}.*.tar"):
                 if former != recipe.archive:
@@ -172,10 +165,10 @@ class _Builder:
     def _root(self, recipe: Recipe) -> None:
         suite, packages = ROOTS[recipe.reference]
         file = PLACE / f"{suite}.tar"
-        _run([str(RECIPES / "debian" / "root.sh"), suite, packages, str(file)])
+        run([str(RECIPES / "debian" / "root.sh"), suite, packages, str(file)])
         changes = [*CHANGES, f"LABEL {LABEL}={recipe.digest}"]
         arguments = [part for change in changes for part in ("--change", change)]
-        _docker(self._engine, "import", *arguments, str(file), recipe.reference)
+        docker(self._engine, "import", *arguments, str(file), recipe.reference)
         file.unlink()
 
     def _image(self, recipe: Recipe, folder: Path) -> None:
@@ -183,7 +176,7 @@ class _Builder:
         arguments = ["--build-arg", f"TAG={tag}", "--label", f"{LABEL}={recipe.digest}", "--tag", recipe.reference]
         for name, value in _registries().items():
             arguments += ["--build-arg", f"{name}={value}"]
-        _docker(self._engine, "build", "--network", "host", "--force-rm", *arguments, str(folder))
+        docker(self._engine, "build", "--network", "host", "--force-rm", *arguments, str(folder))
 
 
 def _registries() -> dict[str, str]:
@@ -197,97 +190,11 @@ def _registries() -> dict[str, str]:
     return found
 
 
-def _require() -> None:
-    programs = {"dockerd": "docker.io", "docker": "docker.io", "debootstrap": "debootstrap"}
-    packages = {package for program, package in programs.items() if not shutil.which(program)}
-    if os.geteuid() != 0:
-        raise ImagesUnavailable("building images needs root")
-    if packages and shutil.which("apt-get"):
-        install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        with _step(f"install {' '.join(packages)}"):
-            for command in (["apt-get", "update"], install):
-                subprocess.run(command, capture_output=True, env=environment)
-    absent = [program for program in programs if not shutil.which(program)]
-    if absent:
-        raise ImagesUnavailable(f"neither are {', '.join(absent)} here nor can they be installed")
-
-
-@contextlib.contextmanager
-def _lock() -> Iterator[None]:
-    """One process at a time builds."""
-    with (PLACE / "lock").open("w") as lock:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ImagesUnavailable("another process has been building for too long") from None
-                time.sleep(1)
-        yield
-
-
-@contextlib.contextmanager
-def _engine() -> Iterator[Path]:
-    """The socket of an engine that only builds: its builds use the machine's network."""
-    socket, log, pid_file = PLACE / "engine.sock", PLACE / "engine.log", PLACE / "engine.pid"
-    _end_left_over(pid_file)
-    with log.open("w") as output:
-        daemon = subprocess.Popen(
-            ["dockerd", "--bridge", "none", "--iptables=false", "--ip6tables=false", "--data-root", PLACE / "engine",
-             "--exec-root", "/tmp/agentkeep-test-images", "--pidfile", pid_file, "-H", f"unix://{socket}"],
-            stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while subprocess.run(["docker", "-H", f"unix://{socket}", "version"], capture_output=True).returncode:
-            if daemon.poll() is not None or time.monotonic() > deadline:
-                raise ImagesUnavailable(f"dockerd does not start here: {log.read_text()[-1500:]}")
-            time.sleep(0.1)
-        yield socket
-    finally:
-        daemon.terminate()
-        daemon.wait(60)
-
-
-def _end_left_over(pid_file: Path) -> None:
-    """Of a run that was killed."""
-    try:
-        pid = int(pid_file.read_text())
-        if b"dockerd" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return
-    except (OSError, ValueError):
-        return
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
 def _recorded(socket: Path, reference: str) -> str | None:
     """The digest of the recipe from which the engine's image of this name was made."""
     inspect = ["image", "inspect", "--format", f'{{{{index .Config.Labels "{LABEL}"}}}}', reference]
     ran = subprocess.run(["docker", "-H", f"unix://{socket}", *inspect], capture_output=True, text=True)
     return ran.stdout.strip() if ran.returncode == 0 else None
-
-
-def _docker(socket: Path, *arguments: str) -> None:
-    # The classic builder, which every client has: the newer one is a plug-in to newer clients.
-    _run(["docker", "-H", f"unix://{socket}", *arguments], {"DOCKER_BUILDKIT": "0"})
-
-
-def _run(command: list[str], environment: Mapping[str, str] | None = None) -> None:
-    try:
-        ran = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=BUILD_TIME,
-            env={**os.environ, **(environment or {})},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise ImagesUnavailable(f"{' '.join(command[:8])} takes longer than {BUILD_TIME:.0f} s") from error
-    if ran.returncode != 0:
-        raise ImagesUnavailable(f"{' '.join(command)} failed:\n{ran.stdout[-4000:]}")
 
 
 @contextlib.contextmanager
