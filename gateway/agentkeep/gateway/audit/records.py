@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -15,6 +15,10 @@ from agentkeep.core.call import Caller
 from agentkeep.gateway.catalogue.entries import AuditLevel, CatalogueEntry
 
 __all__ = ["Intent", "Outcome", "Status", "digest"]
+
+
+_MOST_NAMES: Final = 100
+_LONGEST_NAME: Final = 128
 
 
 class Status(StrEnum):
@@ -74,7 +78,7 @@ class Intent:
         raw = orjson.dumps(self.arguments)
         full = entry is not None and entry.audit_level is AuditLevel.FULL
         return (
-            said | kept("arguments", self.arguments, raw, full, most_bytes) | {"argumentNames": sorted(self.arguments)}
+            said | kept("arguments", self.arguments, raw, full, most_bytes) | {"argumentNames": _names(self.arguments)}
         )
 
 
@@ -97,6 +101,10 @@ class Outcome:
         if self.result is not None:
             said |= kept("result", self.result, orjson.dumps(self.result), self.full, most_bytes)
         return said
+
+
+def _names(arguments: Mapping[str, Any]) -> list[str]:
+    return [name[:_LONGEST_NAME] for name in sorted(arguments)[:_MOST_NAMES]]
 
 
 def kept(name: str, document: Any, raw: bytes, full: bool, most_bytes: int) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class AuditTrail:
         sorts = [item.sort for item in items]
         outcomes = await self._store.get_many(_outcomes(gateway_id), sorts)
         records = [_record(item.value, outcome) for item, outcome in zip(items, outcomes, strict=True)]
-        return records, token(sorts[-1]) if sorts else None
+        cut = len(items) == limit or sum(len(item.value) for item in items) >= _PAGE_BYTES
+        return records, token(sorts[-1]) if cut else None
 
     async def of_session(
         self, session_id: str, gateway_id: str | None, limit: int, next_token: str | None
@@ -71,7 +72,7 @@ class AuditTrail:
         for gateway, sorts in by_gateway.items():
             if gateway_id in (None, gateway):
                 records |= await self._read(gateway, sorts)
-        return [records[sort] for sort in sorted(records)], token(items[-1].sort) if items else None
+        return [records[sort] for sort in sorted(records)], token(items[-1].sort) if len(items) == limit else None
 
     async def _read(self, gateway_id: str, sorts: Sequence[str]) -> dict[str, dict[str, Any]]:
         intents = await self._store.get_many(_intents(gateway_id), sorts)
