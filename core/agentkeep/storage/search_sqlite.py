@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from agentkeep.core.clock import Clock, SystemClock, epoch_ms
 from agentkeep.core.errors import StoreUnavailable
 from agentkeep.storage.search import EVERYTHING, Beneath, Document, Hit, Page, Selection, Vector
-from agentkeep.storage.search_sqlite_rows import cursor, encode_metadata, encode_namespaces, read_document, where
+from agentkeep.storage.search_sqlite_rows import encode_metadata, encode_namespaces, read_document, where
+from agentkeep.storage.search_values import continuation, cursor
+from agentkeep.storage.search_words import CONTEXT_WEIGHT, K1, B, query_words, split
 from agentkeep.storage.sqlite import SqliteFile
 
 __all__ = ["SqliteSearchStore"]
@@ -58,18 +60,10 @@ CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5 (
 INSERT INTO texts (texts, rank) VALUES ('secure-delete', 1);
 """
 
-#: How the texts are split, without the stemming: a query's word is stemmed when it is looked up.
-TOKENIZER = ("unicode61", ["remove_diacritics", "2"])
-
 READ = """
 SELECT id, text, created_ms, context, vector, namespaces, metadata, body, expires_ms
 FROM documents JOIN texts ON texts.rowid = documents.number
 """
-
-#: BM25's usual constants; the weight of a word found in `context` beside one in `text`.
-K1, B, CONTEXT_WEIGHT = 1.2, 0.75, 0.5
-#: Distinct words of a query that are looked up; the longest are kept, being the rarest.
-MAX_QUERY_WORDS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +182,7 @@ class SqliteSearchStore:
             ).fetchall()
             documents = [read_document(row) for row in rows[:limit]]
             more = len(rows) > limit
-            return Page(documents, f"{documents[-1].created_ms}.{documents[-1].id}" if more and documents else None)
+            return Page(documents, continuation(documents[-1]) if more and documents else None)
 
         return await self._file.read(work)
 
@@ -259,7 +253,7 @@ class SqliteSearchStore:
     def _insert(
         self, connection: apsw.Connection, number: int, document: Document, vector: bytes | None, metadata: bytes
     ) -> None:
-        words = len(_words(connection, document.text)) + CONTEXT_WEIGHT * len(_words(connection, document.context))
+        words = len(split(connection, document.text)) + CONTEXT_WEIGHT * len(split(connection, document.context))
         connection.execute(
             "INSERT INTO documents (partition, words, id, created_ms, vector, namespaces, metadata, body, expires_ms)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -375,17 +369,10 @@ def _token(partition: int) -> str:
     return f"p{partition}"
 
 
-def _words(connection: apsw.Connection, text: str) -> list[str]:
-    tokenize = connection.fts5_tokenizer(*TOKENIZER)
-    # Each word is a tuple of its variants; this tokenizer makes one.
-    found: Any = tokenize(text.encode(), apsw.FTS5_TOKENIZE_DOCUMENT, None, include_offsets=False)
-    return [variants[0] for variants in found]
-
-
 def _bm25(connection: apsw.Connection, partition: int, query: str, selected: NDArray[np.int64]) -> dict[int, float]:
     """Shares of the ideal score, of the selected documents with at least one of the words. Rarity is counted in the
     whole partition."""
-    words = sorted(dict.fromkeys(_words(connection, query)), key=len, reverse=True)[:MAX_QUERY_WORDS]
+    words = query_words(connection, query)
     if not words or not selected.size:
         return {}
     quoted = " OR ".join(f'"{word}"' for word in words)

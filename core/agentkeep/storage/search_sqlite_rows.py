@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import orjson
 
 from agentkeep.storage.search import Condition, Document, Operator, Selection, Value
+from agentkeep.storage.search_values import check_key, typed, untyped
 
-__all__ = ["cursor", "encode_metadata", "encode_namespaces", "read_document", "where"]
+__all__ = ["encode_metadata", "encode_namespaces", "read_document", "where"]
 
 
 def where(selection: Selection, now: int) -> tuple[str, tuple[Any, ...]]:
@@ -74,48 +75,16 @@ def _condition(condition: Condition) -> tuple[str, list[Any]]:
 
 def _path(key: str) -> str:
     """The JSON path of a metadata key. SQLite's paths know no escapes, so a key with a quote cannot be named."""
-    if '"' in key or "\\" in key:
-        raise ValueError(f"metadata key {key!r}: quotes and backslashes are not allowed")
+    check_key(key)
     return f'$."{key}"'
 
 
-def encode_metadata(metadata: dict[str, Value] | Any) -> bytes:
-    """Each value under its type's name, so that a comparison meets only its own type."""
-
-    def typed(value: Value) -> dict[str, object]:
-        match value:
-            case str():
-                return {"string": value}
-            case datetime():
-                return {"time": value.timestamp()}
-            case int() | float():
-                return {"number": value}
-        return {"strings": list(value)}
-
-    for key in metadata:
-        _path(key)
-    return orjson.dumps({key: typed(value) for key, value in metadata.items()})
-
-
-DECODE: dict[str, Callable[[Any], Value]] = {
-    "string": str,
-    "number": float,
-    "strings": list,
-    "time": lambda seconds: datetime.fromtimestamp(seconds, UTC),
-}
+def encode_metadata(metadata: Mapping[str, Value]) -> bytes:
+    return orjson.dumps(typed(metadata))
 
 
 def read_document(row: Any) -> Document:
     id, text, created_ms, context, vector, namespaces, metadata, body, expires_ms = row
-    decoded = {
-        key: DECODE[kind](value) for key, typed in orjson.loads(metadata).items() for kind, value in typed.items()
-    }
+    decoded = untyped(orjson.loads(metadata))
     unit = None if vector is None else np.frombuffer(vector, np.float32)
     return Document(id, text, created_ms, context, unit, orjson.loads(namespaces), decoded, body, expires_ms)
-
-
-def cursor(after: str) -> tuple[int, str]:
-    created_ms, separator, id = after.partition(".")
-    if not separator or not created_ms.lstrip("-").isdigit() or len(created_ms) > 18:
-        raise ValueError("not a continuation of this list")
-    return int(created_ms), id
