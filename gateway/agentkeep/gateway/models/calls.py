@@ -139,10 +139,9 @@ class ModelCalls:
         session, user = call.caller.session, call.caller.user
         try:
             return await self._limited(reserve(self._budget, session, target, request, bounds))
-        except ServiceQuotaExceededException as refused:
-            with step("gateway", "BudgetReached", session, user.id if user else None) as span:
-                span.set_attribute("gen_ai.request.model", request["modelId"])
-                span.set_attribute("agentkeep.budget.refusal", refused.message)
+        except ServiceQuotaExceededException:
+            model = {"gen_ai.request.model": request["modelId"]}
+            with step("gateway", "BudgetReached", session, user.id if user else None, model):
                 raise
 
     async def _limited(self, answering: Awaitable[Result]) -> Result:

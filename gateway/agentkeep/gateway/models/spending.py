@@ -146,7 +146,7 @@ def _size(value: object) -> int:
         case Mapping():
             if "image" in value:
                 return _IMAGE_TOKENS + sum(_size(part) for name, part in value.items() if name != "image")
-            return 2 + sum(len(str(name).encode()) + 4 + _size(part) for name, part in value.items())
+            return 2 + sum(_size(str(name)) + 2 + _size(part) for name, part in value.items())
         case list() | tuple():
             return 2 + sum(1 + _size(part) for part in value)
     return len(json.dumps(value, default=str))
