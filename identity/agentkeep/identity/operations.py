@@ -16,6 +16,7 @@ from agentkeep.identity.jwt import JwtVerifier
 from agentkeep.identity.keys import AccessKeys
 from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.oauth2_providers import Oauth2Providers
+from agentkeep.identity.outbound import OutboundApiKeys
 from agentkeep.identity.providers import OpenIdProviders
 from agentkeep.identity.resource_credentials import ResourceCredentials
 from agentkeep.identity.secret_sources import api_key
@@ -45,8 +46,8 @@ class _Tagged(Protocol):
 
 
 class IdentityPlane:
-    """Its parts are the ports the other planes are given: `keys` (Keys), `authorizers` (Authorizers) and
-    `workload_tokens` (WorkloadTokens). `trusted_issuers` adds discovery URLs to the settings' own. `public_url`:
+    """Its parts are the ports the other planes are given: `keys` (Keys), `authorizers` (Authorizers),
+    `workload_tokens` (WorkloadTokens) and `outbound` (OutboundCredentials). `trusted_issuers` adds discovery URLs to the settings' own. `public_url`:
     where browsers reach the platform, for OAuth2's callbacks."""
 
     name = "identity"
@@ -74,6 +75,7 @@ class IdentityPlane:
             CredentialProviders(kind, store, self._vault, deployment, clock, settings.credential_providers)
             for kind in (ProviderKind.API_KEY, ProviderKind.OAUTH2)
         )
+        self.outbound = OutboundApiKeys(self._api_keys)
         self._oauth2 = Oauth2Providers(oauth2, public_url)
         self._resource_credentials = ResourceCredentials(self.workload_tokens, self._api_keys)
         self._tagged: Mapping[str, _Tagged] = {
