@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -44,8 +44,14 @@ _LONGEST_NAME = 256
 
 
 class Decided(Protocol):
+    """`agentkeep.gateway.policy.decisions.Decision`. `blocks`: whether the call must not be made; one that is not
+    allowed is made where the engine is attached to observe."""
+
     @property
     def allowed(self) -> bool: ...
+
+    @property
+    def blocks(self) -> bool: ...
 
     @property
     def reason(self) -> str: ...
@@ -55,21 +61,19 @@ class Decided(Protocol):
 
 
 class Policies(Protocol):
-    """The gateway's policies (agentkeep.gateway.policy)."""
+    """The gateway's policies (`agentkeep.gateway.policy.decisions.PolicyDecisions`)."""
 
     async def decide(
         self,
         gateway: GatewayRecord,
         caller: Caller,
-        target: TargetRecord,
-        tool: Tool,
+        target: str,
+        tool: str,
         arguments: Mapping[str, Any],
-        now: datetime,
+        now: datetime | None = None,
     ) -> Decided: ...
 
-    async def visible(
-        self, gateway: GatewayRecord, caller: Caller, tools: Sequence[tuple[TargetRecord, Tool]]
-    ) -> Sequence[tuple[TargetRecord, Tool]]: ...
+    async def visible(self, gateway: GatewayRecord, caller: Caller, tools: Iterable[str]) -> set[str]: ...
 
 
 @dataclass(slots=True)
@@ -117,9 +121,9 @@ class ToolCalls:
     async def visible(self, inbound: Inbound) -> list[tuple[str, Tool]]:
         """The tools this caller may call in some way, by full name, in the targets' order. Raises StoreUnavailable."""
         targets = await self._resources.targets(inbound.gateway.id)
-        tools = [(target, tool) for target in targets for tool in target.tools]
+        tools = {full_name(target.name, tool.name): tool for target in targets for tool in target.tools}
         allowed = await self._policies.visible(inbound.gateway, inbound.caller, tools)
-        return [(full_name(target.name, tool.name), tool) for target, tool in allowed]
+        return [(name, tool) for name, tool in tools.items() if name in allowed]
 
     async def call(self, inbound: Inbound, name: str, arguments: Mapping[str, Any]) -> CallToolResult:
         """Raises MCPError for what AgentCore tells as an error of the protocol: an unknown tool, a rate limit."""
@@ -162,10 +166,10 @@ class ToolCalls:
         attempt.entry = await self._catalogue.entry(gateway.id, attempt.name, tool)
 
         decided = attempt.decided = await self._policies.decide(
-            gateway, caller, target, tool, attempt.arguments, attempt.at
+            gateway, caller, target.name, tool.name, attempt.arguments, attempt.at
         )
         _show_decision(attempt.span, decided)
-        if not decided.allowed:
+        if decided.blocks:
             await self._refused(attempt, "AuthorizeActionException")
             return refusal(
                 "AuthorizeActionException",
