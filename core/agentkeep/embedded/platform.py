@@ -203,19 +203,11 @@ class EmbeddedPlatform:
         on_exit(runtime.stop)
         await runtime.start()
         await memory.start()
-        self.operator = await _operator(identity)
+        operator = await identity.keys.operator_key(OPERATOR)
+        self.operator = OperatorCredentials(operator.id, operator.secret)
         server = Server(front, HOST, self.port)
         on_exit(server.stop, self.settings.stop_timeout)
         await server.start()
-
-
-async def _operator(identity: IdentityPlane) -> OperatorCredentials:
-    """The operator key of embedded mode: made at the first start, the same ever after."""
-    for known in await identity.keys.list_operator_keys():
-        if known.name == OPERATOR and (key := await identity.keys.find(known.id)) is not None:
-            return OperatorCredentials(key.id, key.secret)
-    issued = await identity.keys.issue_operator_key(OPERATOR)
-    return OperatorCredentials(issued.id, issued.secret)
 
 
 async def _missing(store: KeyValueStore) -> list[str]:

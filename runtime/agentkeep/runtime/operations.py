@@ -110,7 +110,13 @@ class RuntimePlane:
 
     async def _checked(self, request: Mapping[str, Any]) -> dict[str, Any]:
         settings = {name: value for name, value in request.items() if name not in _NOT_SETTINGS}
-        settings = check_settings(settings, self._deployment, self._settings.public_url, images=self._settings.docker)
+        settings = check_settings(
+            settings,
+            self._deployment,
+            self._settings.public_url,
+            images=self._settings.docker,
+            bundles=self._settings.process,
+        )
         authorizer = settings.get("authorizerConfiguration", {}).get("customJWTAuthorizer")
         if authorizer is not None:
             await self._authorizers.check(authorizer)

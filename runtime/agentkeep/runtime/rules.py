@@ -70,10 +70,10 @@ def invalid(*fields: FieldError) -> ValidationException:
 
 
 def check_settings(
-    request: Mapping[str, Any], deployment: Deployment, public_url: str, *, images: bool
+    request: Mapping[str, Any], deployment: Deployment, public_url: str, *, images: bool, bundles: bool = True
 ) -> dict[str, Any]:
-    """The settings of a new version: the request's members with defaults filled in. `images`: whether this deployment
-    runs container images.
+    """The settings of a new version: the request's members with defaults filled in. `images`, `bundles`: whether this
+    deployment runs container images, and code.
 
     Raises ValidationException naming every member at fault.
     """
@@ -81,7 +81,7 @@ def check_settings(
     document.setdefault("networkConfiguration", {"networkMode": "PUBLIC"})
     lifecycle, faults = _lifecycle(document.get("lifecycleConfiguration", {}))
     document["lifecycleConfiguration"] = lifecycle
-    faults += _artifact(document["agentRuntimeArtifact"], images)
+    faults += _artifact(document["agentRuntimeArtifact"], images, bundles)
     faults += _headers(document)
     faults += _environment(document.get("environmentVariables", {}), deployment, public_url)
     faults += _protocol(document.get("protocolConfiguration", {}))
@@ -91,7 +91,7 @@ def check_settings(
     return document
 
 
-def _artifact(artifact: Mapping[str, Any], images: bool) -> list[FieldError]:
+def _artifact(artifact: Mapping[str, Any], images: bool, bundles: bool) -> list[FieldError]:
     where = "agentRuntimeArtifact"
     if "containerConfiguration" in artifact:
         if images:
@@ -101,6 +101,14 @@ def _artifact(artifact: Mapping[str, Any], images: bool) -> list[FieldError]:
                 f"{where}.containerConfiguration",
                 "container images need the docker driver, which this deployment does not have; deploy the code as a "
                 "bundle (codeConfiguration), or have the operator set AGENTKEEP_RUNTIME_DOCKER=true",
+            )
+        ]
+    if not bundles:
+        return [
+            FieldError(
+                f"{where}.codeConfiguration",
+                "code bundles need the process driver, which this deployment does not have; give a container image "
+                "(containerConfiguration)",
             )
         ]
     code = artifact["codeConfiguration"]

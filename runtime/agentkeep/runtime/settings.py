@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = ["RuntimeSettings"]
@@ -37,7 +37,12 @@ class RuntimeSettings(BaseSettings):
     session_cpus: float = Field(2.0, gt=0, description="Processors one session may keep busy.")
     session_disk: int = Field(512 * _MB, ge=_MB, description="Written by one session, in /tmp and the like.")
 
-    # Container images.
+    # Drivers.
+    process: bool = Field(
+        True,
+        description="Agents given as code run in sandboxes of this machine. Off: they are refused, and container "
+        "images only are run. (A service in a container cannot make sandboxes.)",
+    )
     docker: bool = Field(
         False,
         description="Agents given as container images run in this machine's Docker engine; needs root. Off: they are "
@@ -103,3 +108,9 @@ class RuntimeSettings(BaseSettings):
         description="Hosts reached without it.",
         validation_alias=AliasChoices("no_proxy", "AGENTKEEP_RUNTIME_NO_PROXY", "NO_PROXY"),
     )
+
+    @model_validator(mode="after")
+    def _runs_something(self) -> RuntimeSettings:
+        if not self.process and not self.docker:
+            raise ValueError("AGENTKEEP_RUNTIME_PROCESS and AGENTKEEP_RUNTIME_DOCKER must not both be off")
+        return self

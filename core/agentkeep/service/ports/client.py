@@ -63,13 +63,12 @@ class Peers:
         methods = {name: self._method(port, method) for name, method in port.methods.items()}
         return cast(P, SimpleNamespace(**methods))
 
-    async def answers(self, service: str, seconds: float) -> bool:
-        """Whether `service` answers and knows this one's credentials."""
+    async def answers(self, service: str) -> bool:
+        """Whether `service` serves its ports and knows this one's credentials."""
         try:
-            async with asyncio.timeout(seconds):
-                async with self._http.get(f"{self._urls[service]}/ports", headers=self._headers(service)) as response:
-                    return response.status == 200
-        except (aiohttp.ClientError, OSError, TimeoutError):
+            async with self._http.get(f"{self._urls[service]}/ports", headers=self._headers(service)) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, OSError):
             return False
 
     def _headers(self, service: str) -> dict[str, str]:

@@ -1,0 +1,35 @@
+"""The identity service: keys, users' tokens, workload identities and the token vault; its ports are asked by all."""
+
+from __future__ import annotations
+
+from agentkeep.core.ports import Keys
+from agentkeep.distributed.service import CACHE_SECONDS, Composed, Service
+from agentkeep.distributed.settings import load
+from agentkeep.identity.master_key import FileMasterKey
+from agentkeep.identity.operations import IdentityPlane
+from agentkeep.identity.settings import IdentitySettings
+from agentkeep.service.ports.catalogue import AUTHORIZERS, KEYS, WORKLOAD_TOKENS
+
+__all__ = ["compose"]
+
+
+async def compose(service: Service) -> Composed:
+    settings = load(IdentitySettings)
+    # A revoked key dies within `key_cache` seconds everywhere: what the callers' memory and their questions take is not
+    # this service's any more.
+    remembered = max(settings.key_cache - CACHE_SECONDS - 1, 0)
+    plane = IdentityPlane(
+        service.store,
+        FileMasterKey.load_or_create(service.secrets.master_key),
+        service.deployment,
+        service.clock,
+        settings.model_copy(update={"key_cache": remembered}),
+        public_url=service.settings.public_url,
+    )
+    service.on_exit(plane.close)
+    keys: Keys = plane.keys
+    return Composed(
+        plane,
+        keys,
+        ports={KEYS: keys, AUTHORIZERS: plane.authorizers, WORKLOAD_TOKENS: plane.workload_tokens},
+    )

@@ -1,0 +1,30 @@
+"""The memory service: events, and the records that outlive their sessions."""
+
+from __future__ import annotations
+
+from agentkeep.distributed.service import Composed, Service
+from agentkeep.distributed.settings import load
+from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.settings import MemorySettings
+from agentkeep.storage.embedding_minilm import MiniLmEmbedder
+from agentkeep.storage.search_sqlite import SqliteSearchStore
+
+__all__ = ["compose"]
+
+
+async def compose(service: Service) -> Composed:
+    settings = load(MemorySettings)
+    embedder = MiniLmEmbedder() if settings.embedding == "minilm" else None
+    if embedder is not None:
+        service.on_exit(embedder.close)
+    service.data.mkdir(parents=True, exist_ok=True)
+    records = SqliteSearchStore(
+        service.data / "records.db",
+        dimensions=embedder.dimensions if embedder is not None else None,
+        model=embedder.name if embedder is not None else "",
+        clock=service.clock,
+    )
+    service.on_exit(records.close)
+    plane = MemoryPlane(service.store, service.deployment, service.clock, records, embedder, settings)
+    service.on_exit(plane.close)
+    return Composed(plane, service.keys(), start=plane.start)

@@ -1,0 +1,40 @@
+"""The observability service: telemetry, use and budgets of sessions."""
+
+from __future__ import annotations
+
+from agentkeep.distributed.service import Composed, Service
+from agentkeep.distributed.settings import load
+from agentkeep.observability.budget import SessionBudgets
+from agentkeep.observability.otlp import OtlpApp
+from agentkeep.observability.settings import ObservabilitySettings
+from agentkeep.observability.spans_sqlite import SqliteSpanStore
+from agentkeep.observability.usage import KeyValueUsage
+from agentkeep.observability.usage_app import UsageApp
+from agentkeep.service.mounts import Access, Mount
+from agentkeep.service.ports.catalogue import BUDGET, USAGE
+
+__all__ = ["compose"]
+
+
+async def compose(service: Service) -> Composed:
+    settings = load(ObservabilitySettings)
+    service.data.mkdir(parents=True, exist_ok=True)
+    usage = KeyValueUsage(service.store, days=settings.usage_days)
+    budgets = SessionBudgets(service.store, service.clock, default=settings.session_token_budget or None)
+    spans = SqliteSpanStore(service.data / "spans.db", settings.span_limits, service.clock)
+    service.on_exit(spans.close)
+    of_sessions, of_services = OtlpApp(spans, settings), OtlpApp(spans, settings, trusted=True)
+    service.on_exit_call(of_sessions.close)
+    service.on_exit_call(of_services.close)
+    token = service.secrets.otlp_token
+    return Composed(
+        None,
+        service.keys(),
+        mounts=[
+            Mount("/usage", UsageApp(usage, budgets), Access.OPERATOR),
+            Mount("/v1", of_sessions, Access.SESSION),
+        ],
+        ports={USAGE: usage, BUDGET: budgets},
+        trusted_mounts={b"/v1/": of_services},
+        trusted_bearers={b"/v1/": token} if token is not None else {},
+    )

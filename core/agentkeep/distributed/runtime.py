@@ -1,0 +1,98 @@
+"""The runtime service: agents, their sessions, and the listeners through which sessions reach all other planes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from agentkeep.core.call import SessionRef
+from agentkeep.distributed.service import Composed, Service
+from agentkeep.distributed.settings import load
+from agentkeep.runtime.artifacts import FolderArtifactStore
+from agentkeep.runtime.drivers.by_artifact import DriverByArtifact
+from agentkeep.runtime.drivers.docker.driver import DockerDriver
+from agentkeep.runtime.drivers.driver import Driver
+from agentkeep.runtime.drivers.process.driver import ProcessDriver
+from agentkeep.runtime.environment import CREDENTIALS_PATH
+from agentkeep.runtime.operations import RuntimePlane
+from agentkeep.runtime.pump import InvocationRoute
+from agentkeep.runtime.settings import RuntimeSettings
+from agentkeep.service.asgi import App
+from agentkeep.service.authentication import Authenticator
+from agentkeep.service.mounts import Access, Mount
+from agentkeep.service.ports.catalogue import BUDGET, SESSION_USERS, WORKLOAD_TOKENS
+from agentkeep.service.relay import SessionRelay
+
+__all__ = ["compose"]
+
+
+async def compose(service: Service) -> Composed:
+    settings = load(RuntimeSettings)
+    if "public_url" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"public_url": service.settings.public_url})
+    service.data.mkdir(parents=True, exist_ok=True)
+    driver = _driver(service, settings)
+    service.on_exit(driver.close)
+
+    def session_endpoint(session: SessionRef) -> Callable[[], asyncio.Protocol]:
+        return service.front.protocol(session)
+
+    keys = service.keys()
+    plane = RuntimePlane(
+        service.store,
+        service.deployment,
+        service.clock,
+        driver,
+        FolderArtifactStore(service.data / "artifacts"),
+        keys,
+        service.authorizers(),
+        service.port(WORKLOAD_TOKENS),
+        service.port(BUDGET),
+        session_endpoint,
+        settings,
+        service.data / "runtime",
+    )
+    relays: list[SessionRelay] = []
+
+    def relayed(application: App) -> App:
+        relay = SessionRelay(service.name, application, service.router, service.credentials, service.settings.urls)
+        relays.append(relay)
+        return relay
+
+    def routes(authenticator: Authenticator) -> list[InvocationRoute]:
+        route = InvocationRoute(plane.invocations, authenticator)
+        service.on_exit_call(route.close)
+        return [route]
+
+    async def start() -> None:
+        for relay in relays:
+            await relay.start()
+            service.on_exit(relay.close)
+        await plane.start()
+
+    return Composed(
+        plane,
+        keys,
+        mounts=[
+            Mount("/artifacts", plane.artifacts_app, Access.OPERATOR, settings.bundle_limit),
+            Mount("/sessions", plane.admin_app, Access.OPERATOR),
+            Mount("/logs", plane.admin_app, Access.OPERATOR),
+            Mount(CREDENTIALS_PATH, plane.credentials_app, Access.SESSION),
+        ],
+        ports={SESSION_USERS: plane.session_users},
+        bearers=plane.bearers,
+        routes=routes,
+        around=relayed,
+        start=start,
+        stop=plane.stop,
+    )
+
+
+def _driver(service: Service, settings: RuntimeSettings) -> Driver:
+    process = ProcessDriver(service.data / "driver", clock=service.clock) if settings.process else None
+    docker = DockerDriver(service.data / "docker", clock=service.clock) if settings.docker else None
+    if process is not None and docker is not None:
+        return DriverByArtifact(process, docker)
+    found = process or docker
+    assert found is not None, "settings leave one"
+    return found
