@@ -6,8 +6,10 @@ from agentkeep.core.ports import Keys
 from agentkeep.distributed.service import CACHE_SECONDS, Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.identity.master_key import FileMasterKey
+from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.service.mounts import Access, Mount
 from agentkeep.service.ports.catalogue import AUTHORIZERS, KEYS, WORKLOAD_TOKENS
 
 __all__ = ["compose"]
@@ -31,5 +33,6 @@ async def compose(service: Service) -> Composed:
     return Composed(
         plane,
         keys,
+        mounts=[Mount(CALLBACK_PATH, plane.oauth2_callback, Access.PUBLIC)],
         ports={KEYS: keys, AUTHORIZERS: plane.authorizers, WORKLOAD_TOKENS: plane.workload_tokens},
     )

@@ -37,6 +37,7 @@ from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.identity.issuer import DevelopmentIssuer, discovery_url
 from agentkeep.identity.master_key import FileMasterKey
+from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.memory.operations import MemoryPlane
@@ -185,6 +186,7 @@ class EmbeddedPlatform:
             authenticator,
             mounts=[
                 Mount(ISSUER_PATH, issuer.app, Access.PUBLIC),
+                Mount(CALLBACK_PATH, identity.oauth2_callback, Access.PUBLIC),
                 Mount("/artifacts", runtime.artifacts_app, Access.OPERATOR, runtime_settings.bundle_limit),
                 Mount("/sessions", runtime.admin_app, Access.OPERATOR),
                 Mount("/logs", runtime.admin_app, Access.OPERATOR),

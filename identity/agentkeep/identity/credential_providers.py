@@ -161,16 +161,24 @@ class CredentialProviders:
         envelope = await self._store.get(self._secrets, name)
         if envelope is None:
             raise self._missing(name)
-        secret = self._vault.open(envelope, self._label(name))
-        if secret is None:
-            logger.error(
-                "the secret of %s %s does not open: it was sealed with another master key", self.kind.noun, name
-            )
-            raise InternalServerException(
-                f"The secret of {self.kind.noun} {name} cannot be opened with this platform's master key. "
-                "Restore the master key, or update the provider with its secret."
-            )
-        return secret
+        return self._opened(name, envelope)
+
+    async def with_secret(self, name: str) -> tuple[CredentialProvider, str | None]:
+        """The provider and its secret, None where it has none, of one moment: an update between reading the two must
+        not send the old secret to new endpoints.
+
+        Raises ResourceNotFoundException, InternalServerException where the vault cannot open it, ConflictException
+        where it changes all the time.
+        """
+        value = await self._store.get(self._providers, name)
+        for _ in range(_ATTEMPTS):
+            if value is None:
+                raise self._missing(name)
+            envelope = await self._store.get(self._secrets, name)
+            before, value = value, await self._store.get(self._providers, name)
+            if value == before:
+                return self._load(name, value), None if envelope is None else self._opened(name, envelope)
+        raise ConflictException(f"{self.kind.noun} {name} is being changed by others; try again")
 
     # Tags.
 
@@ -201,6 +209,18 @@ class CredentialProviders:
         if secret is None:
             return Delete(self._secrets, name)
         return Put(self._secrets, name, self._vault.seal(secret, self._label(name)))
+
+    def _opened(self, name: str, envelope: bytes) -> str:
+        secret = self._vault.open(envelope, self._label(name))
+        if secret is None:
+            logger.error(
+                "the secret of %s %s does not open: it was sealed with another master key", self.kind.noun, name
+            )
+            raise InternalServerException(
+                f"The secret of {self.kind.noun} {name} cannot be opened with this platform's master key. "
+                "Restore the master key, or update the provider with its secret."
+            )
+        return secret
 
     def _missing(self, name: str) -> ResourceNotFoundException:
         return ResourceNotFoundException(f"There is no {self.kind.noun} named {name}")

@@ -5,6 +5,7 @@ What is stored has the shape of the model's output union, which has no place for
 
 from __future__ import annotations
 
+import secrets
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Any
 
 from agentkeep.core.errors import FieldError, ValidationException
 from agentkeep.identity.credential_providers import CredentialProvider, CredentialProviders
-from agentkeep.identity.oauth2_vendors import VENDORS
+from agentkeep.identity.grants import Grants
+from agentkeep.identity.oauth2_vendors import VENDORS, Discovery
 from agentkeep.identity.secret_sources import managed_secret, refuse
+from agentkeep.identity.token_endpoint import ClientCredentials
 
-__all__ = ["CALLBACK_PATH", "Oauth2Providers"]
+__all__ = ["CALLBACK_PATH", "Oauth2Client", "Oauth2Providers"]
 
 #: Followed by an id of each provider's own, so that no server's answer is taken for another's.
 CALLBACK_PATH = "/identities/oauth2/callback/"
@@ -38,11 +41,27 @@ class _Configuration:
         return f"_Configuration({self.vendor!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class Oauth2Client:
+    """A provider as tokens are asked for. `revision` is of its configuration: what was granted, or begun, under another
+    is not used. `exchange` is the model's `onBehalfOfTokenExchangeConfig`."""
+
+    provider: str
+    vendor: str
+    revision: str
+    callback_id: str
+    callback_url: str
+    discovery: Discovery
+    credentials: ClientCredentials
+    exchange: Mapping[str, Any] | None
+
+
 class Oauth2Providers:
     """`public_url`: where browsers reach the platform."""
 
-    def __init__(self, providers: CredentialProviders, public_url: str) -> None:
+    def __init__(self, providers: CredentialProviders, grants: Grants, public_url: str) -> None:
         self.stored = providers
+        self._grants = grants
         self._public_url = public_url.rstrip("/")
 
     async def create(
@@ -53,13 +72,14 @@ class Oauth2Providers:
         Raises ValidationException, ConflictException where the name is taken, ServiceQuotaExceededException.
         """
         read = _read(vendor, given)
-        details = {"vendor": vendor, "output": read.output, "callback": str(uuid.uuid4())}
+        details = {"vendor": vendor, "output": read.output, "callback": str(uuid.uuid4()), "revision": _revision()}
         return await self.stored.create(name, read.secret, details, tags)
 
     async def update(self, name: str, vendor: str, given: Mapping[str, Any]) -> CredentialProvider:
         """Replaces the configuration, secret included: whoever could move a stored secret to other endpoints could
-        learn it. The callback URL stays."""
+        learn it. The callback URL stays; what was granted before does not."""
         read = _read(vendor, given)
+        before: list[str] = []
 
         def details(kept: Mapping[str, Any]) -> Mapping[str, Any]:
             if kept["vendor"] != vendor:
@@ -68,12 +88,41 @@ class Oauth2Providers:
                     "delete it and create another",
                     fields=[FieldError("credentialProviderVendor", "cannot be changed")],
                 )
-            return {**kept, "output": read.output}
+            before.append(kept["revision"])
+            return {**kept, "output": read.output, "revision": _revision()}
 
-        return await self.stored.update(name, read.secret, details)
+        updated = await self.stored.update(name, read.secret, details)
+        await self._grants.drop_all(name, before[-1])
+        return updated
+
+    async def delete(self, name: str) -> None:
+        """With everything that was granted. Raises ResourceNotFoundException."""
+        provider = await self.stored.get(name)
+        await self.stored.delete(name)
+        await self._grants.drop_all(name, provider.details["revision"])
+
+    async def client(self, name: str) -> Oauth2Client:
+        """Raises ResourceNotFoundException, or InternalServerException where the vault cannot open the secret."""
+        provider, secret = await self.stored.with_secret(name)
+        ((_, config),) = provider.details["output"].items()
+        credentials = ClientCredentials(config.get("clientId"), secret, config.get("clientAuthenticationMethod"))
+        return Oauth2Client(
+            name,
+            provider.details["vendor"],
+            provider.details["revision"],
+            provider.details["callback"],
+            self.callback_url(provider),
+            config["oauthDiscovery"],
+            credentials,
+            config.get("onBehalfOfTokenExchangeConfig"),
+        )
 
     def callback_url(self, provider: CredentialProvider) -> str:
         return f"{self._public_url}{CALLBACK_PATH}{provider.details['callback']}"
+
+
+def _revision() -> str:
+    return secrets.token_hex(8)
 
 
 def _read(vendor: str, given: Mapping[str, Any]) -> _Configuration:

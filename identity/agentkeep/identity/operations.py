@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from agentkeep.core.call import Call, CallerKind, allow
+from agentkeep.core.call import Call, CallerKind, User, allow
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import ResourceNotFoundException
 from agentkeep.core.identifiers import Arn, Deployment
@@ -15,7 +15,8 @@ from agentkeep.identity.credential_providers import CredentialProvider, Credenti
 from agentkeep.identity.jwt import JwtVerifier
 from agentkeep.identity.keys import AccessKeys
 from agentkeep.identity.master_key import MasterKey
-from agentkeep.identity.oauth2_providers import Oauth2Providers
+from agentkeep.identity.oauth2 import Oauth2
+from agentkeep.identity.oauth2_requests import TokenRequest
 from agentkeep.identity.outbound import OutboundApiKeys
 from agentkeep.identity.providers import OpenIdProviders
 from agentkeep.identity.resource_credentials import ResourceCredentials
@@ -47,8 +48,9 @@ class _Tagged(Protocol):
 
 class IdentityPlane:
     """Its parts are the ports the other planes are given: `keys` (Keys), `authorizers` (Authorizers),
-    `workload_tokens` (WorkloadTokens) and `outbound` (OutboundCredentials). `trusted_issuers` adds discovery URLs to the settings' own. `public_url`:
-    where browsers reach the platform, for OAuth2's callbacks."""
+    `workload_tokens` (WorkloadTokens) and `outbound` (OutboundCredentials). `trusted_issuers` adds discovery URLs to
+    the settings' own. `public_url`: where browsers reach the platform; `oauth2_callback` (ASGI, public) must be served
+    there under CALLBACK_PATH."""
 
     name = "identity"
     arn_kinds = frozenset({"workload-identity", *ProviderKind})
@@ -76,8 +78,11 @@ class IdentityPlane:
             for kind in (ProviderKind.API_KEY, ProviderKind.OAUTH2)
         )
         self.outbound = OutboundApiKeys(self._api_keys)
-        self._oauth2 = Oauth2Providers(oauth2, public_url)
-        self._resource_credentials = ResourceCredentials(self.workload_tokens, self._api_keys)
+        self._issuers = issuers
+        parts = Oauth2(store, oauth2, self._identities, self._vault, master_key, clock, settings, public_url)
+        self._oauth2, self._federation, self.oauth2_callback = parts.providers, parts.federation, parts.callback
+        self._resource_credentials = ResourceCredentials(self.workload_tokens, self._api_keys, parts.tokens)
+        self._closing = (self._providers, parts)
         self._tagged: Mapping[str, _Tagged] = {
             "workload-identity": self._identities,
             ProviderKind.API_KEY: self._api_keys,
@@ -85,7 +90,8 @@ class IdentityPlane:
         }
 
     async def close(self) -> None:
-        await self._providers.close()
+        for part in self._closing:
+            await part.close()
 
     # Workload identities.
 
@@ -214,7 +220,7 @@ class IdentityPlane:
     async def delete_oauth2_credential_provider(
         self, call: Call, request: control.DeleteOauth2CredentialProviderRequest
     ) -> control.DeleteOauth2CredentialProviderResponse:
-        await self._oauth2.stored.delete(request["name"])
+        await self._oauth2.delete(request["name"])
         return {}
 
     async def list_oauth2_credential_providers(
@@ -269,6 +275,35 @@ class IdentityPlane:
             call.caller, request["workloadIdentityToken"], request["resourceCredentialProviderName"]
         )
         return {"apiKey": key}
+
+    @allow(CallerKind.SESSION)
+    async def get_resource_oauth2_token(
+        self, call: Call, request: data.GetResourceOauth2TokenRequest
+    ) -> data.GetResourceOauth2TokenResponse:
+        answer = await self._resource_credentials.oauth2_token(
+            call.caller, request["workloadIdentityToken"], TokenRequest.of(request)
+        )
+        if answer.access_token is not None:
+            return {"accessToken": answer.access_token}
+        response: data.GetResourceOauth2TokenResponse = {"sessionStatus": "FAILED" if answer.failed else "IN_PROGRESS"}
+        if answer.session_uri is not None:
+            response["sessionUri"] = answer.session_uri
+        if answer.authorization_url is not None:
+            response["authorizationUrl"] = answer.authorization_url
+        return response
+
+    # Not for agents: one that could say by itself who consented could take what another was tricked into consenting to.
+    async def complete_resource_token_auth(
+        self, call: Call, request: data.CompleteResourceTokenAuthRequest
+    ) -> data.CompleteResourceTokenAuthResponse:
+        named = request["userIdentifier"]
+        if "userToken" in named:
+            verified = await self._issuers.verify(named["userToken"])
+            user = User(verified.subject, verified.issuer)
+        else:
+            user = User(named["userId"])
+        await self._federation.complete(user, request["sessionUri"])
+        return {}
 
     # Tags of this plane's resources; other planes have those of their own.
 

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ __all__ = [
     "ProviderKeys",
     "VerificationKey",
     "is_loopback",
+    "parse_addresses",
     "parse_issuer",
     "parse_keys",
     "refuse_unsafe_url",
@@ -69,16 +71,43 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class DocumentFetcher:
-    """Fetches small JSON documents. `timeout` in seconds, `limit` in bytes."""
+def parse_addresses(text: str) -> dict[str, str]:
+    """The setting `provider_addresses`. Raises ValueError."""
+    found = {}
+    for pair in filter(None, map(str.strip, text.split(","))):
+        known, equals, reached = (part.strip().rstrip("/") for part in pair.partition("="))
+        for url in (known, reached):
+            parts = urlsplit(url)
+            if not equals or parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+                raise ValueError(f"{pair!r} must be two URLs, such as http://localhost:8180=http://keycloak:8080")
+        found[known] = reached
+    return found
 
-    def __init__(self, timeout: float, limit: int) -> None:
+
+class DocumentFetcher:
+    """Exchanges small documents with providers. `timeout` in seconds, `limit` in bytes."""
+
+    def __init__(self, timeout: float, limit: int, addresses: Mapping[str, str] | None = None) -> None:
+        """`addresses`: other beginnings of URLs, by those at which their users know providers."""
+        self._addresses = addresses or {}
         self._timeout = timeout
         self._limit = limit
         self._client: aiohttp.ClientSession | None = None
 
     async def fetch(self, url: str) -> bytes:
         """Raises ProviderError with a reason fit for a log."""
+        status, document = await self._exchange("GET", url)
+        if status != 200:
+            raise ProviderError(f"{url} answered {status}")
+        return document
+
+    async def post(self, url: str, body: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """The answer's status, whatever it is, and its body. Raises ProviderError with a reason fit for a log."""
+        return await self._exchange("POST", url, body.encode(), headers)
+
+    async def _exchange(
+        self, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
         try:
             refuse_unsafe_url(url)
         except ValueError as error:
@@ -89,19 +118,26 @@ class DocumentFetcher:
                 headers={"Accept": "application/json", "Accept-Encoding": "identity"},
             )
         try:
-            async with asyncio.timeout(self._timeout), self._client.get(url, allow_redirects=False) as response:
-                if response.status != 200:
-                    raise ProviderError(f"{url} answered {response.status}")
+            async with (
+                asyncio.timeout(self._timeout),
+                self._client.request(method, self._reached(url), data=body, headers=headers, allow_redirects=False) as response,
+            ):
                 document = bytearray()
                 async for piece in response.content.iter_any():
                     document += piece
                     if len(document) > self._limit:
                         raise ProviderError(f"{url} answered more than {self._limit} bytes")
-                return bytes(document)
+                return response.status, bytes(document)
         except TimeoutError as error:
             raise ProviderError(f"{url} did not answer within {self._timeout:g} seconds") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ProviderError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
+
+    def _reached(self, url: str) -> str:
+        for known, reached in self._addresses.items():
+            if url.startswith(f"{known}/"):
+                return reached + url.removeprefix(known)
+        return url
 
     async def close(self) -> None:
         if self._client is not None:

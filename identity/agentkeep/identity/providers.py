@@ -7,7 +7,7 @@ import logging
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import ProviderError, ServiceUnavailableException
-from agentkeep.identity.provider_documents import DocumentFetcher, ProviderKeys, parse_issuer, parse_keys
+from agentkeep.identity.provider_documents import DocumentFetcher, ProviderKeys, parse_addresses, parse_issuer, parse_keys
 from agentkeep.identity.settings import IdentitySettings
 
 __all__ = ["OpenIdProvider", "OpenIdProviders"]
@@ -103,7 +103,9 @@ class OpenIdProviders:
     """The providers in use; the least recently used are forgotten first."""
 
     def __init__(self, clock: Clock, settings: IdentitySettings) -> None:
-        self._fetcher = DocumentFetcher(settings.provider_timeout, settings.provider_document_limit)
+        self._fetcher = DocumentFetcher(
+            settings.provider_timeout, settings.provider_document_limit, parse_addresses(settings.provider_addresses)
+        )
         self._clock = clock
         self._settings = settings
         self._providers: dict[str, OpenIdProvider] = {}

@@ -7,6 +7,8 @@ import logging
 from agentkeep.core.call import Caller, CallerKind
 from agentkeep.core.errors import AccessDeniedException
 from agentkeep.identity.credential_providers import CredentialProviders
+from agentkeep.identity.oauth2_requests import TokenAnswer, TokenRequest
+from agentkeep.identity.oauth2_tokens import Oauth2Tokens
 from agentkeep.identity.workload_tokens import WorkloadAccessTokens, WorkloadClaims
 
 __all__ = ["ResourceCredentials"]
@@ -15,9 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 class ResourceCredentials:
-    def __init__(self, tokens: WorkloadAccessTokens, api_keys: CredentialProviders) -> None:
+    def __init__(
+        self, tokens: WorkloadAccessTokens, api_keys: CredentialProviders, oauth2_tokens: Oauth2Tokens
+    ) -> None:
         self._tokens = tokens
         self._api_keys = api_keys
+        self._oauth2_tokens = oauth2_tokens
 
     async def api_key(self, caller: Caller, token: str, provider: str) -> str:
         """Raises UnauthorizedException (the token), AccessDeniedException (not this caller's, or no user) or
@@ -29,6 +34,17 @@ class ResourceCredentials:
             caller.principal, provider, claims.workload, claims.user and claims.user.id,
         )  # fmt: skip
         return key
+
+    async def oauth2_token(self, caller: Caller, token: str, request: TokenRequest) -> TokenAnswer:
+        """Raises as `api_key` and `Oauth2Tokens.token` do."""
+        claims = await self._claims(caller, token)
+        answer = await self._oauth2_tokens.token(claims, request)
+        if answer.access_token is not None:
+            logger.info(
+                "%s got an OAuth2 token of credential provider %s by %s: workload %s, user %r",
+                caller.principal, request.provider, request.flow, claims.workload, claims.user and claims.user.id,
+            )  # fmt: skip
+        return answer
 
     async def _claims(self, caller: Caller, token: str) -> WorkloadClaims:
         if caller.kind is CallerKind.SESSION and caller.user is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from agentkeep.identity.provider_documents import refuse_unsafe_url
+from agentkeep.identity.provider_documents import parse_addresses, refuse_unsafe_url
 
 __all__ = ["IdentitySettings"]
 
@@ -36,6 +36,15 @@ class IdentitySettings(BaseSettings):
         50, ge=1, le=1000, description="How many credential providers there may be of each kind: API keys, OAuth2."
     )
 
+    consent_life: float = Field(
+        600, ge=60, le=3600, description="How long a user has for consenting to what an agent asks another service for."
+    )
+    grant_life: float = Field(
+        90 * 86_400,
+        ge=3600,
+        description="How long a user's consent is kept that no agent makes use of, unless it ends by itself before.",
+    )
+
     # JSON Web Tokens and where their keys come from.
     clock_skew: float = Field(60, ge=0, le=300, description="Tolerance for exp, nbf and iat.")
     token_limit: int = Field(16_384, ge=1024, le=131_072, description="Longer user tokens are refused unread.")
@@ -47,13 +56,25 @@ class IdentitySettings(BaseSettings):
     provider_retry: float = Field(
         10, ge=0, description="Least time between two fetches from one provider, whatever key ids tokens name."
     )
-    provider_timeout: float = Field(5, gt=0, description="For each document of a provider.")
+    provider_timeout: float = Field(5, gt=0, description="For each document and token of a provider.")
+    provider_addresses: str = Field(
+        "",
+        description="Where providers are reached that go by another address in here than to their users: pairs of "
+        "beginnings of URLs, `http://localhost:8180=http://keycloak:8080`, separated by commas. What is sent there is "
+        "as safe as the network in between.",
+    )
     provider_document_limit: int = Field(262_144, ge=1024, description="Larger documents of a provider are refused.")
 
     # The development issuer.
     development_token_life: float = Field(
         3600, ge=60, le=86_400, description="How long the development issuer's tokens live."
     )
+
+    @field_validator("provider_addresses")
+    @classmethod
+    def _pairs(cls, text: str) -> str:
+        parse_addresses(text)
+        return text
 
     @field_validator("trusted_issuers")
     @classmethod

@@ -31,11 +31,13 @@ logger = logging.getLogger(__name__)
 class WorkloadClaims:
     """What a workload access token proves.
 
-    `user` is None for a workload alone; its `issuer` is None where an operator named the user. `user_token` is the JWT
-    the user was proved with, for exchanging it on the user's behalf; `repr` hides it.
+    `incarnation` tells the workload's identity from an earlier one of its name. `user` is None for a workload alone;
+    its `issuer` is None where an operator named the user. `user_token` is the JWT the user was proved with, for
+    exchanging it on the user's behalf; `repr` hides it.
     """
 
     workload: str
+    incarnation: str
     user: User | None
     expires: datetime
     user_token: str | None = None
@@ -94,7 +96,7 @@ class WorkloadAccessTokens:
         if expires <= self._clock.now():
             raise UnauthorizedException("The workload access token has expired; get another")
         user = User(*document["user"]) if document["user"] else None
-        claims = WorkloadClaims(document["workload"], user, expires, document["user_token"])
+        claims = WorkloadClaims(document["workload"], document["incarnation"], user, expires, document["user_token"])
         if caller.kind is not CallerKind.OPERATOR and (
             caller.session is None or caller.session.runtime_id != claims.workload or caller.user != claims.user
         ):

@@ -1,0 +1,141 @@
+"""Grants: the tokens that authorization servers gave for an agent, or for an agent and its user, in the token vault."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import orjson
+
+from agentkeep.core.call import User
+from agentkeep.core.clock import Clock, epoch_ms, from_epoch_ms
+from agentkeep.identity.token_vault import VAULT, TokenVault
+from agentkeep.storage.interface import Delete, KeyValueStore, Put, Write, partition
+
+__all__ = ["GrantKey", "Grants", "TokenSet"]
+
+logger = logging.getLogger(__name__)
+
+#: A token is renewed when this much of its life is left: enough for the call that it is for, a fifth of short lives.
+_SPARE: Final = timedelta(seconds=60)
+_SPARE_SHARE: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSet:
+    """What a token endpoint gave. `expires` is None where it did not say. `repr` hides the tokens."""
+
+    access_token: str
+    issued: datetime
+    expires: datetime | None = None
+    refresh_token: str | None = None
+
+    def fresh(self, now: datetime) -> bool:
+        """Whether the access token can be handed out."""
+        if self.expires is None:
+            return True
+        return now < self.expires - min(_SPARE, (self.expires - self.issued) / _SPARE_SHARE)
+
+    def dump(self) -> str:
+        return orjson.dumps(
+            {
+                "access_token": self.access_token,
+                "issued": epoch_ms(self.issued),
+                "expires": self.expires and epoch_ms(self.expires),
+                "refresh_token": self.refresh_token,
+            }
+        ).decode()
+
+    @classmethod
+    def load(cls, text: str) -> TokenSet:
+        document = orjson.loads(text)
+        expires = document["expires"]
+        return cls(
+            document["access_token"],
+            from_epoch_ms(document["issued"]),
+            None if expires is None else from_epoch_ms(expires),
+            document["refresh_token"],
+        )
+
+    def __repr__(self) -> str:
+        return f"TokenSet(expires={self.expires})"
+
+
+@dataclass(frozen=True, slots=True)
+class GrantKey:
+    """Whose a grant is. `revision`: of the provider's configuration; what was granted under another is not used.
+    `digest` says workload identity, user, scopes and what else tells one grant from another."""
+
+    provider: str
+    revision: str
+    digest: str
+
+    @classmethod
+    def of(
+        cls,
+        provider: str,
+        revision: str,
+        workload: tuple[str, str],
+        user: User | None,
+        scopes: Sequence[str],
+        others: Mapping[str, object],
+    ) -> GrantKey:
+        """`workload`: its name and incarnation. The order of scopes means nothing (RFC 6749, 3.3)."""
+        document = {
+            "workload": workload,
+            "user": user and [user.id, user.issuer],
+            "scopes": sorted(set(scopes)),
+            "others": dict(others),
+        }
+        digest = hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return cls(provider, revision, digest)
+
+    @property
+    def name(self) -> str:
+        return f"grants/{self.provider}/{self.revision}/{self.digest}"
+
+
+class Grants:
+    """`unused`: how long a grant is kept that nobody asks for and that does not end by itself."""
+
+    def __init__(self, store: KeyValueStore, vault: TokenVault, clock: Clock, unused: timedelta) -> None:
+        self._store = store
+        self._vault = vault
+        self._clock = clock
+        self._unused = unused
+
+    async def get(self, key: GrantKey) -> TokenSet | None:
+        envelope = await self._store.get(_partition(key.provider, key.revision), key.digest)
+        if envelope is None:
+            return None
+        text = self._vault.open(envelope, key.name)
+        if text is None:
+            logger.error(
+                "a grant of credential provider %s does not open: sealed with another master key", key.provider
+            )
+            return None
+        return TokenSet.load(text)
+
+    def put(self, key: GrantKey, tokens: TokenSet) -> Write:
+        ends = self._clock.now() + self._unused
+        if tokens.refresh_token is None and tokens.expires is not None:
+            ends = min(ends, tokens.expires)
+        envelope = self._vault.seal(tokens.dump(), key.name)
+        return Put(_partition(key.provider, key.revision), key.digest, envelope, expires_ms=epoch_ms(ends))
+
+    async def keep(self, key: GrantKey, tokens: TokenSet) -> None:
+        await self._store.transact([self.put(key, tokens)])
+
+    async def drop(self, key: GrantKey) -> None:
+        await self._store.transact([Delete(_partition(key.provider, key.revision), key.digest)])
+
+    async def drop_all(self, provider: str, revision: str) -> None:
+        await self._store.delete_partition(_partition(provider, revision))
+
+
+def _partition(provider: str, revision: str) -> str:
+    return partition("identity", "token-vaults", VAULT, "grants", provider, revision)
