@@ -11,7 +11,7 @@ ARG PIP_TRUSTED_HOST
 ARG PIP_FIND_LINKS
 ARG PIP_NO_INDEX
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv --copies /opt/agentkeep
+RUN python -m venv /opt/agentkeep
 COPY requirements/embedded.txt /build/requirements.txt
 RUN /opt/agentkeep/bin/pip install --require-hashes -r /build/requirements.txt
 COPY pyproject.toml README.md LICENSE /build/agentkeep/
