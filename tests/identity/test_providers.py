@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from agentkeep.core.errors import ServiceUnavailableException, UnauthorizedException
+from agentkeep.core.errors import ProviderError, ServiceUnavailableException, UnauthorizedException
 from agentkeep.identity.operations import IdentityPlane
+from agentkeep.identity.provider_documents import DocumentFetcher, parse_addresses
 from agentkeep.identity.settings import IdentitySettings
 
 
@@ -227,3 +229,23 @@ async def test_closing_ends_what_is_under_way(make_plane: Any, provider: Any) ->
     with pytest.raises(ServiceUnavailableException):
         await waiting
     provider.delay = 0
+
+
+async def test_a_provider_may_be_reached_by_another_address(provider: Any) -> None:
+    """As from inside a network, where users' address for it leads elsewhere."""
+    addresses = parse_addresses(f"http://localhost:9/realm={provider.url}, https://id.example=http://127.0.0.1:9")
+    fetcher = DocumentFetcher(2, 100_000, addresses)
+    found = await fetcher.fetch("http://localhost:9/realm/.well-known/openid-configuration")
+    assert json.loads(found)["issuer"] == provider.url
+    for url in ("http://localhost:9/realmx/keys", "https://id.example/keys"):
+        with pytest.raises(ProviderError):
+            await fetcher.fetch(url)
+    with pytest.raises(ProviderError, match="must be https"):
+        await fetcher.fetch("http://provider.example/keys")
+    await fetcher.close()
+
+
+@pytest.mark.parametrize("text", ["x", "http://a", "http://a=b", "ftp://a=http://b", "http://a?x=http://b"])
+def test_addresses_that_cannot_be_meant_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="PROVIDER_ADDRESSES|provider_addresses|two URLs"):
+        IdentitySettings(provider_addresses=text)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from agentkeep.core.call import SessionRef
+from agentkeep.distributed.readiness import Check
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.runtime.artifacts import FolderArtifactStore
@@ -91,8 +92,20 @@ async def compose(service: Service) -> Composed:
 def _driver(service: Service, settings: RuntimeSettings) -> Driver:
     process = ProcessDriver(service.data / "driver", clock=service.clock) if settings.process else None
     docker = DockerDriver(service.data / "docker", clock=service.clock) if settings.docker else None
+    if docker is not None:
+        service.checks["isolation of sessions"] = _isolated(docker)
     if process is not None and docker is not None:
         return DriverByArtifact(process, docker)
     found = process or docker
     assert found is not None, "settings leave one"
     return found
+
+
+def _isolated(driver: DockerDriver) -> Check:
+    """It takes up what it is asked for the first time, in the background: the answer may be a later question's."""
+
+    async def check() -> bool:
+        await driver.ready()
+        return True
+
+    return check

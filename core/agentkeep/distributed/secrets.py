@@ -6,7 +6,7 @@
            identity/master.key         what all other keys and tokens are derived from or sealed with
            observability/otlp-token    the Collector's bearer token; the same as collector/otlp-token
            valkey/valkey.conf          `requirepass ...`, and the password alone in valkey/password
-           keycloak/admin-password
+           keycloak/admin-password, and those of the development realm's users
 
 Files are 0600 and their container's user's own. Nothing that is there is ever replaced, but services.jwks grows.
 """
@@ -42,6 +42,10 @@ IMAGE_USERS: Final[Mapping[str, int]] = {
     "collector": 10_001,
     **dict.fromkeys(PLANES, 10_001),
 }
+
+
+#: Of the realm for development, infra/compose/realm.json.
+DEVELOPMENT_USERS: Final = ("alice", "bob")
 
 
 class SecretsMissing(AgentkeepError):
@@ -132,7 +136,8 @@ class _Maker:
         self._keep("valkey", "valkey.conf", lambda: b"requirepass " + password + b"\n")
         token = self._keep("observability", _OTLP_TOKEN, _random)
         self._keep("collector", _OTLP_TOKEN, lambda: token)
-        self._keep("keycloak", "admin-password", _random)
+        for user in ("admin", *DEVELOPMENT_USERS):
+            self._keep("keycloak", f"{user}-password", _random)
         public: list[dict[str, Any]] = []
         for plane in PLANES:
             self._keep(plane, _STORE_PASSWORD, lambda: password)

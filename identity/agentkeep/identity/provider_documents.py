@@ -120,7 +120,9 @@ class DocumentFetcher:
         try:
             async with (
                 asyncio.timeout(self._timeout),
-                self._client.request(method, self._reached(url), data=body, headers=headers, allow_redirects=False) as response,
+                self._client.request(
+                    method, self._reached(url), data=body, headers=headers, allow_redirects=False
+                ) as response,
             ):
                 document = bytearray()
                 async for piece in response.content.iter_any():

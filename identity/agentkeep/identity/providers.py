@@ -7,7 +7,13 @@ import logging
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import ProviderError, ServiceUnavailableException
-from agentkeep.identity.provider_documents import DocumentFetcher, ProviderKeys, parse_addresses, parse_issuer, parse_keys
+from agentkeep.identity.provider_documents import (
+    DocumentFetcher,
+    ProviderKeys,
+    parse_addresses,
+    parse_issuer,
+    parse_keys,
+)
 from agentkeep.identity.settings import IdentitySettings
 
 __all__ = ["OpenIdProvider", "OpenIdProviders"]

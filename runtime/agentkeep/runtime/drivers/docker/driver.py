@@ -61,14 +61,22 @@ class DockerDriver:
         self._ending: set[asyncio.Task[None]] = set()
         self._ready: asyncio.Task[str] | None = None
         self._closed = False
+        self._problem = ""  # as it was last told
 
     async def probe(self) -> Sequence[Finding]:
         return await probe(self._engine, self._get_ready, self._settings)
 
     async def ready(self) -> None:
         """Whether a session could start now. Raises SandboxUnavailable, EngineError."""
-        await self._get_ready()
-        await self._isolation.ensure()
+        try:
+            await self._get_ready()
+            await self._isolation.ensure()
+        except DriverError as error:
+            if str(error) != self._problem:
+                logger.error("no session can start: %s", error)
+            self._problem = str(error)
+            raise
+        self._problem = ""
 
     async def prepare(self, version: VersionSpec) -> None:
         await self._get_ready()
