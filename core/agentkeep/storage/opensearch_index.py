@@ -1,0 +1,158 @@
+"""An index of OpenSearch, made when it is first used, and what the stores ask of one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from agentkeep.core.errors import StoreUnavailable
+from agentkeep.storage.opensearch import OpenSearchClient, OpenSearchRefusal
+
+__all__ = ["WINDOW", "OpenSearchIndex"]
+
+#: The most documents that one answer holds, by OpenSearch's default.
+WINDOW: Final = 10_000
+#: How often a deletion is done again where others write meanwhile; seconds that it may take.
+_ATTEMPTS, _DELETION_TIME = 3, 300
+
+Found = Mapping[str, Any]
+
+
+class OpenSearchIndex:
+    """`name` is an alias, of the index `NAME-1` unless an operator moved it: so a missing index is never made up by
+    a write. `definition`: its settings and mappings. `check` runs before the first use; what it raises, that use does.
+
+    Answers that are not whole raise StoreUnavailable, as all failures do.
+    """
+
+    def __init__(
+        self,
+        client: OpenSearchClient,
+        name: str,
+        definition: Mapping[str, Any],
+        *,
+        shards: int = 1,
+        check: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.name = name
+        self._client = client
+        self._definition = definition
+        self._shards = shards
+        self._check = check
+        self._prepared = False
+        self._preparing = asyncio.Lock()
+
+    async def search(self, body: Mapping[str, Any], routing: str | None = None) -> Found:
+        await self._prepare()
+        return _whole(await self._client.request("POST", f"/{self.name}/_search", body, routing=routing))
+
+    async def hits(self, body: Mapping[str, Any], routing: str | None = None) -> list[Found]:
+        answer = await self.search({"track_total_hits": False, **body}, routing)
+        hits: list[Found] = answer["hits"]["hits"]
+        return hits
+
+    async def several_hits(self, bodies: Iterable[Mapping[str, Any]], routing: str | None = None) -> list[list[Found]]:
+        """Of several searches in one request."""
+        await self._prepare()
+        header = {"index": self.name} if routing is None else {"index": self.name, "routing": routing}
+        lines = [line for body in bodies for line in (header, {"track_total_hits": False, **body})]
+        answers = (await self._client.lines("/_msearch", lines))["responses"]
+        return [_whole(answer)["hits"]["hits"] for answer in answers]
+
+    async def read(self, names: Sequence[str], routing: str | None = None) -> dict[str, Found]:
+        """Those that are there, as they are now, searchable yet or not."""
+        if not names:
+            return {}
+        await self._prepare()
+        place = {} if routing is None else {"routing": routing}
+        wanted = {"docs": [{"_id": name, **place} for name in names]}
+        answer = await self._client.request("POST", f"/{self.name}/_mget", wanted)
+        if failed := next((each["error"] for each in answer["docs"] if "error" in each), None):
+            raise StoreUnavailable(f"OpenSearch cannot read: {failed.get('type')}")
+        return {each["_id"]: each for each in answer["docs"] if each.get("found")}
+
+    async def bulk(self, lines: Iterable[Mapping[str, Any]], routing: str | None = None) -> None:
+        """Durable, and seen by every search, when it returns. Raises OpenSearchRefusal with the first failure, where
+        the rest may have been done."""
+        await self._prepare()
+        answer = await self._client.lines(
+            f"/{self.name}/_bulk", lines, routing=routing, refresh=True, require_alias=True
+        )
+        if not answer["errors"]:
+            return
+        for item in answer["items"]:
+            [outcome] = item.values()
+            if "error" in outcome:
+                raise OpenSearchRefusal(outcome["status"], outcome["error"]["type"])
+
+    async def delete(self, query: Mapping[str, Any], routing: str | None = None) -> int:
+        """All that meets the query; returns how many. The files are rid of it soon after."""
+        await self._prepare()
+        path, deleted = f"/{self.name}/_delete_by_query", 0
+        for _ in range(_ATTEMPTS):
+            answer = await self._client.request(
+                *("POST", path, {"query": query}),
+                routing=routing,
+                refresh=True,
+                conflicts="proceed",
+                request_timeout=_DELETION_TIME,
+            )
+            deleted += answer["deleted"]
+            if answer["failures"]:
+                raise StoreUnavailable("OpenSearch could not delete all there was to delete: try again")
+            if not answer["version_conflicts"]:  # else somebody writes meanwhile
+                break
+        if deleted:
+            # Until segments are merged, what was deleted is still in the files.
+            await self._client.request(
+                "POST", f"/{self.name}/_forcemerge", only_expunge_deletes=True, wait_for_completion=False
+            )
+        return deleted
+
+    async def mapping(self) -> Mapping[str, Any]:
+        """Not to be asked for before the index is there: for `check`."""
+        [index] = (await self._client.request("GET", f"/{self.name}/_mapping")).values()
+        mapping: Mapping[str, Any] = index["mappings"]
+        return mapping
+
+    async def extend(self, change: Mapping[str, Any]) -> None:
+        """The mapping. For `check`."""
+        await self._client.request("PUT", f"/{self.name}/_mapping", change)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _prepare(self) -> None:
+        if self._prepared:
+            return
+        async with self._preparing:
+            if not self._prepared:
+                await self._make()
+                if self._check is not None:
+                    await self._check()
+                self._prepared = True
+
+    async def _make(self) -> None:
+        try:
+            await self._client.request("GET", f"/_alias/{self.name}")
+            return
+        except OpenSearchRefusal as error:
+            if error.status != 404:
+                raise
+        settings = {**self._definition["settings"], "index.number_of_shards": self._shards}
+        body = {**self._definition, "settings": settings, "aliases": {self.name: {"is_write_index": True}}}
+        try:
+            await self._client.request("PUT", f"/{self.name}-1", body)
+        except OpenSearchRefusal as error:
+            if error.kind != "resource_already_exists_exception":  # another process was first
+                raise
+
+
+def _whole(answer: Any) -> Found:
+    if "error" in answer:
+        raise OpenSearchRefusal(answer.get("status", 500), answer["error"].get("type", "error"))
+    if answer["timed_out"] or answer["_shards"]["failed"]:
+        raise StoreUnavailable("OpenSearch could search a part only")
+    found: Found = answer
+    return found
