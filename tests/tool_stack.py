@@ -26,12 +26,9 @@ from agentkeep.core.clock import SystemClock
 from agentkeep.core.errors import AccessDeniedException
 from agentkeep.core.identifiers import LOWER_ALPHANUMERIC, Deployment, resource_id, suffix
 from agentkeep.gateway.control import layout
-from agentkeep.gateway.control.resources import StoredResources
-from agentkeep.gateway.policy.decisions import PolicyDecisions
 from agentkeep.gateway.records import GatewayRecord, PolicyEngineRecord, PolicyRecord, RateLimitRecord, TargetRecord
 from agentkeep.gateway.settings import GatewaySettings
-from agentkeep.gateway.targets.arguments import ArgumentSchemas
-from agentkeep.gateway.tools import Callers, ToolGateway, targets
+from agentkeep.gateway.tools import Callers, ToolGateway
 from agentkeep.identity.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, DevelopmentIssuer, discovery_url
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
@@ -84,7 +81,6 @@ class KnownSessions:
 class Replica:
     server: Server
     tools: ToolGateway
-    calls: Any
     listeners: list[asyncio.Server] = field(default_factory=list)
 
     @property
@@ -211,30 +207,24 @@ async def tool_stack(
         issuer = DevelopmentIssuer(issuer_url, identity.keys, store, master_key, CLOCK, IdentitySettings())
         sessions = KnownSessions()
         authenticator = Authenticator(identity.keys)
-        schemas = ArgumentSchemas()
-        lister = targets(settings, identity.outbound, schemas)
         served = []
         for number in range(replicas):
-            resources = StoredResources(store)
-            tools = ToolGateway(
-                store, resources, PolicyDecisions(resources, CLOCK),
-                Callers(authenticator, identity.authorizers, sessions), lister, schemas, settings, DEPLOYMENT, CLOCK,
-                public_url=f"http://127.0.0.1:{port}",
-            )  # fmt: skip
+            tools = ToolGateway(store, identity.outbound, settings, DEPLOYMENT, CLOCK)
             await tools.start()
             exit.push_async_callback(tools.close)
-            mounts = [*tools.mounts, Mount("/oidc", issuer.app, Access.PUBLIC)]
+            callers = Callers(authenticator, identity.authorizers, sessions)
+            mounts = [*tools.mounts(callers, f"http://127.0.0.1:{port}"), Mount("/oidc", issuer.app, Access.PUBLIC)]
             application = Application(Router(), Switch(SelfBackend([identity])), authenticator, mounts)
             server = Server(Front(application), port=port if number == 0 else 0)
             await server.start()
             exit.push_async_callback(server.front.close)
             exit.push_async_callback(server.stop, 0)
-            replica = Replica(server, tools, None)
+            replica = Replica(server, tools)
             exit.callback(lambda replica=replica: [one.close() for one in replica.listeners])
             served.append(replica)
         issued = await identity.keys.issue_operator_key("operator")
         operator = Credentials(issued.id, issued.secret)
-        yield ToolStack(store, identity, issuer, sessions, lister, operator, served, http)
+        yield ToolStack(store, identity, issuer, sessions, served[0].tools.lister, operator, served, http)
 
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:

@@ -6,12 +6,19 @@ from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
-from agentkeep.service.ports.catalogue import BUDGET, USAGE
+from agentkeep.gateway.tools import Callers, ToolGateway
+from agentkeep.service.authentication import Authenticator
+from agentkeep.service.ports.catalogue import BUDGET, OUTBOUND_CREDENTIALS, SESSION_USERS, USAGE
 
 __all__ = ["compose"]
 
 
 async def compose(service: Service) -> Composed:
-    plane = gateway_plane(load(GatewaySettings), service.port(USAGE), service.port(BUDGET), service.clock)
+    settings = load(GatewaySettings)
+    keys = service.keys()
+    tools = ToolGateway(service.store, service.port(OUTBOUND_CREDENTIALS), settings, service.deployment, service.clock)
+    service.on_exit(tools.close)
+    plane = gateway_plane(settings, service.port(USAGE), service.port(BUDGET), service.clock)
     service.on_exit(plane.close)
-    return Composed(plane, service.keys())
+    callers = Callers(Authenticator(keys, service.clock), service.authorizers(), service.port(SESSION_USERS))
+    return Composed(plane, keys, mounts=tools.mounts(callers, service.settings.public_url), start=tools.start)

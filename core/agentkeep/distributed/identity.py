@@ -10,7 +10,7 @@ from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.service.mounts import Access, Mount
-from agentkeep.service.ports.catalogue import AUTHORIZERS, KEYS, WORKLOAD_TOKENS
+from agentkeep.service.ports.catalogue import AUTHORIZERS, KEYS, OUTBOUND_CREDENTIALS, WORKLOAD_TOKENS
 
 __all__ = ["compose"]
 
@@ -34,5 +34,10 @@ async def compose(service: Service) -> Composed:
         plane,
         keys,
         mounts=[Mount(CALLBACK_PATH, plane.oauth2_callback, Access.PUBLIC)],
-        ports={KEYS: keys, AUTHORIZERS: plane.authorizers, WORKLOAD_TOKENS: plane.workload_tokens},
+        ports={
+            KEYS: keys,
+            AUTHORIZERS: plane.authorizers,
+            WORKLOAD_TOKENS: plane.workload_tokens,
+            OUTBOUND_CREDENTIALS: plane.outbound,
+        },
     )

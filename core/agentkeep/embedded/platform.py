@@ -35,6 +35,7 @@ from agentkeep.embedded.settings import EmbeddedSettings
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
+from agentkeep.gateway.tools import Callers, ToolGateway
 from agentkeep.identity.issuer import DevelopmentIssuer, discovery_url
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.oauth2_providers import CALLBACK_PATH
@@ -73,6 +74,7 @@ logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 ISSUER_PATH = "/oidc"
+LOOPBACK = ("127.0.0.0/8", "::1/128", "localhost")
 OPERATOR = "operator"
 
 
@@ -138,7 +140,13 @@ class EmbeddedPlatform:
         spans = SqliteSpanStore(self.data_dir / "spans.db", observed.span_limits, clock)
         on_exit(spans.close)
         budgets = SessionBudgets(store, clock, default=observed.session_token_budget or None)
-        gateway = gateway_plane(GatewaySettings(), usage, budgets, clock)
+        gateway_settings = GatewaySettings()
+        if "allowed_target_hosts" not in gateway_settings.model_fields_set:
+            # Whoever makes targets here is at this machine, and so are the tools he tries.
+            gateway_settings = gateway_settings.model_copy(update={"allowed_target_hosts": LOOPBACK})
+        tools = ToolGateway(store, identity.outbound, gateway_settings, self.deployment, clock)
+        on_exit(tools.close)
+        gateway = gateway_plane(gateway_settings, usage, budgets, clock)
         on_exit(gateway.close)
         memory_settings = MemorySettings()
         embedder = MiniLmEmbedder() if memory_settings.embedding == "minilm" else None
@@ -193,6 +201,9 @@ class EmbeddedPlatform:
                 Mount("/usage", UsageApp(usage, budgets), Access.OPERATOR),
                 Mount(CREDENTIALS_PATH, runtime.credentials_app, Access.SESSION),
                 Mount("/v1", otlp, Access.SESSION),
+                *tools.mounts(
+                    Callers(authenticator, identity.authorizers, runtime.session_users), runtime_settings.public_url
+                ),
             ],
             bearers=runtime.bearers,
             missing=lambda: _missing(store),
@@ -205,6 +216,7 @@ class EmbeddedPlatform:
         on_exit(runtime.stop)
         await runtime.start()
         await memory.start()
+        await tools.start()
         operator = await identity.keys.operator_key(OPERATOR)
         self.operator = OperatorCredentials(operator.id, operator.secret)
         server = Server(front, HOST, self.port)

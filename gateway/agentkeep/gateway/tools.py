@@ -12,12 +12,13 @@ from agentkeep.gateway.audit.app import AuditApp
 from agentkeep.gateway.audit.trail import AuditTrail
 from agentkeep.gateway.catalogue.app import CatalogueApp
 from agentkeep.gateway.catalogue.entries import Catalogue
+from agentkeep.gateway.control.resources import StoredResources
 from agentkeep.gateway.limits.rate_limits import RateLimits
-from agentkeep.gateway.mcp.calls import Policies, ToolCalls
+from agentkeep.gateway.mcp.calls import ToolCalls
 from agentkeep.gateway.mcp.endpoint import PLACE, GatewayEndpoint
 from agentkeep.gateway.mcp.inbound import InboundAuthentication
 from agentkeep.gateway.mcp.server import McpServer
-from agentkeep.gateway.records import Resources
+from agentkeep.gateway.policy.decisions import PolicyDecisions
 from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.gateway.targets.addresses import AllowedAddresses
 from agentkeep.gateway.targets.arguments import ArgumentSchemas
@@ -29,7 +30,7 @@ from agentkeep.service.mounts import Access, Mount
 from agentkeep.storage.counters import CounterStore
 from agentkeep.storage.interface import KeyValueStore
 
-__all__ = ["Callers", "ToolGateway", "targets"]
+__all__ = ["Callers", "ToolGateway"]
 
 
 class Store(KeyValueStore, CounterStore, Protocol):
@@ -45,45 +46,58 @@ class Callers:
     session_users: SessionUsers
 
 
-def targets(settings: GatewaySettings, credentials: OutboundCredentials, schemas: ArgumentSchemas) -> Targets:
-    """Raises ValueError where the settings name no network or host."""
-    wire = TargetWire(AllowedAddresses(settings.allowed_target_hosts), most_bytes=settings.response_bytes)
-    return Targets(wire, TargetCredentials(credentials), schemas, listing_seconds=settings.listing_seconds)
-
-
 class ToolGateway:
-    """`mounts`: where its applications belong. `start`, then `close`."""
+    """`resources`, `policies` and `lister` are what the control plane shares with the data path. `mounts`: where the
+    applications belong. `start`, then `close`. Raises ValueError where the settings contradict themselves."""
 
     def __init__(
         self,
         store: Store,
-        resources: Resources,
-        policies: Policies,
-        callers: Callers,
-        targets: Targets,
-        schemas: ArgumentSchemas,
+        credentials: OutboundCredentials,
         settings: GatewaySettings,
         deployment: Deployment,
         clock: Clock,
-        *,
-        public_url: str,
     ) -> None:
-        catalogue = Catalogue(store, settings)
-        trail = AuditTrail(store, days=settings.audit_days, most_bytes=settings.audit_bytes)
-        calls = ToolCalls(resources, policies, schemas, RateLimits(store), trail, catalogue, targets, clock)
-        self._server = McpServer(calls, most_bytes=settings.request_bytes)
+        schemas = ArgumentSchemas()
+        wire = TargetWire(AllowedAddresses(settings.allowed_target_hosts), most_bytes=settings.response_bytes)
+        self.resources = StoredResources(store)
+        self.policies = PolicyDecisions(self.resources, clock)
+        self.lister = Targets(wire, TargetCredentials(credentials), schemas, listing_seconds=settings.listing_seconds)
+        self._settings = settings
+        self._deployment = deployment
+        self._catalogue = Catalogue(store, settings)
+        self._trail = AuditTrail(store, days=settings.audit_days, most_bytes=settings.audit_bytes)
+        self._server = McpServer(
+            ToolCalls(
+                self.resources,
+                self.policies,
+                schemas,
+                RateLimits(store),
+                self._trail,
+                self._catalogue,
+                self.lister,
+                clock,
+            ),
+            most_bytes=settings.request_bytes,
+        )
+
+    def mounts(self, callers: Callers, public_url: str) -> list[Mount]:
         authentication = InboundAuthentication(
-            resources, callers.authenticator, callers.authorizers, callers.session_users, deployment
+            self.resources, callers.authenticator, callers.authorizers, callers.session_users, self._deployment
         )
         endpoint = GatewayEndpoint(
-            self._server, authentication, resources, public_url=public_url, most_bytes=settings.request_bytes
+            self._server,
+            authentication,
+            self.resources,
+            public_url=public_url,
+            most_bytes=self._settings.request_bytes,
         )
-        self.mounts = (
+        return [
             Mount("", endpoint, Access.PUBLIC, place=PLACE),
             Mount("", endpoint, Access.SESSION, place=PLACE),
-            Mount("/catalogue", CatalogueApp(catalogue, resources), Access.OPERATOR),
-            Mount("/audit", AuditApp(trail), Access.OPERATOR),
-        )
+            Mount("/catalogue", CatalogueApp(self._catalogue, self.resources), Access.OPERATOR),
+            Mount("/audit", AuditApp(self._trail), Access.OPERATOR),
+        ]
 
     async def start(self) -> None:
         await self._server.start()
