@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 __all__ = [
+    "MCP_VERSIONS",
     "GatewayRecord",
     "PolicyEngineRecord",
     "PolicyRecord",
@@ -20,6 +21,9 @@ __all__ = [
     "Tool",
     "ToolLister",
 ]
+
+#: The versions of the MCP protocol that gateways speak.
+MCP_VERSIONS: Final = ("2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class PolicyEngineRecord:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRecord:
-    """`statement` is Cedar. `enforcement`: ACTIVE or LOG_ONLY. Only those whose status is ACTIVE count."""
+    """`statement` is Cedar: the last one that passed its checks. `enforcement`: ACTIVE or LOG_ONLY."""
 
     engine_id: str
     id: str
@@ -110,6 +114,12 @@ class PolicyRecord:
     created_at: datetime
     updated_at: datetime
     document: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> bool:
+        """Whether decisions look at it: one whose update failed still decides as before, one that never passed its
+        checks does not."""
+        return self.status in ("ACTIVE", "UPDATE_FAILED")
 
 
 class Resources(Protocol):

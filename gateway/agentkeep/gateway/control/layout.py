@@ -95,6 +95,10 @@ class Revision:
 
     sort: str
 
+    @property
+    def partition(self) -> str:
+        return _REVISIONS
+
     async def read(self, store: KeyValueStore) -> bytes | None:
         return await store.get(_REVISIONS, self.sort)
 

@@ -54,7 +54,7 @@ class PreparedPolicies:
         self.empty = True
         """Whether nothing is enforced: every call is denied, whatever is observed."""
         for record in policies:
-            if record.status != "ACTIVE":
+            if not record.counts:
                 continue
             one = _Counted(record.id, record.enforcement == _ENFORCED, parse(record.statement))
             self.empty = self.empty and not one.enforced
