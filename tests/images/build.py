@@ -23,8 +23,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 RECIPES = Path(__file__).parent
 sys.path.insert(0, str(RECIPES.parent))
 
@@ -51,8 +49,7 @@ LABEL = "agentkeep.recipe"
 
 def public_images() -> list[str]:
     """References of the images that are not ours, in the order in which they are named."""
-    compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
-    named = [service["image"] for service in compose["services"].values() if "image" in service]
+    named = re.findall(r"^ +image: (\S+)$", (REPOSITORY / "docker-compose.yml").read_text(), re.M)
     dockerfile = REPOSITORY / "Dockerfile"
     if dockerfile.exists():
         stages = re.findall(r"^FROM\s+(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?", dockerfile.read_text(), re.M | re.I)
