@@ -26,6 +26,8 @@ PLANES = {
     "MemoryPlane": "agentkeep.memory.operations",
     "IdentityPlane": "agentkeep.identity.operations",
     "GatewayPlane": "agentkeep.gateway.operations",
+    "GatewayControl": "agentkeep.gateway.control.operations",
+    "PolicyControl": "agentkeep.gateway.control.policy_operations",
     "ObservabilityPlane": "agentkeep.observability.operations",
 }
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
+from agentkeep.gateway.control.plane import gateway_control
 from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.gateway.tools import Callers, ToolGateway
 from agentkeep.service.authentication import Authenticator
-from agentkeep.service.ports.catalogue import BUDGET, OUTBOUND_CREDENTIALS, SESSION_USERS, USAGE
+from agentkeep.service.ports.catalogue import BUDGET, OUTBOUND_CREDENTIALS, SESSION_USERS, USAGE, WORKLOAD_TOKENS
 
 __all__ = ["compose"]
 
@@ -20,5 +21,15 @@ async def compose(service: Service) -> Composed:
     service.on_exit(tools.close)
     plane = gateway_plane(settings, service.port(USAGE), service.port(BUDGET), service.clock)
     service.on_exit(plane.close)
-    callers = Callers(Authenticator(keys, service.clock), service.authorizers(), service.port(SESSION_USERS))
-    return Composed(plane, keys, mounts=tools.mounts(callers, service.settings.public_url), start=tools.start)
+    authorizers, public_url = service.authorizers(), service.settings.public_url
+    control = gateway_control(
+        service.store,
+        service.deployment,
+        service.clock,
+        tools.lister,
+        authorizers,
+        service.port(WORKLOAD_TOKENS),
+        public_url,
+    )
+    callers = Callers(Authenticator(keys, service.clock), authorizers, service.port(SESSION_USERS))
+    return Composed(plane, keys, mounts=tools.mounts(callers, public_url), start=tools.start, others=control)

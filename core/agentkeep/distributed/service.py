@@ -51,7 +51,8 @@ class Composed:
     """A plane (None: it has no operations), and what of it is served where.
 
     `keys`: who calls. `routes` are made with the authenticator. `around`: what clients and sessions meet before the
-    application. `start` and `stop` frame the plane's own life, `stop` after the answers under way have ended.
+    application. `others`: further operations of the same plane. `start` and `stop` frame the plane's own life, `stop`
+    after the answers under way have ended.
     """
 
     plane: Plane | None
@@ -63,6 +64,7 @@ class Composed:
     bearers: Bearers | None = None
     routes: Callable[[Authenticator], Sequence[DirectRoute]] = lambda _: ()
     around: Callable[[App], App] = lambda application: application
+    others: Sequence[Plane] = ()
     start: Callable[[], Awaitable[None]] = _nothing
     stop: Callable[[], Awaitable[None]] = _nothing
 
@@ -160,7 +162,7 @@ class Service:
         application = composed.around(
             Application(
                 self.router,
-                Switch(SelfBackend([composed.plane] if composed.plane is not None else [])),
+                Switch(SelfBackend([plane for plane in (composed.plane, *composed.others) if plane is not None])),
                 authenticator,
                 composed.mounts,
                 composed.bearers,

@@ -33,6 +33,7 @@ from agentkeep.core.identifiers import Deployment
 from agentkeep.embedded.data_folder import secure
 from agentkeep.embedded.settings import EmbeddedSettings
 from agentkeep.embedded.valkey import EmbeddedValkey
+from agentkeep.gateway.control.plane import gateway_control
 from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.gateway.tools import Callers, ToolGateway
@@ -146,6 +147,15 @@ class EmbeddedPlatform:
             gateway_settings = gateway_settings.model_copy(update={"allowed_target_hosts": LOOPBACK})
         tools = ToolGateway(store, identity.outbound, gateway_settings, self.deployment, clock)
         on_exit(tools.close)
+        control = gateway_control(
+            store,
+            self.deployment,
+            clock,
+            tools.lister,
+            identity.authorizers,
+            identity.workload_tokens,
+            runtime_settings.public_url,
+        )
         gateway = gateway_plane(gateway_settings, usage, budgets, clock)
         on_exit(gateway.close)
         memory_settings = MemorySettings()
@@ -190,7 +200,7 @@ class EmbeddedPlatform:
         self._exit.callback(otlp.close)
         application = Application(
             Router(),
-            Switch(SelfBackend([runtime, gateway, memory, identity])),
+            Switch(SelfBackend([runtime, gateway, *control, memory, identity])),
             authenticator,
             mounts=[
                 Mount(ISSUER_PATH, issuer.app, Access.PUBLIC),

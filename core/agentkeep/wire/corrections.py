@@ -29,6 +29,10 @@ CORRECTIONS: Final[Mapping[tuple[str, str], Correction]] = {
     ("bedrock-agentcore-control", "RuntimeContainerUri"): Correction(
         {"pattern": r"\S+"}, "An agent's image may come from any registry, not only from Amazon ECR."
     ),
+    ("bedrock-agentcore-control", "McpServerTargetConfigurationEndpointString"): Correction(
+        {"pattern": r"https?://.+", "max": 2048},
+        "An MCP server inside one's own network may be called without TLS, where the operator allows its address.",
+    ),
     ("bedrock-agentcore-control", "TaggableResourcesArn"): Correction(
         {"pattern": r"arn:(?:[^:]+)?:bedrock-agentcore:[a-z0-9-]+:[0-9]{12}:([a-z0-9-]+/[^/]+)(?:/[a-z0-9-]+/[^/]+)*"},
         "OAuth2 credential providers are created with tags, and the model's pattern keeps out the digit in their ARNs.",

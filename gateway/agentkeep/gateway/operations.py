@@ -18,7 +18,7 @@ class GatewayPlane:
     """
 
     name = "gateway"
-    arn_kinds = frozenset({"gateway"})
+    arn_kinds: frozenset[str] = frozenset()
 
     def __init__(self, models: ModelCalls) -> None:
         self._models = models
