@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agentkeep.core.errors import ServiceError
+from agentkeep.runtime.tracing import InvocationSpan
 from agentkeep.runtime.turn import InvocationRequest
 
 
@@ -213,6 +214,9 @@ class LoopbackTurn:
     path: str = "/invocations"
     ended: int = 0
 
+    def __post_init__(self) -> None:
+        self.span = InvocationSpan("InvokeAgentRuntime", self.request.request_id, self.request.headers, {}, {})
+
     @property
     def environment_id(self) -> str:
         return f"loopback-{self.session_id}"
@@ -236,7 +240,7 @@ class LoopbackTurn:
         self.sessions.connections.append(connection)
         return connection
 
-    def end(self) -> None:
+    def end(self, error: ServiceError | None = None, proved: bool = True) -> None:
         self.ended += 1
 
 

@@ -202,6 +202,28 @@ async def test_who_may_stop(platform: Any, provider: Any) -> None:
 # What reaches the agent.
 
 
+@pytest.mark.parametrize(
+    ("sent", "trace_id"),
+    [
+        ({}, None),
+        ({"traceparent": "00-abc", "tracestate": "vendor=1"}, None),
+        ({"traceparent": f"00-{'0' * 32}-{'cd' * 8}-01"}, None),
+        ({"traceparent": f"00-{'AB' * 16}-{'cd' * 8}-01"}, None),
+        ({"x-amzn-trace-id": f"Root=1-{'5' * 8}-{'6' * 24};Parent={'7' * 16};Sampled=1"}, "5" * 8 + "6" * 24),
+        ({"x-amzn-trace-id": f"Root=1-{'5' * 8}-{'6' * 24}"}, None),
+    ],
+)
+async def test_a_trace_begins_where_the_caller_has_none(
+    platform: Any, sent: dict[str, str], trace_id: str | None
+) -> None:
+    """OBS-1: the agent always has a span of the platform's to be a child of."""
+    turn = await platform.begin(await platform.create(), _id(), headers=sent)
+    headers = _headers(turn)
+    _, begun, _, _ = headers["traceparent"].split("-")
+    assert begun == trace_id if trace_id is not None else begun not in str(sent)
+    assert "tracestate" not in headers
+
+
 async def test_headers(platform: Any) -> None:
     runtime_id = await platform.create(
         requestHeaderConfiguration={
@@ -225,7 +247,8 @@ async def test_headers(platform: Any) -> None:
         "x-amzn-bedrock-agentcore-runtime-session-id": "forged",
         "x-amz-bedrock-agentcore-identity-wat": "forged",
         "workloadaccesstoken": "forged",
-        "traceparent": "00-abc",
+        "traceparent": f"00-{'ab' * 16}-{'cd' * 8}-00",
+        "tracestate": "vendor=1",
         "x-amzn-trace-id": "Root=1",
         "mcp-session-id": "m1",
         "baggage": "a=b,session.id=forged",
@@ -235,13 +258,17 @@ async def test_headers(platform: Any) -> None:
     token = headers.pop("workloadaccesstoken")
     assert headers.pop("x-amz-bedrock-agentcore-identity-wat") == token != "forged"
     assert headers.pop("x-amzn-bedrock-agentcore-runtime-request-id")
+    # OBS-1: the caller's trace goes on, in a span of the platform's own; sampled, whatever the caller says.
+    version, trace_id, span_id, flags = headers.pop("traceparent").split("-")
+    assert (version, trace_id, flags) == ("00", "ab" * 16, "01")
+    assert span_id != "cd" * 8
     assert headers == {
         "content-type": "text/plain",
         "accept": "text/event-stream",
         "x-amzn-bedrock-agentcore-runtime-session-id": session_id,
         "x-tenant": "blue",
         "x-amzn-bedrock-agentcore-runtime-custom-color": "green",
-        "traceparent": "00-abc",
+        "tracestate": "vendor=1",
         "x-amzn-trace-id": "Root=1",
         "mcp-session-id": "m1",
         "baggage": f"a=b,session.id={session_id}",

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from botocore import xform_name
 
 from agentkeep.backend.backend import Document
+from agentkeep.backend.tracing import operation_step
 from agentkeep.core.call import Call, CallerKind, allowed_callers
 from agentkeep.core.errors import (
     AccessDeniedException,
@@ -41,14 +42,12 @@ class SelfBackend:
         self._found: dict[str, tuple[tuple[Plane, Method, frozenset[CallerKind]], ...]] = {}
 
     async def invoke(self, call: Call, request: Mapping[str, Any]) -> Document:
-        _, method, allowed = self._find(call, request)
-        if call.caller.kind not in allowed:
-            raise AccessDeniedException(
-                f"{call.caller.principal} is not authorized to perform {call.operation}: "
-                f"it is not open to {call.caller.kind} callers"
-            )
-        answer: Document = await method(call, request)
-        return answer
+        plane, method, allowed = self._find(call, request)
+        session = call.caller.session
+        if session is None:
+            return await _invoke(method, allowed, call, request)
+        with operation_step(plane.name, call, session, request):
+            return await _invoke(method, allowed, call, request)
 
     def _find(self, call: Call, request: Mapping[str, Any]) -> tuple[Plane, Method, frozenset[CallerKind]]:
         found = self._found.get(call.operation)
@@ -70,3 +69,13 @@ class SelfBackend:
             if arn is not None and arn.kind in candidate[0].arn_kinds:
                 return candidate
         raise ResourceNotFoundException(f"No resource with ARN {request.get('resourceArn')!r}")
+
+
+async def _invoke(method: Method, allowed: frozenset[CallerKind], call: Call, request: Mapping[str, Any]) -> Document:
+    if call.caller.kind not in allowed:
+        raise AccessDeniedException(
+            f"{call.caller.principal} is not authorized to perform {call.operation}: "
+            f"it is not open to {call.caller.kind} callers"
+        )
+    answer: Document = await method(call, request)
+    return answer

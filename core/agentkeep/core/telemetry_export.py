@@ -15,6 +15,9 @@ from opentelemetry.distro import OpenTelemetryConfigurator
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider, sampling
 
+from agentkeep.core.telemetry_content import capture_settings
+from agentkeep.core.telemetry_settings import TelemetrySettings
+
 __all__ = ["Telemetry", "start"]
 
 logger = logging.getLogger(__name__)
@@ -38,12 +41,15 @@ class Telemetry:
         _relay.to = None
 
 
-def start(service_name: str, processor: SpanProcessor | None = None) -> Telemetry:
+def start(
+    service_name: str, processor: SpanProcessor | None = None, settings: TelemetrySettings | None = None
+) -> Telemetry:
     """Spans of the whole process go to `processor`; without one, over OTLP to where OTEL_* says. Stop it at the end.
 
     Every span is taken, sampled by the caller or not: a caller must not be able to act unseen. OpenTelemetry knows one
     tracer provider in a process's life, so a second start in the same process goes on with the first one's.
     """
+    capture_settings(settings or TelemetrySettings())
     _relay.to = processor
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider):

@@ -1,4 +1,4 @@
-"""OTLP over HTTP, as agents send it: spans are kept, under the session they came from.
+"""OTLP over HTTP: an agent's spans are kept under the session they came from, the platform's under the one they name.
 
 Source: the OpenTelemetry protocol specification 1.x, OTLP/HTTP (protobuf and JSON, gzip). Logs and metrics are not kept
 yet: they are answered with the protocol's partial success, which says so and fails no agent.
@@ -33,7 +33,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import StoreUnavailable
 from agentkeep.observability.settings import ObservabilitySettings
-from agentkeep.observability.spans import Span, SpanStore
+from agentkeep.observability.spans import Origin, Span, SpanStore, owner
 from agentkeep.service.asgi import ClientLeft, Receive, Scope, Send, header, pieces, respond
 
 __all__ = ["OtlpApp"]
@@ -46,6 +46,7 @@ Result = TypeVar("Result")
 
 #: Of one session's requests being read at one time. Exporters send one after the other.
 MAX_AT_ONCE = 4
+MAX_AT_ONCE_TRUSTED = 64
 #: JSON takes a hundred times its size while it is read, and the interpreter for itself: less of it is taken, bytes.
 MAX_JSON = 2 << 20
 #: Nesting of JSON and of attribute values beyond this is refused.
@@ -60,14 +61,21 @@ class _Refused(Exception):
 
 class OtlpApp:
     """An ASGI application for session listeners: `scope["agentkeep.session"]` is the session whose listener accepted
-    the connection, and what is sent counts as that session's."""
+    the connection, and what is sent counts as that session's.
 
-    def __init__(self, spans: SpanStore, settings: ObservabilitySettings | None = None) -> None:
+    `trusted`: for the platform's own services instead, and a Collector between. A span belongs to the session that its
+    attributes name (`session.id` and `aws.agent.id`), or to none. It checks no sender: mount it behind what does.
+    """
+
+    def __init__(
+        self, spans: SpanStore, settings: ObservabilitySettings | None = None, *, trusted: bool = False
+    ) -> None:
         self._spans = spans
+        self._trusted = trusted
         self._settings = settings or ObservabilitySettings()
         # One thread of its own: what agents send to be read keeps nothing else of the platform waiting.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="otlp")
-        self._reading: Counter[SessionRef] = Counter()
+        self._reading: Counter[SessionRef | None] = Counter()
 
     def close(self) -> None:
         self._reader.shutdown(wait=False, cancel_futures=True)
@@ -101,11 +109,11 @@ class OtlpApp:
             raise _Refused(405, "OTLP is sent by POST")
         if content_type not in (PROTOBUF, JSON):
             raise _Refused(415, "OTLP comes as application/x-protobuf or application/json")
-        session = scope.get("agentkeep.session")
-        if not isinstance(session, SessionRef):
+        session: SessionRef | None = None if self._trusted else scope.get("agentkeep.session")
+        if session is None and not self._trusted:
             raise _Refused(403, "OTLP is taken from a session, through its session endpoint")
-        if self._reading[session] >= MAX_AT_ONCE:
-            raise _Refused(429, "the session has as many requests being read as it may; send one after the other")
+        if self._reading[session] >= (MAX_AT_ONCE if session is not None else MAX_AT_ONCE_TRUSTED):
+            raise _Refused(429, "as many requests of this sender are being read as may be; send one after the other")
         self._reading[session] += 1
         try:
             data = await self._body(receive)
@@ -128,12 +136,17 @@ class OtlpApp:
                 raise _Refused(413, f"more than {self._settings.body_bytes} bytes: send smaller batches")
         return bytes(data)
 
-    async def _take(self, session: SessionRef, request: Message) -> Message:
+    async def _take(self, session: SessionRef | None, request: Message) -> Message:
         match request:
             case ExportTraceServiceRequest():
-                spans = await self._read(lambda: list(_spans(request)))
+                origin = Origin.PLATFORM if self._trusted else Origin.AGENT
+                spans = await self._read(lambda: list(_spans(request, origin)))
+                by_owner = _by_owner(spans) if self._trusted else {session: spans}
                 traces = ExportTraceServiceResponse()
-                if rejected := await self._spans.add(session, spans):
+                rejected = 0
+                for owned, theirs in by_owner.items():
+                    rejected += await self._spans.add(owned, theirs)
+                if rejected:
                     traces.partial_success.rejected_spans = rejected
                     traces.partial_success.error_message = "the session has as many spans as are kept of one"
                 return traces
@@ -206,15 +219,22 @@ def _ids_in_base64(value: Any, depth: int = 0) -> Any:
     }
 
 
-def _spans(request: ExportTraceServiceRequest) -> Iterator[Span]:
+def _by_owner(spans: Iterable[Span]) -> dict[SessionRef | None, list[Span]]:
+    found: dict[SessionRef | None, list[Span]] = {}
+    for span in spans:
+        found.setdefault(owner(span), []).append(span)
+    return found
+
+
+def _spans(request: ExportTraceServiceRequest, origin: Origin) -> Iterator[Span]:
     for resource_spans in request.resource_spans:
         resource = _attributes(resource_spans.resource.attributes)
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
-                yield _span(span, scope_spans.scope.name, resource)
+                yield _span(span, scope_spans.scope.name, resource, origin)
 
 
-def _span(span: WireSpan, scope: str, resource: dict[str, Any]) -> Span:
+def _span(span: WireSpan, scope: str, resource: dict[str, Any], origin: Origin) -> Span:
     return Span(
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
@@ -233,6 +253,7 @@ def _span(span: WireSpan, scope: str, resource: dict[str, Any]) -> Span:
             for event in span.events
         ],
         resource=resource,
+        origin=origin,
     )
 
 

@@ -13,8 +13,9 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from agentkeep.core.call import SessionRef
+from agentkeep.core.telemetry import RUNTIME_ID, SESSION_ID
 
-__all__ = ["Origin", "Span", "SpanLimits", "SpanStore"]
+__all__ = ["Origin", "Span", "SpanLimits", "SpanStore", "owner"]
 
 
 class Origin(StrEnum):
@@ -57,6 +58,14 @@ class SpanLimits:
 
     def of(self, origin: Origin) -> int:
         return self.of_agent if origin is Origin.AGENT else self.of_platform
+
+
+def owner(span: Span) -> SessionRef | None:
+    """Whose span it says it is. To be believed of the platform's own services only."""
+    session_id, runtime_id = span.attributes.get(SESSION_ID), span.attributes.get(RUNTIME_ID)
+    if isinstance(session_id, str) and isinstance(runtime_id, str) and session_id and runtime_id:
+        return SessionRef(runtime_id, session_id)
+    return None
 
 
 class SpanStore(Protocol):

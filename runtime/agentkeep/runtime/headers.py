@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import quote
 
@@ -53,11 +53,9 @@ _MODELLED: Final = (
     "mcp-method",
     "mcp-name",
     "x-amzn-trace-id",
-    "traceparent",
-    "tracestate",
 )
 #: Allow-listed or not, these have their place already.
-_PLACED: Final = frozenset({*_MODELLED, "baggage", "authorization"})
+_PLACED: Final = frozenset({*_MODELLED, "traceparent", "tracestate", "baggage", "authorization"})
 _VALUE_LIMIT: Final = 4096
 _SESSION_IN_BAGGAGE: Final = re.compile(r"(?:^|,)\s*session\.id\s*=")
 
@@ -82,14 +80,16 @@ def agent_headers(
     workload_token: str | None,
     callback_url: str | None,
     bearer: str | None,
+    trace: Iterable[tuple[bytes, bytes]],
 ) -> list[tuple[bytes, bytes]]:
     """The head of the agent's request but Host and framing. `sent` and `forwarded` have lower-case names; `bearer` is
-    the token that passed the runtime's authorizer."""
+    the token that passed the runtime's authorizer, `trace` says of which span the agent's own are children."""
     headers = [
         (b"content-type", sent.get("content-type", "application/json").encode("latin-1")),
         (SESSION_HEADER.encode(), session_id.encode("latin-1")),
         (REQUEST_HEADER.encode(), request_id.encode("latin-1")),
         (b"baggage", _baggage(sent.get("baggage"), session_id).encode("latin-1")),
+        *trace,
     ]
     for name in _MODELLED:
         value = sent.get(name)

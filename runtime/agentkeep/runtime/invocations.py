@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qs, quote
+
+from opentelemetry.util.types import AttributeValue
 
 from agentkeep.core.call import Caller, CallerKind, Idempotency, SessionRef, User
 from agentkeep.core.clock import Clock
@@ -16,9 +19,11 @@ from agentkeep.core.errors import (
     FieldError,
     ResourceNotFoundException,
     RuntimeClientError,
+    ServiceError,
     UnauthorizedException,
 )
 from agentkeep.core.ports import WorkloadTokens
+from agentkeep.core.telemetry import RUNTIME_ID, owned_by
 from agentkeep.runtime.authorization import Authorization, not_accepted
 from agentkeep.runtime.drivers.driver import Connection
 from agentkeep.runtime.headers import agent_headers
@@ -29,6 +34,7 @@ from agentkeep.runtime.session_table import in_progress, other_user
 from agentkeep.runtime.sessions import Sessions
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.targets import Target, Targets
+from agentkeep.runtime.tracing import InvocationSpan, about_session, refused_invocation, session_owner
 from agentkeep.runtime.turn import InvocationRequest
 
 __all__ = ["RuntimeBearers", "RuntimeInvocations", "SessionTurn"]
@@ -44,9 +50,16 @@ _USER_ID_LIMIT: Final = 1024
 class SessionTurn:
     """A `Turn` of a session in this process."""
 
-    __slots__ = ("_clock", "_ended", "_session", "_timeout", "environment_id", "headers", "path")
+    __slots__ = ("_clock", "_ended", "_session", "_timeout", "environment_id", "headers", "path", "span")
 
-    def __init__(self, session: Session, headers: Sequence[tuple[bytes, bytes]], clock: Clock, timeout: float) -> None:
+    def __init__(
+        self,
+        session: Session,
+        headers: Sequence[tuple[bytes, bytes]],
+        span: InvocationSpan,
+        clock: Clock,
+        timeout: float,
+    ) -> None:
         assert session.environment is not None
         assert session.prepared is not None
         self._session = session
@@ -56,6 +69,7 @@ class SessionTurn:
         self.environment_id = session.environment.id
         self.path = session.prepared.settings.path
         self.headers = headers
+        self.span = span
 
     @property
     def session_id(self) -> str:
@@ -72,10 +86,11 @@ class SessionTurn:
                 f"The agent does not accept connections. Its output: agentkeep logs {self.session_id}"
             ) from None
 
-    def end(self) -> None:
+    def end(self, error: ServiceError | None = None, proved: bool = True) -> None:
         if not self._ended:
             self._ended = True
             self._session.end_turn(self._clock.monotonic())
+            self.span.end(error, proved)
 
 
 class RuntimeInvocations:
@@ -121,10 +136,28 @@ class RuntimeInvocations:
         return self._turn(session, request)
 
     async def begin(self, request: InvocationRequest) -> SessionTurn:
+        begun_ns = time.time_ns()
+        owner: dict[str, AttributeValue] = {}
+        try:
+            return await self._begin(request, owner)
+        except ServiceError as error:
+            refused_invocation(_action(request), request.request_id, begun_ns, request.headers, error, owner)
+            raise
+
+    async def _begin(self, request: InvocationRequest, owner: dict[str, AttributeValue]) -> SessionTurn:
+        """Notes in `owner` whose trace the attempt is on, once that is known."""
         target = await self._target(request)
+        owner[RUNTIME_ID] = target.runtime_id
         user = await self._user(target, request)
         ref = SessionRef(target.runtime_id, _session_id(request.session_id))
-        session = await self._sessions.open(target.version, target.endpoint, ref, user)
+        mine = owned_by(ref, user.id if user is not None else None)
+        try:
+            session = await self._sessions.open(target.version, target.endpoint, ref, user)
+        except ServiceError as error:
+            if not isinstance(error, AccessDeniedException):  # another user's: not on that user's trace
+                owner.update(mine)
+            raise
+        owner.update(mine)
         try:
             if user is not None and not self._token_is_fresh(session, request.bearer):
                 token = await self._workload_tokens.issue(target.runtime_id, user, request.bearer)
@@ -167,6 +200,9 @@ class RuntimeInvocations:
     def _turn(self, session: Session, request: InvocationRequest) -> SessionTurn:
         assert session.prepared is not None
         sent = request.headers
+        span = InvocationSpan(
+            _action(request), request.request_id, sent, session_owner(session), about_session(session)
+        )
         headers = agent_headers(
             sent,
             session.prepared.settings.forwarded_headers,
@@ -175,8 +211,9 @@ class RuntimeInvocations:
             session.workload_token[1] if session.user is not None and session.workload_token else None,
             sent.get(CALLBACK_HEADER, self._settings.oauth2_callback_url),
             request.bearer,
+            span.headers,
         )
-        return SessionTurn(session, headers, self._clock, self._settings.connect_timeout)
+        return SessionTurn(session, headers, span, self._clock, self._settings.connect_timeout)
 
     # StopRuntimeSession.
 

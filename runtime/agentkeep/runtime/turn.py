@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from agentkeep.core.call import Caller
+from agentkeep.core.errors import ServiceError
 from agentkeep.runtime.drivers.driver import Connection
+from agentkeep.runtime.tracing import InvocationSpan
 
 __all__ = ["InvocationRequest", "Invocations", "Turn"]
 
@@ -60,8 +62,14 @@ class Turn(Protocol):
         when the environment has just ended: nothing was sent, and another turn gets a new one."""
         ...
 
-    def end(self) -> None:
-        """Exactly once, when the answer is complete or given up."""
+    @property
+    def span(self) -> InvocationSpan:
+        """Told what is sent and what comes back, for the session's trace."""
+        ...
+
+    def end(self, error: ServiceError | None = None, proved: bool = True) -> None:
+        """Exactly once, when the answer is complete, or with the `error` for which there is none. `proved`: the request
+        was whole, and its caller who he said."""
         ...
 
 

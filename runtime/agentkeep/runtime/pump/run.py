@@ -135,6 +135,7 @@ class Run:
 
     def feed(self, data: bytes) -> None:
         if self._agent is not None:
+            self._note(data)
             self.deadline = self._pump.now + self._pump.limits.first_byte
             self._agent.write(b"%x\r\n%b\r\n" % (len(data), data) if self._length is None else data, False)
         elif self.state is RunState.WAITING:
@@ -266,6 +267,7 @@ class Run:
         out = invocation_head(turn)
         if isinstance(body, bytes):
             self._body = None
+            turn.span.sent(body)
             out += (b"content-length: %d\r\n\r\n" % len(body), body)
             agent.request(self, b"".join(out), True)
             return
@@ -281,10 +283,15 @@ class Run:
         if self._ended:
             self._finish_body()
 
+    def _note(self, data: bytes) -> None:
+        if self._turn is not None:
+            self._turn.span.sent(data)
+
     async def _send_spooled(self, body: Spool) -> None:
         try:
             with body:
                 while self._agent is not None and (piece := body.read()):
+                    self._note(piece)
                     self.deadline = self._pump.now + self._pump.limits.first_byte
                     self._agent.write(piece, body.exhausted)
                     await self._agent.drained()
@@ -299,6 +306,7 @@ class Run:
             self._fail(agent_refused(status))
             return
         assert self._turn is not None
+        self._turn.span.answered(status)
         out, length = answer_fields(self._turn.session_id, fields)
         self.state = RunState.ANSWERING
         self._head = (status, out, length)
@@ -306,6 +314,8 @@ class Run:
             self._client.answer_started(status, out, length)
 
     def on_answer_data(self, data: bytes) -> None:
+        if self._turn is not None:
+            self._turn.span.received(data)
         if self._recorded is not None:
             self._record(data)
         if self._client is not None:
@@ -385,4 +395,4 @@ class Run:
     def _end_turn(self) -> None:
         turn, self._turn = self._turn, None
         if turn is not None:
-            turn.end()
+            turn.end(self._error, self._ended)

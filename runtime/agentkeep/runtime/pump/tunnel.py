@@ -107,6 +107,7 @@ class Tunnel(Exchange):
     def agreed(self, fields: list[tuple[bytes, bytes]], rest: bytes) -> None:
         """The agent took the upgrade."""
         assert self._turn is not None
+        self._turn.span.answered(101)
         head = upgrade_answer(self.request_id, self._turn.session_id, fields)
         self.started = True
         self.deadline = self._pump.now + self._pump.limits.tunnel
@@ -166,13 +167,13 @@ class Tunnel(Exchange):
     # Endings.
 
     def _fail(self, error: ServiceError) -> None:
-        self._over()
+        self._over(error)
         if not self.response_complete:
             self.tunnelled = False
             status, fields, body = self._pump.error_answer(error)
             self.answer(status, fields, body)
 
-    def _over(self) -> None:
+    def _over(self, error: ServiceError | None = None) -> None:
         self.deadline = _NEVER
         self._pump.tunnels.discard(self)
         agent, self._agent = self._agent, None
@@ -180,7 +181,7 @@ class Tunnel(Exchange):
             agent.leave()
         turn, self._turn = self._turn, None
         if turn is not None:
-            turn.end()
+            turn.end(error)
 
 
 class _AgentEnd(asyncio.Protocol):
