@@ -7,7 +7,7 @@ import sys
 import typer
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from agentkeep.cli import agents, platform, users
+from agentkeep.cli import agents, catalogue, platform, users
 from agentkeep.cli.output import CommandError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ for command in (
     users.login,
 ):
     app.command()(command)
+app.add_typer(catalogue.app, name="catalogue")
 
 
 def main() -> None:

@@ -90,9 +90,11 @@ class GatewayEndpoint:
             await self._metadata(scope["method"], gateway_id, base, send)
             return
         session: SessionRef | None = scope.get("agentkeep.session")
+        request_id = new_request_id()
+        send = _naming(send, request_id)
         request = Proposed(
             gateway_id, scope["method"].encode(), scope["raw_path"], scope["query_string"], headers, session,
-            new_request_id(),
+            request_id,
         )  # fmt: skip
         try:
             claimed = await self._authentication.identify(request)
@@ -203,6 +205,17 @@ class GatewayEndpoint:
         finally:
             watching.cancel()
             handling.cancel()
+
+
+def _naming(send: Send, request_id: str) -> Send:
+    """Says in the answer under which id the request is in the audit trail."""
+
+    async def named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"x-amzn-requestid", request_id.encode())]}
+        await send(message)
+
+    return named
 
 
 def _too_deep(message: object) -> bool:
