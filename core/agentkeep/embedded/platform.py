@@ -2,7 +2,7 @@
 
 <data dir>/master.key   what all secrets are derived from or sealed with      (0600)
            valkey/      resources, events, sessions, keys, usage
-           spans.db     spans sent by agents
+           spans.db     traces
            records.db   long-term memory
            artifacts/   uploaded code
            runtime/     unpacked bundles, installed dependencies, logs
@@ -26,6 +26,7 @@ import uvloop
 
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
+from agentkeep.core import telemetry_export
 from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.errors import StoreUnavailable
@@ -47,6 +48,7 @@ from agentkeep.memory.settings import MemorySettings
 from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.otlp import OtlpApp
 from agentkeep.observability.settings import ObservabilitySettings
+from agentkeep.observability.span_queue import SpanQueue
 from agentkeep.observability.spans_sqlite import SqliteSpanStore
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.observability.usage_app import UsageApp
@@ -140,6 +142,9 @@ class EmbeddedPlatform:
         usage = KeyValueUsage(store, days=observed.usage_days)
         spans = SqliteSpanStore(self.data_dir / "spans.db", observed.span_limits, clock)
         on_exit(spans.close)
+        waiting_spans = SpanQueue(spans)
+        on_exit(waiting_spans.close)
+        on_exit(telemetry_export.start("agentkeep", waiting_spans).stop)
         budgets = SessionBudgets(store, clock, default=observed.session_token_budget or None)
         gateway_settings = GatewaySettings()
         if "allowed_target_hosts" not in gateway_settings.model_fields_set:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ from agentkeep.runtime.records import EndReason, SessionRecord, SessionState, Ve
 from agentkeep.runtime.session import Session
 from agentkeep.runtime.session_table import LeaseLost, SessionTable, in_progress, other_user
 from agentkeep.runtime.settings import RuntimeSettings
+from agentkeep.runtime.tracing import session_ended, session_started
 
 __all__ = ["Sessions", "VariablesOf"]
 
@@ -156,6 +158,7 @@ class Sessions:
             raise
         session.record = record
         session.claimed.set_result(record)
+        begun_ns = time.time_ns()
         try:
             async with asyncio.timeout(self._settings.start_timeout):
                 await self._start(session, version)
@@ -185,6 +188,7 @@ class Sessions:
             session.move(SessionState.READY)
             session.touch(self._clock.monotonic())
             session.ready.set_result(None)
+            session_started(session, begun_ns)
 
     async def _start(self, session: Session, version: Version) -> None:
         await self._parts.budgets.open(session.ref, session.endpoint)
@@ -235,6 +239,7 @@ class Sessions:
     def _start_failed(self, session: Session, reason: str) -> None:
         session.log.note(f"the agent did not start: {reason}")
         log.warning("session %s: the agent did not start: %s", session.ref.session_id, reason)
+        session_started(session, time.time_ns(), reason)
         session.fail_start(
             RuntimeClientError(
                 f"The agent did not start: {reason.splitlines()[0] if reason else 'no reason given'}. Its output: "
@@ -269,6 +274,7 @@ class Sessions:
         return session.ending
 
     async def _tear_down(self, session: Session, reason: EndReason) -> None:
+        begun_ns = time.time_ns()
         try:
             await self._stop_environment(session)
         except Exception:
@@ -283,6 +289,7 @@ class Sessions:
         self._forget(session)
         if session.state is not SessionState.STOPPED:
             session.move(SessionState.STOPPED)
+        session_ended(session, begun_ns)
         session.ended.set()
 
     async def _stop_environment(self, session: Session) -> None:
