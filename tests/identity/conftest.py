@@ -6,16 +6,18 @@ import asyncio
 import base64
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
 import pytest
 from aiohttp import web
+from consent_stand import ConsentStand
 from cryptography.hazmat.primitives import hashes, hmac, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from openid_provider import OpenIdServer, running_provider
 
 from agentkeep.core.call import Call, Caller, CallerKind, SessionRef, User
 from agentkeep.core.identifiers import Deployment
@@ -274,3 +276,20 @@ def session_of() -> Callable[..., Call]:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def openid() -> Iterator[OpenIdServer]:
+    """A certified OpenID provider; tests register clients of their own."""
+    with running_provider() as server:
+        yield server
+
+
+@pytest.fixture
+async def stand(make_plane: MakePlane, provider: Provider, free_tcp_port: int) -> AsyncIterator[ConsentStand]:
+    """The plane behind its front, where browsers and boto3 reach it."""
+    url = f"http://127.0.0.1:{free_tcp_port}"
+    stand = ConsentStand(url, make_plane(trusted_issuers=[provider.discovery_url], public_url=url))
+    await stand.start()
+    yield stand
+    await stand.stop()
