@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -22,7 +22,7 @@ from agentkeep.gateway.policy.language import ACTION, GATEWAY
 from agentkeep.gateway.policy.prepared import Applicable, PreparedPolicies
 from agentkeep.gateway.policy.principals import entity
 from agentkeep.gateway.policy.schema import SEPARATOR, action_groups
-from agentkeep.gateway.records import GatewayRecord, Resources, TargetRecord, Tool
+from agentkeep.gateway.records import GatewayRecord, Resources
 
 __all__ = ["Decision", "PolicyDecisions"]
 
@@ -71,8 +71,8 @@ class PolicyDecisions:
         self,
         gateway: GatewayRecord,
         caller: Caller,
-        target: TargetRecord,
-        tool: Tool,
+        target: str,
+        tool: str,
         arguments: Mapping[str, Any],
         now: datetime | None = None,
     ) -> Decision:
@@ -87,11 +87,14 @@ class PolicyDecisions:
         if engine.empty:
             return Decision(False, _NO_POLICIES, log_only=log_only)
         try:
-            applicable = engine.of(gateway.arn, target.name, tool.name)
-            request = self._request(principal, gateway, target.name, tool.name, applicable, now)
+            applicable = engine.of(gateway.arn, target, tool)
+            schema = await self._schema(gateway, target, tool) if applicable.uses_arguments else {}
+            if schema is None:
+                return Decision(False, f"The gateway has no tool {target}{SEPARATOR}{tool}.")
+            request = self._request(principal, gateway, target, tool, applicable, now)
             if applicable.uses_arguments:
-                request["context"]["input"] = values(arguments, tool.input_schema)
-            entities = self._entities_for(principal, target.name, tool.name)
+                request["context"]["input"] = values(arguments, schema)
+            entities = self._entities_for(principal, target, tool)
             allowed, reason, determining = _evaluate(request, applicable.enforced, entities)
             observed = None
             if applicable.observed is not None:
@@ -101,38 +104,32 @@ class PolicyDecisions:
             return Decision(False, f"The call cannot be judged by policy: {error}.", log_only=log_only)
         except Exception:
             # Whatever went wrong, and whoever made it go wrong: it must not become an answer of yes, or a crash.
-            logger.exception(
-                "a policy decision failed: gateway %s, target %s, tool %s", gateway.id, target.id, tool.name
-            )
+            logger.exception("a policy decision failed: gateway %s, tool %s%s%s", gateway.id, target, SEPARATOR, tool)
             return Decision(False, _FAILED)
 
-    async def visible(
-        self, gateway: GatewayRecord, caller: Caller, tools: Sequence[tuple[TargetRecord, Tool]]
-    ) -> list[tuple[TargetRecord, Tool]]:
-        """Those that the caller could call with some arguments, now. Raises StoreUnavailable."""
+    async def visible(self, gateway: GatewayRecord, caller: Caller, tools: Iterable[str]) -> set[str]:
+        """Of these tools (`target___tool`) those that the caller could call with some arguments, now. Raises
+        StoreUnavailable."""
         principal = entity(caller)
         engine = await self._engine(gateway)
         if principal is None or isinstance(engine, Decision):
-            return []
+            return set()
         if gateway.policy_mode == "LOG_ONLY":
-            return list(tools)
-        if engine.empty:
-            return []
-        return [
-            (target, tool)
-            for target, tool in tools
-            if self._possible(engine, gateway, principal, target.name, tool.name)
-        ]
+            return set(tools)
+        return set() if engine.empty else {name for name in tools if self._possible(engine, gateway, principal, name)}
 
     def _possible(
-        self, engine: PreparedPolicies, gateway: GatewayRecord, principal: Mapping[str, Any], target: str, tool: str
+        self, engine: PreparedPolicies, gateway: GatewayRecord, principal: Mapping[str, Any], name: str
     ) -> bool:
+        target, separator, tool = name.partition(SEPARATOR)
+        if not separator:
+            return False
         try:
             applicable = engine.of(gateway.arn, target, tool)
             request = self._request(principal, gateway, target, tool, applicable, None)
             return _evaluate(request, applicable.possible, self._entities_for(principal, target, tool))[0]
         except Exception:
-            logger.exception("a tool could not be judged and is not listed: gateway %s, tool %s", gateway.id, tool)
+            logger.exception("a tool could not be judged and is not listed: gateway %s, tool %s", gateway.id, name)
             return False
 
     async def _engine(self, gateway: GatewayRecord) -> PreparedPolicies | Decision:
@@ -155,6 +152,12 @@ class PolicyDecisions:
             self._prepared.clear()
         self._prepared[id] = (revision, engine)
         return engine
+
+    async def _schema(self, gateway: GatewayRecord, target: str, tool: str) -> Mapping[str, Any] | None:
+        for one in await self._resources.targets(gateway.id):
+            if one.name == target:
+                return next((known.input_schema for known in one.tools if known.name == tool), None)
+        return None
 
     def _request(
         self,
