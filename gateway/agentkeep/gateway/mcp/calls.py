@@ -11,16 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from mcp_types import CallToolResult
 from opentelemetry.trace import Span, SpanKind
 
-from agentkeep.core.call import Caller
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import StoreUnavailable
 from agentkeep.core.telemetry import step
@@ -30,50 +29,18 @@ from agentkeep.gateway.catalogue.entries import AuditLevel, Catalogue, Catalogue
 from agentkeep.gateway.limits.rate_limits import LimitReached, RateLimits
 from agentkeep.gateway.mcp.inbound import Inbound
 from agentkeep.gateway.mcp.refusals import limited, rate_limited, refusal, target_failure, unknown_tool
+from agentkeep.gateway.policy.decisions import Decision, PolicyDecisions
 from agentkeep.gateway.records import GatewayRecord, Resources, TargetRecord, Tool
 from agentkeep.gateway.targets.arguments import ArgumentSchemas
 from agentkeep.gateway.targets.errors import TargetError, TargetFailed, TargetRefused, TargetTimeout
 from agentkeep.gateway.targets.targets import Targets
 
-__all__ = ["Policies", "ToolCalls"]
+__all__ = ["ToolCalls"]
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_ATTRIBUTE = 8192
 _LONGEST_NAME = 256
-
-
-class Decided(Protocol):
-    """`agentkeep.gateway.policy.decisions.Decision`. `blocks`: whether the call must not be made; one that is not
-    allowed is made where the engine is attached to observe."""
-
-    @property
-    def allowed(self) -> bool: ...
-
-    @property
-    def blocks(self) -> bool: ...
-
-    @property
-    def reason(self) -> str: ...
-
-    @property
-    def determining(self) -> Sequence[str]: ...
-
-
-class Policies(Protocol):
-    """The gateway's policies (`agentkeep.gateway.policy.decisions.PolicyDecisions`)."""
-
-    async def decide(
-        self,
-        gateway: GatewayRecord,
-        caller: Caller,
-        target: str,
-        tool: str,
-        arguments: Mapping[str, Any],
-        now: datetime | None = None,
-    ) -> Decided: ...
-
-    async def visible(self, gateway: GatewayRecord, caller: Caller, tools: Iterable[str]) -> set[str]: ...
 
 
 @dataclass(slots=True)
@@ -88,7 +55,7 @@ class _Attempt:
     began: float
     span: Span
     entry: CatalogueEntry | None = None
-    decided: Decided | None = None
+    decided: Decision | None = None
     intent: Intent | None = None
 
     @property
@@ -100,7 +67,7 @@ class ToolCalls:
     def __init__(
         self,
         resources: Resources,
-        policies: Policies,
+        policies: PolicyDecisions,
         schemas: ArgumentSchemas,
         limits: RateLimits,
         trail: AuditTrail,
@@ -121,9 +88,9 @@ class ToolCalls:
     async def visible(self, inbound: Inbound) -> list[tuple[str, Tool]]:
         """The tools this caller may call in some way, by full name, in the targets' order. Raises StoreUnavailable."""
         targets = await self._resources.targets(inbound.gateway.id)
-        tools = {full_name(target.name, tool.name): tool for target in targets for tool in target.tools}
+        tools = [(target, tool) for target in targets for tool in target.tools]
         allowed = await self._policies.visible(inbound.gateway, inbound.caller, tools)
-        return [(name, tool) for name, tool in tools.items() if name in allowed]
+        return [(full_name(target.name, tool.name), tool) for target, tool in allowed]
 
     async def call(self, inbound: Inbound, name: str, arguments: Mapping[str, Any]) -> CallToolResult:
         """Raises MCPError for what AgentCore tells as an error of the protocol: an unknown tool, a rate limit."""
@@ -166,7 +133,7 @@ class ToolCalls:
         attempt.entry = await self._catalogue.entry(gateway.id, attempt.name, tool)
 
         decided = attempt.decided = await self._policies.decide(
-            gateway, caller, target.name, tool.name, attempt.arguments, attempt.at
+            gateway, caller, target, tool, attempt.arguments, attempt.at
         )
         _show_decision(attempt.span, decided)
         if decided.blocks:
@@ -288,7 +255,7 @@ class ToolCalls:
             await asyncio.wait(self._ending, timeout=5)
 
 
-def _show_decision(span: Span, decided: Decided) -> None:
+def _show_decision(span: Span, decided: Decision) -> None:
     span.set_attribute("aws.agentcore.policy.authorization_decision", "ALLOW" if decided.allowed else "DENY")
     span.set_attribute("aws.agentcore.policy.authorization_reason", decided.reason)
     span.set_attribute("aws.agentcore.policy.determining_policies", list(decided.determining))
