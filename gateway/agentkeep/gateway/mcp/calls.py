@@ -88,9 +88,9 @@ class ToolCalls:
     async def visible(self, inbound: Inbound) -> list[tuple[str, Tool]]:
         """The tools this caller may call in some way, by full name, in the targets' order. Raises StoreUnavailable."""
         targets = await self._resources.targets(inbound.gateway.id)
-        tools = [(target, tool) for target in targets for tool in target.tools]
+        tools = {full_name(target.name, tool.name): tool for target in targets for tool in target.tools}
         allowed = await self._policies.visible(inbound.gateway, inbound.caller, tools)
-        return [(full_name(target.name, tool.name), tool) for target, tool in allowed]
+        return [(name, tool) for name, tool in tools.items() if name in allowed]
 
     async def call(self, inbound: Inbound, name: str, arguments: Mapping[str, Any]) -> CallToolResult:
         """Raises MCPError for what AgentCore tells as an error of the protocol: an unknown tool, a rate limit."""
@@ -133,7 +133,7 @@ class ToolCalls:
         attempt.entry = await self._catalogue.entry(gateway.id, attempt.name, tool)
 
         decided = attempt.decided = await self._policies.decide(
-            gateway, caller, target, tool, attempt.arguments, attempt.at
+            gateway, caller, target.name, tool.name, attempt.arguments, attempt.at
         )
         _show_decision(attempt.span, decided)
         if decided.blocks:
