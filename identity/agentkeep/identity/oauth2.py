@@ -14,7 +14,7 @@ from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.oauth2_callback import Oauth2Callback
 from agentkeep.identity.oauth2_providers import Oauth2Providers
 from agentkeep.identity.oauth2_tokens import Oauth2Tokens
-from agentkeep.identity.provider_documents import DocumentFetcher
+from agentkeep.identity.provider_documents import DocumentFetcher, parse_addresses
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.identity.single_flight import LeasedFlight
 from agentkeep.identity.token_endpoint import TokenEndpoint
@@ -44,7 +44,9 @@ class Oauth2:
         settings: IdentitySettings,
         public_url: str,
     ) -> None:
-        self._fetcher = DocumentFetcher(settings.provider_timeout, settings.provider_document_limit)
+        self._fetcher = DocumentFetcher(
+            settings.provider_timeout, settings.provider_document_limit, parse_addresses(settings.provider_addresses)
+        )
         self._servers = AuthorizationServers(self._fetcher, clock, settings)
         self._flight = LeasedFlight(store, clock, _MOST_FETCHES * settings.provider_timeout)
         endpoint = TokenEndpoint(self._fetcher, clock)
