@@ -29,10 +29,13 @@ from agentkeep.core.errors import ServiceError
 __all__ = [
     "ERROR_MESSAGE",
     "ERROR_TYPE",
+    "MESSAGE_LIMIT",
     "RUNTIME_ID",
     "SESSION_ID",
+    "STATUS_CODE",
     "USER_ID",
     "Step",
+    "current_span",
     "owned_by",
     "parent_in",
     "record",
@@ -69,7 +72,7 @@ class Step(NonRecordingSpan):
         kind: SpanKind,
         parent: SpanContext | None,
     ) -> None:
-        self._parent = parent if parent is not None else _current()
+        self._parent = parent if parent is not None else current_span()
         super().__init__(span_context(self._parent))
         self._plane = plane
         self._name = name
@@ -206,7 +209,8 @@ def record(
     )
 
 
-def _current() -> SpanContext | None:
+def current_span() -> SpanContext | None:
+    """The step this is within."""
     context = trace.get_current_span().get_span_context()
     return context if context.is_valid else None
 

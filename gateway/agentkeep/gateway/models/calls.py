@@ -173,10 +173,12 @@ async def _accounted(meter: Meter, spending: Spending, model: str) -> AsyncItera
     all that was set aside for it stays spent. One that the provider refused used nothing."""
     try:
         yield
-    except (asyncio.CancelledError, ModelTimeoutException):
+    except (asyncio.CancelledError, ModelTimeoutException) as error:
+        meter.span.fail(error)
         await _to_its_end(meter.cut(model, None))
         raise
-    except ServiceError:
+    except ServiceError as error:
+        meter.span.failed(error)
         await _to_its_end(spending.settle(0))
         raise
 

@@ -14,6 +14,7 @@ from agentkeep.core.errors import AgentkeepError, ModelTimeoutException
 from agentkeep.core.ports import Usage, UsageRecord
 from agentkeep.gateway.models.provider import Answer, Document, Events, Request, TokenCounts
 from agentkeep.gateway.models.spending import Spending
+from agentkeep.gateway.models.tracing import ModelSpan
 
 __all__ = ["Meter", "MeteredEvents", "estimate"]
 
@@ -39,8 +40,10 @@ class Meter:
         self._provider = provider
         self._request = request
         self._began = clock.monotonic()
+        self.span = ModelSpan(call, provider, request)
 
     async def answered(self, answer: Answer) -> None:
+        self.span.answered(answer.document)
         if answer.tokens is not None:
             await self.counted(answer.model, answer.tokens)
             return
@@ -82,6 +85,7 @@ class Meter:
             request_id=self._call.request_id,
             estimated=estimated,
         )
+        self.span.used(record)
         try:
             await self._usage.record(record)
         except AgentkeepError:
@@ -112,11 +116,17 @@ class MeteredEvents:
             async with asyncio.timeout(self._gap_seconds):
                 event = await anext(self._events)
         except TimeoutError:
-            await self.aclose()
-            raise ModelTimeoutException(
+            silent = ModelTimeoutException(
                 f"The model sent nothing for {self._gap_seconds:g} s; its answer was cut off."
-            ) from None
-        except BaseException:
+            )
+            self._meter.span.fail(silent)
+            await self.aclose()
+            raise silent from None
+        except StopAsyncIteration:
+            await self.aclose()
+            raise
+        except BaseException as error:
+            self._meter.span.fail(error)
             await self.aclose()
             raise
         self._observe(event)
@@ -138,6 +148,7 @@ class MeteredEvents:
                 await self._meter.cut(self._events.model, self._produced)
 
     def _observe(self, event: Document) -> None:
+        self._meter.span.event(event)
         if metadata := event.get("metadata"):
             self._tokens = TokenCounts.of_usage(metadata["usage"])
         elif delta := event.get("contentBlockDelta"):
