@@ -4,6 +4,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from containers import container_engine, keycloak_url, opensearch_url, valkey_container_url  # noqa: F401 -- fixtures
 
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.storage.valkey import ValkeyKeyValueStore
