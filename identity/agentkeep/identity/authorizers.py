@@ -12,6 +12,7 @@ import orjson
 from agentkeep.core.call import User
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import AccessDeniedException, FieldError, UnauthorizedException, ValidationException
+from agentkeep.identity.claims import as_text
 from agentkeep.identity.jwt import JwtVerifier, VerifiedToken
 from agentkeep.identity.provider_documents import refuse_unsafe_url
 from agentkeep.identity.providers import OpenIdProvider, OpenIdProviders
@@ -120,7 +121,7 @@ class JwtAuthorizers:
         provider = self._providers.get(rules.discovery_url)
         verified = await self._verifier.verify(token, provider)
         rules.enforce(verified.claims)
-        user = User(verified.subject, verified.issuer)
+        user = User(verified.subject, verified.issuer, as_text(verified.claims))
         self._accepted[_digest(authorizer, token)] = _Accepted(user, verified, provider)
         if len(self._accepted) > self._most:
             del self._accepted[next(iter(self._accepted))]

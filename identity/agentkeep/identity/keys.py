@@ -79,7 +79,7 @@ class _Record:
                 "expires": self.expires_ms,
                 "session": self.session and [self.session.runtime_id, self.session.session_id],
                 "life": self.life,
-                "user": self.user and [self.user.id, self.user.issuer],
+                "user": self.user and [self.user.id, self.user.issuer, dict(self.user.claims)],
             }
         )
 

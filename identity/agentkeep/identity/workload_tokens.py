@@ -16,6 +16,7 @@ from agentkeep.core.errors import (
     UnauthorizedException,
     ValidationException,
 )
+from agentkeep.identity.claims import as_text, of_verified
 from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.sealing import Seal
 from agentkeep.identity.settings import IdentitySettings
@@ -72,7 +73,7 @@ class WorkloadAccessTokens:
         """Raises UnauthorizedException where the token cannot be verified."""
         identity = await self._mintable(caller, name)
         verified = await self._issuers.verify(user_token)
-        return self._make(identity, User(verified.subject, verified.issuer), user_token)
+        return self._make(identity, User(verified.subject, verified.issuer, as_text(verified.claims)), user_token)
 
     async def for_user_id(self, caller: Caller, name: str, user_id: str) -> str:
         """Only for callers who may speak for any user: operators."""
@@ -95,8 +96,12 @@ class WorkloadAccessTokens:
         expires = datetime.fromtimestamp(document["expires"] / 1000, UTC)
         if expires <= self._clock.now():
             raise UnauthorizedException("The workload access token has expired; get another")
-        user = User(*document["user"]) if document["user"] else None
-        claims = WorkloadClaims(document["workload"], document["incarnation"], user, expires, document["user_token"])
+        user_token = document["user_token"]
+        user = None
+        if document["user"]:
+            user_id, issuer = document["user"]
+            user = User(user_id, issuer, of_verified(user_token or ""))
+        claims = WorkloadClaims(document["workload"], document["incarnation"], user, expires, user_token)
         if caller.kind is not CallerKind.OPERATOR and (
             caller.session is None or caller.session.runtime_id != claims.workload or caller.user != claims.user
         ):

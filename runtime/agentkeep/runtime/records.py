@@ -154,7 +154,8 @@ class EndReason(StrEnum):
 @dataclass(frozen=True)
 class SessionRecord:
     """A session's lease. `owner` is the replica that runs it; `fence` grows with every environment, so that what an
-    earlier owner still writes is refused. `user_id` is who opened it, kept after the end."""
+    earlier owner still writes is refused. `user_id` is who opened it, kept after the end; `user_claims` are those of
+    the token it was opened with."""
 
     runtime_id: str
     session_id: str
@@ -169,6 +170,7 @@ class SessionRecord:
     updated_at: datetime
     environment_id: str | None = None
     end_reason: EndReason | None = None
+    user_claims: dict[str, str] = field(default_factory=dict)
 
     @property
     def ref(self) -> SessionRef:
@@ -176,7 +178,7 @@ class SessionRecord:
 
     @property
     def user(self) -> User | None:
-        return None if self.user_id is None else User(self.user_id, self.user_issuer)
+        return None if self.user_id is None else User(self.user_id, self.user_issuer, self.user_claims)
 
 
 R = TypeVar("R")

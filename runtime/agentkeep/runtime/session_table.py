@@ -95,6 +95,7 @@ class SessionTable:
             fence=fence,
             user_id=user.id if user else None,
             user_issuer=user.issuer if user else None,
+            user_claims=dict(user.claims) if user else {},
             version=version,
             endpoint=endpoint,
             created_at=now,

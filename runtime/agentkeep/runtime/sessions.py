@@ -120,6 +120,7 @@ class Sessions:
                 continue
             if session.user != user:
                 raise other_user(ref.session_id)
+            session.user = user  # the same; its claims are now those of its newest token
             await asyncio.shield(session.ready)
             if session.state is SessionState.READY:
                 session.begin_turn()
