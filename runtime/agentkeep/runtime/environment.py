@@ -83,9 +83,15 @@ def is_reserved(name: str) -> bool:
     return name in _RESERVED or name in _PLATFORM_NAMES or name.startswith(_RESERVED_PREFIXES)
 
 
-def session_environment(platform: Mapping[str, str], user: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a session. The platform's variables win."""
-    return {**_DEFAULTS, **user, **platform}
+def session_environment(platform: Mapping[str, str], user: Mapping[str, str], public_url: str) -> dict[str, str]:
+    """The whole environment of a session. The platform's variables win. A deployer's that is a URL of this platform
+    (a gateway's, say, as GetGateway tells it) leads to the same place by the one address a session has for it."""
+    return {**_DEFAULTS, **{name: _from_inside(value, public_url) for name, value in user.items()}, **platform}
+
+
+def _from_inside(value: str, public_url: str) -> str:
+    outside = public_url.rstrip("/")
+    return SESSION_ENDPOINT + value[len(outside) :] if value.startswith(f"{outside}/") else value
 
 
 _PLATFORM_NAMES: Final = frozenset(platform_variables(Deployment(), "", "-", "", observability=True))

@@ -118,7 +118,8 @@ class Parts:
         platform = platform_variables(
             self._deployment, settings.public_url, version.runtime_id, endpoint, settings.observability
         )
-        return session_environment(platform, version.settings.get("environmentVariables", {}))
+        variables = version.settings.get("environmentVariables", {})
+        return session_environment(platform, variables, settings.public_url)
 
     async def start(self) -> None:
         await self.recovery.recover()
