@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -13,8 +14,11 @@ __all__ = ["WINDOW", "OpenSearchIndex"]
 
 #: The most documents that one answer holds, by OpenSearch's default.
 WINDOW: Final = 10_000
-#: How often a deletion is done again where others write meanwhile; seconds that it may take.
-_ATTEMPTS, _DELETION_TIME = 3, 300
+#: How often a deletion is done again where others write meanwhile; seconds that one, or a merge, may take.
+_ATTEMPTS: Final = 3
+_LONG: Final = 300
+
+logger = logging.getLogger(__name__)
 
 Found = Mapping[str, Any]
 
@@ -42,15 +46,21 @@ class OpenSearchIndex:
         self._check = check
         self._prepared = False
         self._preparing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def search(self, body: Mapping[str, Any], routing: str | None = None) -> Found:
         await self._prepare()
-        return _whole(await self._client.request("POST", f"/{self.name}/_search", body, routing=routing))
+        return _whole(await self._request("POST", f"/{self.name}/_search", body, routing=routing))
 
     async def hits(self, body: Mapping[str, Any], routing: str | None = None) -> list[Found]:
         answer = await self.search({"track_total_hits": False, **body}, routing)
         hits: list[Found] = answer["hits"]["hits"]
         return hits
+
+    async def count(self, query: Mapping[str, Any], routing: str | None = None) -> int:
+        answer = await self.search({"query": query, "size": 0, "track_total_hits": True}, routing)
+        total: int = answer["hits"]["total"]["value"]
+        return total
 
     async def several_hits(self, bodies: Iterable[Mapping[str, Any]], routing: str | None = None) -> list[list[Found]]:
         """Of several searches in one request."""
@@ -67,7 +77,7 @@ class OpenSearchIndex:
         await self._prepare()
         place = {} if routing is None else {"routing": routing}
         wanted = {"docs": [{"_id": name, **place} for name in names]}
-        answer = await self._client.request("POST", f"/{self.name}/_mget", wanted)
+        answer = await self._request("POST", f"/{self.name}/_mget", wanted)
         if failed := next((each["error"] for each in answer["docs"] if "error" in each), None):
             raise StoreUnavailable(f"OpenSearch cannot read: {failed.get('type')}")
         return {each["_id"]: each for each in answer["docs"] if each.get("found")}
@@ -91,12 +101,12 @@ class OpenSearchIndex:
         await self._prepare()
         path, deleted = f"/{self.name}/_delete_by_query", 0
         for _ in range(_ATTEMPTS):
-            answer = await self._client.request(
+            answer = await self._request(
                 *("POST", path, {"query": query}),
                 routing=routing,
                 refresh=True,
                 conflicts="proceed",
-                request_timeout=_DELETION_TIME,
+                request_timeout=_LONG,
             )
             deleted += answer["deleted"]
             if answer["failures"]:
@@ -105,23 +115,53 @@ class OpenSearchIndex:
                 break
         if deleted:
             # Until segments are merged, what was deleted is still in the files.
-            await self._client.request(
-                "POST", f"/{self.name}/_forcemerge", only_expunge_deletes=True, wait_for_completion=False
-            )
+            self._later("POST", f"/{self.name}/_forcemerge", only_expunge_deletes=True)
         return deleted
+
+    async def start_deleting(
+        self, query: Mapping[str, Any], routing: str | None = None, **parameters: str | int
+    ) -> None:
+        """The same without waiting, for what no reader sees any more."""
+        await self._prepare()
+        path = f"/{self.name}/_delete_by_query"
+        self._later("POST", path, {"query": query}, routing=routing, conflicts="proceed", **parameters)
 
     async def mapping(self) -> Mapping[str, Any]:
         """Not to be asked for before the index is there: for `check`."""
-        [index] = (await self._client.request("GET", f"/{self.name}/_mapping")).values()
+        [index] = (await self._request("GET", f"/{self.name}/_mapping")).values()
         mapping: Mapping[str, Any] = index["mappings"]
         return mapping
 
     async def extend(self, change: Mapping[str, Any]) -> None:
         """The mapping. For `check`."""
-        await self._client.request("PUT", f"/{self.name}/_mapping", change)
+        await self._request("PUT", f"/{self.name}/_mapping", change)
 
     async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.close()
+
+    def _later(self, method: str, path: str, body: Any = None, **parameters: str | int | bool | None) -> None:
+        """What nobody waits for: by a task here, since those of OpenSearch leave a document each."""
+
+        async def ask() -> None:
+            try:
+                await self._request(method, path, body, request_timeout=_LONG, **parameters)
+            except StoreUnavailable as error:
+                logger.warning("%s: %s", path, error)
+
+        task = asyncio.create_task(ask(), name=path)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _request(self, method: str, path: str, body: Any = None, **parameters: str | int | bool | None) -> Any:
+        try:
+            return await self._client.request(method, path, body, **parameters)
+        except OpenSearchRefusal as error:
+            if error.kind == "index_not_found_exception":  # made anew by the next call
+                self._prepared = False
+            raise
 
     async def _prepare(self) -> None:
         if self._prepared:
@@ -135,7 +175,7 @@ class OpenSearchIndex:
 
     async def _make(self) -> None:
         try:
-            await self._client.request("GET", f"/_alias/{self.name}")
+            await self._request("GET", f"/_alias/{self.name}")
             return
         except OpenSearchRefusal as error:
             if error.status != 404:
@@ -143,7 +183,7 @@ class OpenSearchIndex:
         settings = {**self._definition["settings"], "index.number_of_shards": self._shards}
         body = {**self._definition, "settings": settings, "aliases": {self.name: {"is_write_index": True}}}
         try:
-            await self._client.request("PUT", f"/{self.name}-1", body)
+            await self._request("PUT", f"/{self.name}-1", body)
         except OpenSearchRefusal as error:
             if error.kind != "resource_already_exists_exception":  # another process was first
                 raise
