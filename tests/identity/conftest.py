@@ -17,6 +17,7 @@ from consent_stand import ConsentStand
 from cryptography.hazmat.primitives import hashes, hmac, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from exchange_server import ExchangeServer
 from openid_provider import OpenIdServer, running_provider
 
 from agentkeep.core.call import Call, Caller, CallerKind, SessionRef, User
@@ -293,3 +294,12 @@ async def stand(make_plane: MakePlane, provider: Provider, free_tcp_port: int) -
     await stand.start()
     yield stand
     await stand.stop()
+
+
+@pytest.fixture
+async def exchange(provider: Provider) -> AsyncIterator[ExchangeServer]:
+    """An authorization server that exchanges the tokens of `provider`'s users."""
+    server = ExchangeServer(provider.keys[0].key.public_key(), provider.url)
+    await server.start()
+    yield server
+    await server.stop()

@@ -1,0 +1,238 @@
+"""Token endpoints and metadata that misbehave: what comes from outside has a size, a time and a form."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+from consent_stand import ConsentStand
+from exchange_server import ExchangeServer
+
+from agentkeep.core.errors import ServiceUnavailableException, ValidationException
+from agentkeep.identity.grants import TokenSet
+from agentkeep.identity.settings import IdentitySettings
+from agentkeep.identity.token_endpoint import ClientCredentials
+
+GOOD = {"access_token": "t0ken", "token_type": "Bearer", "expires_in": 300}
+
+
+@pytest.fixture
+def settings() -> IdentitySettings:
+    return IdentitySettings(provider_timeout=0.3, provider_document_limit=4096)
+
+
+@pytest.fixture
+async def token(stand: ConsentStand, exchange: ExchangeServer) -> str:
+    """A workload access token; `tickets` is `exchange`'s."""
+    await stand.workload()
+    await stand.credential_provider(exchange.metadata, exchange.client_id, exchange.client_secret)
+    return await stand.token_of("alice")
+
+
+def answers(exchange: ExchangeServer, body: bytes | dict[str, Any], status: int = 200, **headers: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        return web.Response(status=status, body=data, headers=headers, content_type="application/json")
+
+    exchange.answer = answer
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b'"t0ken"',
+        {},
+        {"access_token": ""},
+        {"access_token": 7},
+        {"access_token": ["t0ken"]},
+        {"access_token": "two\r\nlines"},
+        {"access_token": "t\u00f6ken"},
+        {"access_token": "t0ken", "token_type": "DPoP"},
+        {"access_token": "t0ken", "token_type": None},
+        {**GOOD, "issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token"},
+        {**GOOD, "padding": "x" * 5000},
+    ],
+    ids=str,
+)
+async def test_what_is_no_token_is_not_taken_for_one(
+    stand: ConsentStand, exchange: ExchangeServer, token: str, body: bytes | dict[str, Any]
+) -> None:
+    answers(exchange, body)
+    with pytest.raises(ServiceUnavailableException, match=r"did not answer as it should\. Try again") as error:
+        await stand.ask(token, "M2M")
+    assert "t0ken" not in str(error.value)
+    answers(exchange, GOOD)
+    assert (await stand.ask(token, "M2M"))["accessToken"] == "t0ken", "and nothing of it was kept"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_redirects_are_not_followed(
+    stand: ConsentStand, exchange: ExchangeServer, token: str, status: int
+) -> None:
+    """The client's secret would go along."""
+    elsewhere = ExchangeServer(exchange._trusted, exchange._issuer)
+    await elsewhere.start()
+    answers(exchange, GOOD, status, location=f"{elsewhere.url}/token")
+    with pytest.raises(ServiceUnavailableException):
+        await stand.ask(token, "M2M")
+    assert elsewhere.requests == []
+    await elsewhere.stop()
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+async def test_failures_that_pass_are_told_from_refusals(
+    stand: ConsentStand, exchange: ExchangeServer, token: str, status: int
+) -> None:
+    answers(exchange, {"error": "temporarily_unavailable"}, status)
+    with pytest.raises(ServiceUnavailableException):
+        await stand.ask(token, "M2M")
+
+
+async def test_a_slow_server_is_not_waited_for(stand: ConsentStand, exchange: ExchangeServer, token: str) -> None:
+    """Nor one whose answer never ends; and the next who asks asks anew."""
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(5)
+        return web.json_response(GOOD)
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b" ")
+            await asyncio.sleep(0.05)
+
+    for answer in (slow, endless):
+        exchange.answer = answer
+        async with asyncio.timeout(2):
+            with pytest.raises(ServiceUnavailableException):
+                await stand.ask(token, "M2M")
+    exchange.answer = None
+    assert (await stand.ask(token, "M2M"))["accessToken"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"error": "invalid_client"}, 401, "invalid_client"),
+        ({"error": "unauthorized_client"}, 400, "unauthorized_client"),
+        ({"error": "incorrect_client_credentials"}, 200, "incorrect_client_credentials"),  # GitHub
+        ({"ok": False, "error": "bad_client_secret"}, 200, "bad_client_secret"),  # Slack
+        ({"error": {"message": "s3cret-of-the-client", "code": 190}}, 400, "unknown"),  # Facebook
+        ({"error": "s3cret-of-the-client"}, 400, "unknown"),
+        ({"error": "x" * 100}, 400, "unknown"),
+        ({"message": "no"}, 403, "unknown"),
+    ],
+)
+async def test_a_refusals_code_is_said_and_nothing_else(
+    stand: ConsentStand, exchange: ExchangeServer, token: str, body: dict[str, Any], status: int, said: str
+) -> None:
+    answers(exchange, {**body, "error_description": "the secret is s3cret-of-the-client"}, status)
+    with pytest.raises(ValidationException, match=rf"tickets refused \({said}\)") as error:
+        await stand.ask(token, "M2M")
+    assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "kept"),
+    [(300, 239), ("300", 239), (50, 39), (None, 239), (True, 239), ("soon", 239), ("NaN", 239), (1e300, 10**7)],
+)
+async def test_how_long_a_token_is_handed_out(
+    stand: ConsentStand, exchange: ExchangeServer, token: str, clock: Any, expires_in: object, kept: int
+) -> None:
+    """A minute, or a fifth of a short life, is left to use it in; five minutes where the server does not say."""
+    exchange.expires_in = expires_in
+    first = (await stand.ask(token, "M2M"))["accessToken"]
+    clock.move(kept)
+    token = await stand.token_of("alice")
+    assert (await stand.ask(token, "M2M"))["accessToken"] == first
+    if kept < 10**6:
+        clock.move(2)
+        assert (await stand.ask(token, "M2M"))["accessToken"] != first
+
+
+@pytest.mark.parametrize("expires_in", [0, -1, "-1e300"])
+async def test_a_token_that_has_ended_is_not_kept(
+    stand: ConsentStand, exchange: ExchangeServer, token: str, expires_in: object
+) -> None:
+    exchange.expires_in = expires_in
+    first = (await stand.ask(token, "M2M"))["accessToken"]
+    assert (await stand.ask(token, "M2M"))["accessToken"] != first
+
+
+@pytest.mark.parametrize(
+    "published",
+    [
+        {"issuer": None},
+        {"issuer": 7},
+        {"token_endpoint": None},
+        {"token_endpoint": "http://10.0.0.1/token"},
+        {"token_endpoint": "http://169.254.169.254/latest"},
+        {"token_endpoint": "file:///etc/passwd"},
+        {"token_endpoint": "https://user:password@idp.example/token"},
+        {"authorization_endpoint": "javascript:alert(1)"},
+        {"authorization_endpoint": ["https://idp.example"]},
+    ],
+    ids=str,
+)
+async def test_metadata_that_leads_astray_is_refused(
+    stand: ConsentStand, exchange: ExchangeServer, published: dict[str, Any]
+) -> None:
+    await stand.workload()
+    discovery = f"{exchange.url}/.well-known/openid-configuration"
+    await stand.credential_provider(discovery, exchange.client_id, exchange.client_secret)
+    exchange.published = published
+    token = await stand.token_of("alice")
+    with pytest.raises(ServiceUnavailableException, match="publishes no metadata that can be used"):
+        await stand.ask(token, "M2M")
+    assert exchange.requests == []
+    exchange.published = {}
+    assert (await stand.ask(token, "M2M"))["accessToken"]
+
+
+async def test_metadata_from_elsewhere_does_not_lead_to_this_machine(
+    stand: ConsentStand, exchange: ExchangeServer, make_plane: Any
+) -> None:
+    """What only this machine reaches is not for documents of others."""
+    await stand.workload()
+    known = "https://idp.example"
+    plane = make_plane(settings=IdentitySettings(provider_addresses=f"{known}={exchange.url}"))
+    discovery = f"{known}/.well-known/openid-configuration"
+    await stand.credential_provider(discovery, exchange.client_id, exchange.client_secret)
+    token = await stand.token_of("alice")
+    with pytest.raises(ServiceUnavailableException):
+        await stand.ask(token, "M2M", plane=plane)
+    assert exchange.requests == []
+    exchange.known_as = known
+    assert (await stand.ask(token, "M2M", plane=plane))["accessToken"]
+
+
+async def test_metadata_is_used_through_an_outage(stand: ConsentStand, exchange: ExchangeServer, clock: Any) -> None:
+    """As keys are: fetched again after ten minutes, used up to an hour."""
+    await stand.workload()
+    discovery = f"{exchange.url}/.well-known/openid-configuration"
+    await stand.credential_provider(discovery, exchange.client_id, exchange.client_secret)
+    token = await stand.token_of("alice")
+    assert (await stand.ask(token, "M2M"))["accessToken"]
+    exchange.published = {"issuer": None}
+    clock.move(1800)
+    assert (await stand.ask(token, "M2M"))["accessToken"]
+    clock.move(1799)
+    token = await stand.token_of("alice")
+    assert (await stand.ask(token, "M2M"))["accessToken"]
+    clock.move(301)
+    with pytest.raises(ServiceUnavailableException):
+        await stand.ask(token, "M2M")
+
+
+def test_nothing_that_holds_a_token_shows_it(clock: Any) -> None:
+    tokens = TokenSet("t0ken", clock.now(), None, "r3fresh")
+    assert TokenSet.load(tokens.dump()).refresh_token == "r3fresh"
+    shown = repr(tokens) + str(tokens) + repr(ClientCredentials("agent", "s3cret"))
+    assert not any(secret in shown for secret in ("t0ken", "r3fresh", "s3cret"))
