@@ -13,7 +13,8 @@ ARG PIP_NO_INDEX
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/agentkeep
 COPY requirements/embedded.txt /build/requirements.txt
-RUN /opt/agentkeep/bin/pip install --require-hashes -r /build/requirements.txt
+# The lock is all there is to install (requirements/overrides.txt says what it leaves out): nothing more is looked for.
+RUN /opt/agentkeep/bin/pip install --no-deps --require-hashes -r /build/requirements.txt
 COPY pyproject.toml README.md LICENSE /build/agentkeep/
 COPY core /build/agentkeep/core
 COPY runtime /build/agentkeep/runtime

@@ -6,7 +6,6 @@ An edge is not among them: `RoutedClient` sends each request where `agentkeep.se
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -20,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentkeep.service.ownership import PLANES
 from platform_process import clean_environment
+
+from agentkeep.service.ownership import PLANES
 
 COMMAND = (sys.executable, "-m", "agentkeep.service")
 PATIENCE = 60.0
