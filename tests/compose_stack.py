@@ -1,0 +1,180 @@
+"""The compose deployment, up for real: in an engine of the tests' own, from images made here.
+
+Our own image is built when what it is made of has changed, and kept with the engine between runs, as the others are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import boto3
+import pytest
+from botocore.config import Config
+from docker_engine import DockerEngine
+from images.build import load, public_images
+from images.engine import ImagesUnavailable
+
+REPOSITORY = Path(__file__).parents[1]
+COMPOSE = Path(sysconfig.get_path("scripts"), "docker-compose")
+PLANES = ("runtime", "gateway", "memory", "identity", "observability")
+IMAGE = "agentkeep:latest"
+_DIGEST = "agentkeep.made-of"
+#: What the image is made of: .dockerignore's list, and the recipe.
+_SOURCES = ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE", "requirements/embedded.txt",
+            "core", "runtime", "gateway", "memory", "identity", "observability")  # fmt: skip
+_PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+
+
+@dataclass(frozen=True)
+class ComposeStack:
+    engine: DockerEngine
+    port: int
+    keycloak_port: int
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def issuer(self) -> str:
+        return f"http://localhost:{self.keycloak_port}/realms/agentkeep"
+
+    @property
+    def discovery_url(self) -> str:
+        return f"{self.issuer}/.well-known/openid-configuration"
+
+    def compose(self, *arguments: str, timeout: float = 600) -> str:
+        """What it prints. AssertionError with what it said, where it fails."""
+        environment = {
+            **os.environ,
+            "DOCKER_HOST": f"unix://{self.engine.socket}",
+            "COMPOSE_PROJECT_NAME": "agentkeep",
+            "AGENTKEEP_DOCKER_SOCKET": str(self.engine.socket),
+            "AGENTKEEP_PORT": str(self.port),
+            "KEYCLOAK_PORT": str(self.keycloak_port),
+            **self.settings,
+        }
+        ran = subprocess.run(
+            [COMPOSE, "--ansi", "never", "--progress", "plain", *arguments],
+            cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+        assert ran.returncode == 0, f"docker-compose {' '.join(arguments)}: {ran.stdout[-2000:]}{ran.stderr[-4000:]}"
+        return ran.stdout
+
+    def up(self) -> float:
+        """Returns when all is healthy, with the seconds it took."""
+        began = time.monotonic()
+        try:
+            self.compose("up", "--detach", "--wait", "--no-build", "--pull", "never", "--wait-timeout", "550")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.troubles()}") from None
+        return time.monotonic() - began
+
+    def down(self, *, volumes: bool = False) -> None:
+        self.compose("down", "--timeout", "60", *(("--volumes",) if volumes else ()))
+
+    def troubles(self) -> str:
+        """What services that are not healthy wrote last."""
+        listed = [json.loads(line) for line in self.compose("ps", "--all", "--format", "json").splitlines()]
+        bad = [one["Service"] for one in listed if one.get("Health") != "healthy" and one.get("ExitCode") != 0]
+        bad += [one["Service"] for one in listed if one.get("Health") in ("starting", "unhealthy")]
+        return "\n".join(self.compose("logs", "--no-color", "--tail", "40", one) for one in dict.fromkeys(bad))
+
+    def container(self, service: str) -> str:
+        return self.compose("ps", "--quiet", service).strip()
+
+    def inspect(self, service: str) -> Any:
+        return json.loads(self.engine.docker("inspect", self.container(service)))[0]
+
+    # As an operator and as users see it.
+
+    def operator(self) -> dict[str, str]:
+        command = ("exec", "-T", "identity", "python", "-m", "agentkeep.service", "operator-key")
+        found: dict[str, str] = json.loads(self.compose(*command))
+        return found
+
+    def client(self, service: str, operator: dict[str, str]) -> Any:
+        return boto3.client(
+            service,
+            endpoint_url=self.url,
+            region_name=operator["region"],
+            aws_access_key_id=operator["accessKeyId"],
+            aws_secret_access_key=operator["secretAccessKey"],
+            config=Config(retries={"max_attempts": 1}, read_timeout=120),
+        )
+
+    def token(self, user: str) -> str:
+        """An access token of the realm, got as the demonstration gets it."""
+        password = self.compose("exec", "-T", "keycloak", "cat", f"/run/secrets/agentkeep/{user}-password").strip()
+        form = {"grant_type": "password", "client_id": "demo", "username": user, "password": password}
+        try:
+            with urlopen(
+                f"{self.issuer}/protocol/openid-connect/token", urlencode(form).encode(), timeout=30
+            ) as answer:
+                return str(json.load(answer)["access_token"])
+        except HTTPError as error:
+            raise AssertionError(f"no token for {user}: {error.read().decode()}") from None
+
+
+@contextmanager
+def compose_stack(engine: DockerEngine, **settings: str) -> Iterator[ComposeStack]:
+    """Its images are there; nothing runs yet. At the end all is removed, volumes too."""
+    try:
+        load(engine.socket, public_images())
+    except (ImagesUnavailable, LookupError) as error:
+        pytest.skip(f"NOT SHOWN: the compose deployment; its images cannot be made here: {error}")
+    build(engine)
+    stack = ComposeStack(engine, _free_port(), _free_port(), settings)
+    stack.down(volumes=True)
+    try:
+        yield stack
+    finally:
+        stack.down(volumes=True)
+
+
+def build(engine: DockerEngine) -> None:
+    """Our own image, if it is not there as the sources are now."""
+    digest = hashlib.sha256()
+    for source in _SOURCES:
+        path = REPOSITORY / source
+        files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+        for file in files:
+            if "__pycache__" not in file.parts and file.suffix != ".pyc" and ".mypy_cache" not in file.parts:
+                digest.update(str(file.relative_to(REPOSITORY)).encode() + b"\0" + file.read_bytes())
+    made_of = digest.hexdigest()[:16]
+    inspect = ["docker", "-H", f"unix://{engine.socket}", "image", "inspect", "--format"]
+    found = subprocess.run(
+        [*inspect, f'{{{{index .Config.Labels "{_DIGEST}"}}}}', IMAGE], capture_output=True, text=True
+    )
+    if found.stdout.strip() == made_of:
+        return
+    arguments = [part for name in _PIP if name in os.environ for part in ("--build-arg", f"{name}={os.environ[name]}")]
+    ran = subprocess.run(
+        ["docker", "-H", f"unix://{engine.socket}", "build", "--network", "host", "--label", f"{_DIGEST}={made_of}",
+         "--tag", IMAGE, *arguments, str(REPOSITORY)],
+        env={**os.environ, "DOCKER_BUILDKIT": "0"}, capture_output=True, text=True, timeout=1800,
+    )  # fmt: skip
+    assert ran.returncode == 0, f"the image cannot be built: {ran.stdout[-3000:]}{ran.stderr[-3000:]}"
+    engine.docker("image", "prune", "--force")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
