@@ -152,13 +152,13 @@ class ToolStack:
         async with self.http.post(f"{self.issuer.url}/token", data=form, headers=headers) as response:
             return str((await response.json())["access_token"])
 
-    async def listen(self, session: SessionRef, user: User | None) -> str:
+    async def listen(self, session: SessionRef, user: User | None, replica: int = 0) -> str:
         """The URL of a listener of this session's."""
         self.sessions.users[session] = user
         loop = asyncio.get_running_loop()
-        replica = self.replicas[0]
-        listener = await loop.create_server(replica.server.front.protocol(session), "127.0.0.1", 0)
-        replica.listeners.append(listener)
+        served = self.replicas[replica]
+        listener = await loop.create_server(served.server.front.protocol(session), "127.0.0.1", 0)
+        served.listeners.append(listener)
         return f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
 
     async def session_keys(self, session: SessionRef, user: User | None) -> Credentials:

@@ -137,6 +137,16 @@ async def orders_service() -> AsyncIterator[OrdersService]:
         yield service
 
 
+def openapi(service: OrdersService) -> dict[str, Any]:
+    """A target's configuration."""
+    return {"mcp": {"openApiSchema": {"inlinePayload": service.document}}}
+
+
+def server(url: str) -> dict[str, Any]:
+    """A target's configuration."""
+    return {"mcp": {"mcpServer": {"endpoint": url}}}
+
+
 class Sum(BaseModel):
     total: int
 
