@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from agentkeep.distributed.readiness import opensearch_check
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.memory.operations import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
+from agentkeep.storage.embedding import Embedder
 from agentkeep.storage.embedding_minilm import MiniLmEmbedder
+from agentkeep.storage.opensearch import OpenSearchClient
+from agentkeep.storage.search import SearchStore
+from agentkeep.storage.search_opensearch import OpenSearchSearchStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 
 __all__ = ["compose"]
@@ -17,14 +22,19 @@ async def compose(service: Service) -> Composed:
     embedder = MiniLmEmbedder() if settings.embedding == "minilm" else None
     if embedder is not None:
         service.on_exit(embedder.close)
-    service.data.mkdir(parents=True, exist_ok=True)
-    records = SqliteSearchStore(
-        service.data / "records.db",
-        dimensions=embedder.dimensions if embedder is not None else None,
-        model=embedder.name if embedder is not None else "",
-        clock=service.clock,
-    )
+    records = await _search(service, embedder)
     service.on_exit(records.close)
     plane = MemoryPlane(service.store, service.deployment, service.clock, records, embedder, settings)
     service.on_exit(plane.close)
     return Composed(plane, service.keys(), start=plane.start)
+
+
+async def _search(service: Service, embedder: Embedder | None) -> SearchStore:
+    dimensions = embedder.dimensions if embedder is not None else None
+    model = embedder.name if embedder is not None else ""
+    if service.settings.search_url is not None:
+        client = OpenSearchClient(service.settings.search_url)
+        await service.require("search", opensearch_check(client))
+        return OpenSearchSearchStore(client, dimensions=dimensions, model=model, clock=service.clock)
+    service.data.mkdir(parents=True, exist_ok=True)
+    return SqliteSearchStore(service.data / "records.db", dimensions=dimensions, model=model, clock=service.clock)

@@ -117,6 +117,11 @@ class Service:
         """The same for what does not wait."""
         return self._exit.callback
 
+    async def require(self, part: str, check: Check) -> None:
+        """Readiness depends on `part` from now on. Returns when it answers."""
+        self.checks[part] = check
+        await self._readiness.wait()
+
     def port(self, port: Port[P]) -> P:
         """A client of another service's port."""
         return self.peers.port(port)
