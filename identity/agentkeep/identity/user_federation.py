@@ -8,6 +8,7 @@ a link of another's making consents for nobody.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Final
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _VERIFIER_BYTES: Final = 48  # 64 characters; RFC 7636 wants 43 to 128
 _NOWHERE: Final = frozenset({"javascript", "data", "vbscript", "file", "blob", "about"})
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 _LONGEST_CODE: Final = 4096
 
 
@@ -204,9 +206,9 @@ class UserFederation:
                 f"{claims.workload}. An operator can add it: UpdateWorkloadIdentity with name={claims.workload} and "
                 "allowedResourceOauth2ReturnUrls, the whole list"
             )
-        if urlsplit(return_url).scheme.lower() in _NOWHERE or not return_url.isascii():
+        if urlsplit(return_url).scheme.lower() in _NOWHERE or not _VISIBLE.fullmatch(return_url):
             raise ValidationException(
-                "resourceOauth2ReturnUrl must be a URL that a browser can be sent to, in ASCII characters"
+                "resourceOauth2ReturnUrl must be a URL that a browser can be sent to, in visible ASCII characters"
             )
         return return_url
 
