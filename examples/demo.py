@@ -1,81 +1,52 @@
-"""`make run`: the platform from nothing to a conversation, as its users would do it, with each answer checked.
+"""`make run`: the platform from nothing to users whose agent acts for them, with each step looked up from outside.
 
-It uses the `agentkeep` command and unmodified boto3, nothing else. Exit status 0 only if every turn was right.
+It uses the `agentkeep` command and unmodified boto3, nothing else. Exit status 0 only if everything was right.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
-import uuid
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import boto3
+import urllib3
+from botocore.credentials import Credentials
+from deployment import Deployment
+from scenario import Scenario
+from shop import NAME
 
 FOLDER = Path(__file__).parent
 COMMAND = Path(sys.executable).with_name("agentkeep")
-NAME = "support_agent"
 SERVICES = ("BEDROCK_AGENTCORE", "BEDROCK_AGENTCORE_CONTROL", "BEDROCK_RUNTIME")
+AUDIENCE = "agentkeep"
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What a user says, and what the answer must hold for the turn to be right."""
+class Platform:
+    """The platform of embedded mode, which keeps its data in `data_dir`."""
 
-    says: str
-    expects: str
-
-
-CONVERSATIONS = {
-    "alice": (
-        Turn("Hello, my name is Alice and my order is A-1001.", "A-1001"),
-        Turn("What is my order number, and what is my name?", "A-1001"),
-    ),
-    "bob": (
-        Turn("Hi! Call me Bob. It is about order B-2002.", "B-2002"),
-        Turn("Please remind me: what was my order number?", "B-2002"),
-    ),
-}
-#: In a session of its own nothing of the conversation before is known.
-AFRESH = Turn("What is my order number?", "not told me")
-
-
-class Demo:
     def __init__(self, data_dir: Path, port: int) -> None:
         self.data_dir = data_dir.absolute()
         self.port = port
-        self.wrong = 0
         self.started = False
+        self.tokens: dict[str, str] = {}
 
     def agentkeep(self, *arguments: str) -> Any:
         """The command's answer. Raises CalledProcessError with what it said."""
-        done = subprocess.run([COMMAND, *arguments, "--data-dir", self.data_dir, "--json"], capture_output=True)
+        return json.loads(self.printed(*arguments, "--json"))
+
+    def printed(self, *arguments: str) -> str:
+        done = subprocess.run([COMMAND, *arguments, "--data-dir", self.data_dir], capture_output=True, text=True)
         if done.returncode:
             raise subprocess.CalledProcessError(done.returncode, ["agentkeep", *arguments], done.stdout, done.stderr)
-        return json.loads(done.stdout)
-
-    def run(self) -> None:
-        heading("Start the platform")
-        began = time.monotonic()
-        running = self.start()
-        print(f"  {running['endpoint']}, ready in {time.monotonic() - began:.1f} s, data in {self.data_dir}")
-
-        heading(f"Deploy examples/{NAME}")
-        began = time.monotonic()
-        deployed = self.agentkeep("deploy", str(FOLDER / NAME), "--memory", NAME)
-        print(f"  {deployed['agentRuntimeArn']}")
-        print(f"  version {deployed['agentRuntimeVersion']}, READY in {time.monotonic() - began:.1f} s")
-
-        sessions = {user: self.converse(user, turns) for user, turns in CONVERSATIONS.items()}
-        self.converse("alice", (AFRESH,))
-        self.intrude(sessions["alice"])
-        self.show_memory(deployed["memoryId"], sessions)
-        self.show_use(deployed["agentRuntimeId"], sessions)
+        return done.stdout
 
     def start(self) -> Any:
         state = self.data_dir / "platform.json"
@@ -90,86 +61,87 @@ class Demo:
         self.started = True
         return running
 
-    def converse(self, user: str, turns: tuple[Turn, ...]) -> str:
-        session = str(uuid.uuid4())
-        heading(f"{user.capitalize()} talks to the agent, in session {session}")
-        for turn in turns:
-            began = time.monotonic()
-            answer = self.agentkeep("invoke", NAME, turn.says, "--user", user, "--session-id", session)["answer"]
-            right = turn.expects in answer
-            self.wrong += not right
-            print(f"  {user}: {turn.says}")
-            print(f"  agent: {answer}   [{time.monotonic() - began:.2f} s]")
-            if not right:
-                print(f"  WRONG: the answer should hold {turn.expects!r}")
-        return session
-
-    def intrude(self, session: str) -> None:
-        heading("Bob tries to speak in Alice's session")
-        try:
-            self.agentkeep("invoke", NAME, "What is my order number?", "--user", "bob", "--session-id", session)
-        except subprocess.CalledProcessError as refused:
-            reason = json.loads(refused.stderr)["error"]
-            print(f"  refused: {reason}")
-            if "403" in reason:
-                return
-        self.wrong += 1
-        print("  WRONG: he should have been refused with 403")
-
-    def show_memory(self, memory: str, sessions: dict[str, str]) -> None:
-        heading("What the memory holds")
-        client = self.client("bedrock-agentcore")
-        for user, session in sessions.items():
-            events = [
-                event
-                for page in client.get_paginator("list_events").paginate(
-                    memoryId=memory, actorId=user, sessionId=session
-                )
-                for event in page["events"]
-            ]
-            others = [order for other, order in (("alice", "A-1001"), ("bob", "B-2002")) if other != user]
-            leaked = any(order in json.dumps(events, default=str) for order in others)
-            self.wrong += leaked
-            print(
-                f"  {user}: {len(events)} events in session {session}" + (" WRONG: another user's!" if leaked else "")
-            )
-
-    def show_use(self, runtime: str, sessions: dict[str, str]) -> None:
-        heading("What it used")
-        for user, session in sessions.items():
-            totals = self.agentkeep("usage", session)["totals"]
-            print(f"  {user}: {totals['calls']} model calls, {totals['input_tokens']} tokens in, "
-                  f"{totals['output_tokens']} out")  # fmt: skip
-            self.wrong += totals["calls"] != len(CONVERSATIONS[user])
-
-    def client(self, service: str) -> Any:
-        variables = self.agentkeep("env")
-        return boto3.client(
-            service,
-            endpoint_url=variables["AWS_ENDPOINT_URL_BEDROCK_AGENTCORE"],
-            region_name=variables["AWS_REGION"],
-            aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
-        )
-
     def stop(self) -> None:
         if self.started:
             self.agentkeep("down")
+
+    def token(self, user: str) -> str:
+        if user not in self.tokens:
+            self.tokens[user] = self.agentkeep("login", "--user", user)["access_token"]
+        return self.tokens[user]
+
+    def deploy(self, variables: Mapping[str, str]) -> str:
+        pairs = [text for name, value in variables.items() for text in ("--env", f"{name}={value}")]
+        return str(self.agentkeep("deploy", str(FOLDER / NAME), *pairs)["agentRuntimeId"])
+
+    def deployment(self, order_service: str, order_log: Path) -> Deployment:
+        variables = self.agentkeep("env")
+        endpoint = variables["AWS_ENDPOINT_URL_BEDROCK_AGENTCORE"]
+        return Deployment(
+            endpoint,
+            variables["AWS_REGION"],
+            Credentials(variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"]),
+            discovery_url=f"{endpoint}/oidc/.well-known/openid-configuration",
+            audience=AUDIENCE,
+            token=self.token,
+            deploy=self.deploy,
+            order_service=order_service,
+            order_log=order_log.read_text,
+            command=self.printed,
+        )
+
+
+@contextmanager
+def order_service(endpoint: str, log: Path) -> Iterator[str]:
+    """The shop's order service, in a process of its own; its URL. It accepts the development issuer's tokens."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port), "--no-access-log"],
+            cwd=FOLDER / "order_service",
+            stdout=output,
+            env={
+                "PATH": os.environ["PATH"],
+                "ORDER_SERVICE_ISSUER": f"{endpoint}/oidc",
+                "ORDER_SERVICE_JWKS_URL": f"{endpoint}/oidc/jwks.json",
+                "ORDER_SERVICE_AUDIENCE": AUDIENCE,
+            },
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib3.request("GET", f"{url}/openapi.json", retries=False, timeout=5)
+                break
+            except urllib3.exceptions.HTTPError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("the order service did not start") from None
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def heading(text: str) -> None:
     print(f"\n▸ {text}", flush=True)
 
 
-def three_lines(demo: Demo) -> None:
-    variables = demo.agentkeep("env")
+def three_lines(platform: Platform) -> None:
+    variables = platform.agentkeep("env")
     endpoint, region = variables["AWS_ENDPOINT_URL_BEDROCK_AGENTCORE"], variables["AWS_REGION"]
     heading("The platform stays up. Point boto3 at it:")
     print("  export " + " ".join(f"AWS_ENDPOINT_URL_{service}={endpoint}" for service in SERVICES))
     print(f"  export AWS_REGION={region} AWS_DEFAULT_REGION={region}")
-    print(f"  export AWS_SHARED_CREDENTIALS_FILE={demo.data_dir / 'credentials'} AWS_PROFILE=agentkeep")
-    print(f'\nTalk on:   .venv/bin/agentkeep invoke {NAME} "Hello" --user alice --data-dir {demo.data_dir}')
-    print(f"Stop it:   .venv/bin/agentkeep down --data-dir {demo.data_dir}")
+    print(f"  export AWS_SHARED_CREDENTIALS_FILE={platform.data_dir / 'credentials'} AWS_PROFILE=agentkeep")
+    print(f'\nTalk on:   .venv/bin/agentkeep invoke {NAME} "Hello" --user alice --data-dir {platform.data_dir}')
+    print(f"Stop it:   .venv/bin/agentkeep down --data-dir {platform.data_dir}")
+
+
+def show(text: str) -> None:
+    print(text, flush=True)
 
 
 def main() -> int:
@@ -178,18 +150,27 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=4780)
     parser.add_argument("--stay-up", action="store_true", help="leave the platform running")
     options = parser.parse_args()
-    demo = Demo(options.data_dir, options.port)
+    platform = Platform(options.data_dir, options.port)
+    wrong: list[str] = []
     try:
-        demo.run()
+        heading("Start the platform")
+        began = time.monotonic()
+        running = platform.start()
+        print(f"  {running['endpoint']}, ready in {time.monotonic() - began:.1f} s, data in {platform.data_dir}")
+        log = platform.data_dir / "order-service.log"
+        with order_service(running["endpoint"], log) as url:
+            scenario = Scenario(platform.deployment(url, log), show)
+            wrong = scenario.wrong
+            scenario.run()
     except subprocess.CalledProcessError as failed:
-        print(f"\n{' '.join(map(str, failed.cmd))} failed: {failed.stderr.decode(errors='replace')}", file=sys.stderr)
-        demo.wrong += 1
-    if options.stay_up and not demo.wrong:
-        three_lines(demo)
+        print(f"\n{' '.join(map(str, failed.cmd))} failed: {failed.stderr}", file=sys.stderr)
+        wrong.append(f"{failed.cmd} failed")
+    if options.stay_up and not wrong:
+        three_lines(platform)
         return 0
-    demo.stop()
-    print(f"\n{'Every turn was right.' if not demo.wrong else f'{demo.wrong} things were wrong.'}")
-    return 1 if demo.wrong else 0
+    platform.stop()
+    print(f"\n{'Everything was right.' if not wrong else f'{len(wrong)} things were wrong.'}")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
