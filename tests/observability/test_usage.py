@@ -14,6 +14,7 @@ from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.ports import UsageRecord
 from agentkeep.observability.budget import SessionBudgets
+from agentkeep.observability.prices import Prices
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.observability.usage_app import UsageApp
 from agentkeep.storage.interface import KeyValueStore
@@ -82,7 +83,7 @@ async def test_operators_read_it_over_http(usage: KeyValueUsage, store: ValkeyKe
     budgets = SessionBudgets(store, SystemClock(), default=1000)
     assert RECORD.session is not None
     await budgets.reserve(RECORD.session, 11, 5)
-    async with serving(UsageApp(usage, budgets)) as url, aiohttp.ClientSession() as client:
+    async with serving(UsageApp(usage, budgets, Prices())) as url, aiohttp.ClientSession() as client:
         async with client.get(f"{url}/usage/runtime-1/{quote('session/1', safe='')}") as response:
             answer = await response.json()
         assert answer["session"] == {"runtime_id": "runtime-1", "session_id": "session/1"}

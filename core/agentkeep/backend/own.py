@@ -13,9 +13,11 @@ from botocore import xform_name
 
 from agentkeep.backend.backend import Document
 from agentkeep.backend.tracing import operation_step
+from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import Call, CallerKind, allowed_callers
 from agentkeep.core.errors import (
     AccessDeniedException,
+    CrossUserAccess,
     ResourceNotFoundException,
     UnsupportedOperationException,
 )
@@ -37,17 +39,25 @@ class Plane(Protocol):
 
 
 class SelfBackend:
-    def __init__(self, planes: Iterable[Plane]) -> None:
+    """`alarm` is told of whoever reached for what is another user's."""
+
+    def __init__(self, planes: Iterable[Plane], alarm: Alarm | None = None) -> None:
         self._planes = tuple(planes)
+        self._alarm = alarm
         self._found: dict[str, tuple[tuple[Plane, Method, frozenset[CallerKind]], ...]] = {}
 
     async def invoke(self, call: Call, request: Mapping[str, Any]) -> Document:
         plane, method, allowed = self._find(call, request)
         session = call.caller.session
-        if session is None:
-            return await _invoke(method, allowed, call, request)
-        with operation_step(plane.name, call, session, request):
-            return await _invoke(method, allowed, call, request)
+        try:
+            if session is None:
+                return await _invoke(method, allowed, call, request)
+            with operation_step(plane.name, call, session, request):
+                return await _invoke(method, allowed, call, request)
+        except CrossUserAccess as refused:
+            if self._alarm is not None:
+                await self._alarm.crossed(call, refused)
+            raise
 
     def _find(self, call: Call, request: Mapping[str, Any]) -> tuple[Plane, Method, frozenset[CallerKind]]:
         found = self._found.get(call.operation)

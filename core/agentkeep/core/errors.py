@@ -5,6 +5,7 @@
     │   ├── ValidationException           400  the request is wrong; names every field that is
     │   ├── UnauthorizedException         401  no proof of who is calling, or a bad one
     │   ├── AccessDeniedException         403  the caller is known and may not
+    │   │   └── CrossUserAccess           403  the same, and raises an alert
     │   ├── ResourceNotFoundException     404
     │   ├── ConflictException             409  the resource's state forbids it now
     │   ├── RetryableConflictException    409  the same, and clients retry by themselves
@@ -43,6 +44,7 @@ __all__ = [
     "CapacityReached",
     "ConditionFailed",
     "ConflictException",
+    "CrossUserAccess",
     "DependencyError",
     "DriverError",
     "EnvironmentStartFailed",
@@ -118,6 +120,19 @@ class UnauthorizedException(ServiceError):
 
 class AccessDeniedException(ServiceError):
     status = 403
+
+
+class CrossUserAccess(AccessDeniedException):
+    """Somebody named what is another user's. To the caller it is an AccessDeniedException; operators are alerted.
+    `resource`: what was to be reached, without anything the request carried."""
+
+    def __init__(self, message: str, resource: str) -> None:
+        super().__init__(message)
+        self.resource = resource
+
+    @property
+    def code(self) -> str:
+        return "AccessDeniedException"
 
 
 class ResourceNotFoundException(ServiceError):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
+from agentkeep.observability.alerts import KeyValueAlerts
+from agentkeep.observability.alerts_app import AlertsApp
 from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.otlp import OtlpApp
+from agentkeep.observability.prices import Prices
 from agentkeep.observability.settings import ObservabilitySettings
 from agentkeep.observability.spans_sqlite import SqliteSpanStore
+from agentkeep.observability.traces_app import TracesApp
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.observability.usage_app import UsageApp
 from agentkeep.service.mounts import Access, Mount
-from agentkeep.service.ports.catalogue import BUDGET, USAGE
+from agentkeep.service.ports.catalogue import ALERTS, BUDGET, USAGE
 
 __all__ = ["compose"]
 
@@ -23,6 +27,9 @@ async def compose(service: Service) -> Composed:
     budgets = SessionBudgets(service.store, service.clock, default=settings.session_token_budget or None)
     spans = SqliteSpanStore(service.data / "spans.db", settings.span_limits, service.clock)
     service.on_exit(spans.close)
+    prices = Prices(settings.prices)
+    alerts = KeyValueAlerts(service.store, days=settings.alert_days)
+    service.on_exit(alerts.close)
     of_sessions, of_services = OtlpApp(spans, settings), OtlpApp(spans, settings, trusted=True)
     service.on_exit_call(of_sessions.close)
     service.on_exit_call(of_services.close)
@@ -31,10 +38,12 @@ async def compose(service: Service) -> Composed:
         None,
         service.keys(),
         mounts=[
-            Mount("/usage", UsageApp(usage, budgets), Access.OPERATOR),
+            Mount("/usage", UsageApp(usage, budgets, prices), Access.OPERATOR),
+            Mount("/traces", TracesApp(spans, usage, prices, alerts), Access.OPERATOR),
+            Mount("/alerts", AlertsApp(alerts), Access.OPERATOR),
             Mount("/v1", of_sessions, Access.SESSION),
         ],
-        ports={USAGE: usage, BUDGET: budgets},
+        ports={USAGE: usage, BUDGET: budgets, ALERTS: alerts},
         trusted_mounts={b"/v1/": of_services},
         trusted_bearers={b"/v1/": token} if token is not None else {},
     )

@@ -27,6 +27,7 @@ import uvloop
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core import telemetry_export
+from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.errors import StoreUnavailable
@@ -45,11 +46,15 @@ from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.memory.operations import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
+from agentkeep.observability.alerts import KeyValueAlerts
+from agentkeep.observability.alerts_app import AlertsApp
 from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.otlp import OtlpApp
+from agentkeep.observability.prices import Prices
 from agentkeep.observability.settings import ObservabilitySettings
 from agentkeep.observability.span_queue import SpanQueue
 from agentkeep.observability.spans_sqlite import SqliteSpanStore
+from agentkeep.observability.traces_app import TracesApp
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.observability.usage_app import UsageApp
 from agentkeep.runtime.artifacts import FolderArtifactStore
@@ -145,6 +150,11 @@ class EmbeddedPlatform:
         waiting_spans = SpanQueue(spans)
         on_exit(waiting_spans.close)
         on_exit(telemetry_export.start("agentkeep", waiting_spans).stop)
+        alerts = KeyValueAlerts(store, days=observed.alert_days)
+        on_exit(alerts.close)
+        alarm = Alarm(alerts, clock)
+        on_exit(alarm.close)
+        prices = Prices(observed.prices)
         budgets = SessionBudgets(store, clock, default=observed.session_token_budget or None)
         gateway_settings = GatewaySettings()
         if "allowed_target_hosts" not in gateway_settings.model_fields_set:
@@ -197,15 +207,16 @@ class EmbeddedPlatform:
             session_endpoint,
             runtime_settings,
             self.data_dir / "runtime",
+            alarm,
         )
 
         # What serves them.
-        authenticator = Authenticator(identity.keys, clock)
+        authenticator = Authenticator(identity.keys, clock, alarm)
         otlp = OtlpApp(spans, observed)
         self._exit.callback(otlp.close)
         application = Application(
             Router(),
-            Switch(SelfBackend([runtime, gateway, *control, memory, identity])),
+            Switch(SelfBackend([runtime, gateway, *control, memory, identity], alarm)),
             authenticator,
             mounts=[
                 Mount(ISSUER_PATH, issuer.app, Access.PUBLIC),
@@ -213,7 +224,9 @@ class EmbeddedPlatform:
                 Mount("/artifacts", runtime.artifacts_app, Access.OPERATOR, runtime_settings.bundle_limit),
                 Mount("/sessions", runtime.admin_app, Access.OPERATOR),
                 Mount("/logs", runtime.admin_app, Access.OPERATOR),
-                Mount("/usage", UsageApp(usage, budgets), Access.OPERATOR),
+                Mount("/usage", UsageApp(usage, budgets, prices), Access.OPERATOR),
+                Mount("/traces", TracesApp(spans, usage, prices, alerts, waiting_spans.flush), Access.OPERATOR),
+                Mount("/alerts", AlertsApp(alerts), Access.OPERATOR),
                 Mount(CREDENTIALS_PATH, runtime.credentials_app, Access.SESSION),
                 Mount("/v1", otlp, Access.SESSION),
                 *tools.mounts(

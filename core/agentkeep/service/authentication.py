@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import CallerKind, SessionRef
 from agentkeep.core.clock import Clock, SystemClock
 from agentkeep.core.errors import UnauthorizedException
@@ -27,8 +28,9 @@ class Authenticator:
     UnauthorizedException.
     """
 
-    def __init__(self, keys: Keys, clock: Clock | None = None) -> None:
+    def __init__(self, keys: Keys, clock: Clock | None = None, alarm: Alarm | None = None) -> None:
         self._keys = keys
+        self._alarm = alarm
         self._clock = clock or SystemClock()
 
     def claim(self, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes]) -> Claim:
@@ -60,8 +62,7 @@ class Authenticator:
         """Returns if the key's holder signed this request with this body (hex SHA-256)."""
         claim.verify(key.secret, key.session_token, body_sha256)
 
-    @staticmethod
-    def _check_place(key: AccessKey, session: SessionRef | None) -> None:
+    def _check_place(self, key: AccessKey, session: SessionRef | None) -> None:
         caller = key.caller
         if session is None:
             good = caller.kind is not CallerKind.SESSION
@@ -71,4 +72,6 @@ class Authenticator:
             # The same words as for an unknown key: whoever tries learns nothing.
             place = "the public listener" if session is None else f"the listener of session {session.session_id}"
             logger.warning("a key of %s was presented at %s", caller.principal, place)
+            if self._alarm is not None:
+                self._alarm.misplaced(caller.principal, session)
             raise UnauthorizedException(_UNKNOWN_KEY)

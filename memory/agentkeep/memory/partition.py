@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentkeep.core.call import Call, Caller, CallerKind
-from agentkeep.core.errors import AccessDeniedException
+from agentkeep.core.errors import AccessDeniedException, CrossUserAccess
 from agentkeep.storage.interface import partition
 from agentkeep.storage.search import Beneath
 
@@ -108,8 +108,8 @@ def authorize_records(call: Call, memory_id: str) -> RecordScope:
     return RecordScope(memory_id, authorized_actor(call), _KEY)
 
 
-def crossing(call: Call, memory_id: str, member: str, allowed: str) -> AccessDeniedException:
-    """The refusal of an attempt to act as another actor, and its line in the log."""
+def crossing(call: Call, memory_id: str, member: str, allowed: str) -> CrossUserAccess:
+    """The refusal of an attempt to act as another actor, which raises an alert, and its line in the log."""
     # Who tried, and where; nothing of what the request carried.
     logger.warning(
         "cross-user access refused: %s tried %s on memory %s as another actor",
@@ -117,8 +117,9 @@ def crossing(call: Call, memory_id: str, member: str, allowed: str) -> AccessDen
         call.operation,
         memory_id,
     )
-    return AccessDeniedException(
-        f"{call.caller.principal} is not authorized to perform {call.operation} with this {member}: {allowed}"
+    return CrossUserAccess(
+        f"{call.caller.principal} is not authorized to perform {call.operation} with this {member}: {allowed}",
+        f"memory {memory_id}",
     )
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from agentkeep.observability.prices import Price, parse_prices
 from agentkeep.observability.spans import SpanLimits
 
 __all__ = ["ObservabilitySettings"]
+
+
+def _prices(value: Any) -> Any:
+    return parse_prices(value) if isinstance(value, str) else value
 
 
 class ObservabilitySettings(BaseSettings):
@@ -21,6 +28,14 @@ class ObservabilitySettings(BaseSettings):
         description="Tokens a session's model calls may use, input and output together; 0: no budget. A runtime's tag "
         "agentkeep:session-token-budget says otherwise for its sessions.",
     )
+    prices: Annotated[tuple[Price, ...], NoDecode, BeforeValidator(_prices)] = Field(
+        parse_prices("local/*=0/0,demo/*=0/0"),
+        description="Prices of your own, before those that are known (package genai-prices, offline): "
+        "`provider/model=input/output[/cache read[/cache write]]`, US dollars for a million tokens, `*` for any "
+        "characters, separated by commas. What runs on this machine costs nothing; a model without a price has an "
+        "unknown cost.",
+    )
+    alert_days: int = Field(90, gt=0, description="How long alerts are kept.")
     usage_days: int = Field(90, gt=0, description="How long usage records are kept.")
     span_days: float = Field(30, gt=0, description="How long spans are kept.")
     spans_per_session: int = Field(

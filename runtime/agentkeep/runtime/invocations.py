@@ -11,10 +11,12 @@ from urllib.parse import parse_qs, quote
 
 from opentelemetry.util.types import AttributeValue
 
+from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import Caller, CallerKind, Idempotency, SessionRef, User
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import (
     AccessDeniedException,
+    CrossUserAccess,
     EnvironmentStartFailed,
     FieldError,
     ResourceNotFoundException,
@@ -104,7 +106,9 @@ class RuntimeInvocations:
         workload_tokens: WorkloadTokens,
         clock: Clock,
         settings: RuntimeSettings,
+        alarm: Alarm | None = None,
     ) -> None:
+        self._alarm = alarm
         self._targets = targets
         self._authorization = authorization
         self._sessions = sessions
@@ -129,7 +133,9 @@ class RuntimeInvocations:
         if session is None or session.state is not SessionState.READY:
             return None
         if session.user != user:
-            raise other_user(request.session_id)
+            refused = other_user(request.session_id)
+            self._refuse(request, time.time_ns(), refused, {RUNTIME_ID: target.runtime_id})
+            raise refused
         if user is not None and not self._token_is_fresh(session, request.bearer):
             return None
         session.begin_turn()
@@ -141,8 +147,16 @@ class RuntimeInvocations:
         try:
             return await self._begin(request, owner)
         except ServiceError as error:
-            refused_invocation(_action(request), request.request_id, begun_ns, request.headers, error, owner)
+            self._refuse(request, begun_ns, error, owner)
             raise
+
+    def _refuse(
+        self, request: InvocationRequest, begun_ns: int, error: ServiceError, owner: Mapping[str, AttributeValue]
+    ) -> None:
+        refused_invocation(_action(request), request.request_id, begun_ns, request.headers, error, owner)
+        if isinstance(error, CrossUserAccess) and self._alarm is not None:
+            caller = request.caller or Caller(CallerKind.USER, "a user by token")
+            self._alarm.crossed_soon(caller, _action(request), request.request_id, error)
 
     async def _begin(self, request: InvocationRequest, owner: dict[str, AttributeValue]) -> SessionTurn:
         """Notes in `owner` whose trace the attempt is on, once that is known."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
+from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import Call, CallerKind, allow
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
@@ -52,6 +53,7 @@ class RuntimePlane:
         endpoint_factory: EndpointFactory,
         settings: RuntimeSettings,
         data_dir: Path,
+        alarm: Alarm | None = None,
     ) -> None:
         """`data_dir`: a folder of this plane's own; a replica keeps its name, bundles and logs there."""
         self._parts = parts = Parts(
@@ -67,6 +69,7 @@ class RuntimePlane:
             endpoint_factory,
             settings,
             data_dir,
+            alarm,
         )
         self._deployment = deployment
         self._settings = settings

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
@@ -61,6 +62,7 @@ class Parts:
         endpoint_factory: EndpointFactory,
         settings: RuntimeSettings,
         folder: Path,
+        alarm: Alarm | None,
     ) -> None:
         self._deployment = deployment
         self._settings = settings
@@ -101,7 +103,7 @@ class Parts:
         self.tags = Tags(self.catalogue)
         authorization = Authorization(self.catalogue, authorizers, settings.public_url)
         self.invocations = RuntimeInvocations(
-            self.targets, authorization, self.sessions, workload_tokens, clock, settings
+            self.targets, authorization, self.sessions, workload_tokens, clock, settings, alarm
         )
         self.bearers = RuntimeBearers(self.targets, authorization, deployment.account)
         self.credentials_app = CredentialsApp(self.sessions, keys, clock)

@@ -13,8 +13,8 @@ from dataclasses import replace
 from agentkeep.core.call import Idempotency, SessionRef, User
 from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import (
-    AccessDeniedException,
     ConditionFailed,
+    CrossUserAccess,
     ResourceNotFoundException,
     RetryableConflictException,
 )
@@ -43,10 +43,11 @@ def in_progress() -> RetryableConflictException:
     return RetryableConflictException("Session operation in progress, please retry")
 
 
-def other_user(session_id: str) -> AccessDeniedException:
-    return AccessDeniedException(
+def other_user(session_id: str) -> CrossUserAccess:
+    return CrossUserAccess(
         f"Session {session_id} belongs to another user. A session is used only by the user who opened it; take a new "
-        "session id."
+        "session id.",
+        f"session {session_id}",
     )
 
 

@@ -1,0 +1,81 @@
+"""Raises alerts on behalf of a refusal, and never stands in its way.
+
+The refusal holds whatever happens here: a store that is away delays it by no more than `PATIENCE` and changes nothing
+of it; then the log has the alert. A caller who leaves early does not stop it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from agentkeep.core.call import Call, Caller, SessionRef
+from agentkeep.core.clock import Clock
+from agentkeep.core.errors import CrossUserAccess
+from agentkeep.core.ports import Alert, Alerts
+
+__all__ = ["Alarm"]
+
+logger = logging.getLogger(__name__)
+
+CROSS_USER_ACCESS = "cross-user-access"
+MISPLACED_KEY = "misplaced-key"
+#: Seconds.
+PATIENCE = 2.0
+#: Alerts on their way at one time; of more the log alone tells. Each kind, principal and session makes one a minute.
+MOST_UNDER_WAY = 256
+
+
+class Alarm:
+    def __init__(self, alerts: Alerts, clock: Clock) -> None:
+        self._alerts = alerts
+        self._clock = clock
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def crossed(self, call: Call, refused: CrossUserAccess) -> None:
+        """An operation was refused because it named what is another user's. Returns when the alert is kept, or told in
+        the log; raises nothing."""
+        await asyncio.shield(self._raise(self._crossing(call.caller, call.operation, call.request_id, refused)))
+
+    def crossed_soon(self, caller: Caller, operation: str, request_id: str, refused: CrossUserAccess) -> None:
+        """The same, without waiting for it."""
+        self._raise(self._crossing(caller, operation, request_id, refused))
+
+    def misplaced(self, principal: str, place: SessionRef | None) -> None:
+        """A key was presented where it is worth nothing: a session's on another's listener or the public one, an
+        operator's within a session. Nobody has proved to hold it: who did it is whoever was at that listener."""
+        who = f"session {place.session_id} of {place.runtime_id}" if place is not None else "a public client"
+        details = {"key-of": principal}
+        summary = f"{who} presented a key of {principal}; it was refused."
+        self._raise(Alert(MISPLACED_KEY, summary, who, place, None, self._clock.now(), details))
+
+    async def close(self) -> None:
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=PATIENCE)
+
+    def _crossing(self, caller: Caller, operation: str, request_id: str, refused: CrossUserAccess) -> Alert:
+        return Alert(
+            CROSS_USER_ACCESS,
+            f"{caller.principal} tried {operation} on {refused.resource}, which is another user's; it was refused.",
+            caller.principal,
+            caller.session,
+            caller.user.id if caller.user is not None else None,
+            self._clock.now(),
+            {"operation": operation, "resource": refused.resource, "request-id": request_id},
+        )
+
+    def _raise(self, alert: Alert) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._keep(alert, len(self._under_way)), name="alert")
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def _keep(self, alert: Alert, before: int) -> None:
+        try:
+            if before >= MOST_UNDER_WAY:
+                raise TimeoutError("too many alerts are on their way")
+            async with asyncio.timeout(PATIENCE):
+                await self._alerts.raise_alert(alert)
+        except Exception as error:
+            # Fails open on the record, never on the refusal.
+            logger.error("alert not kept (%r): %s: %s", error, alert.kind, alert.summary)
