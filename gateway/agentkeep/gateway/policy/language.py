@@ -6,6 +6,7 @@ Source: the Cedar policy language's JSON policy format (docs.cedarpolicy.com/pol
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,8 @@ GATEWAY: Final = "AgentCore::Gateway"
 #: How deep a policy's expressions may nest; `a && b && c` nests by one for each `&&`.
 _DEEPEST: Final = 100
 _NODES_A_LEVEL: Final = 2  # of JSON: the operator's object and its operands'
+_TEXT: Final = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n\r]*', re.DOTALL)  # string literals and comments
+_BRACKET: Final = re.compile(r"[(\[{}\])]")
 
 Node = Mapping[str, Any]
 
@@ -66,6 +69,8 @@ class Policy:
 @lru_cache(maxsize=4096)
 def parse(statement: str) -> Policy:
     """Raises ValidationException: not Cedar, not exactly one policy, a template, nested too deeply."""
+    if _brackets(statement) > _DEEPEST:
+        raise _too_deep()
     try:
         document = json.loads(cedarpy.policies_to_json_str(statement))
     except ValueError as error:
@@ -117,6 +122,16 @@ def _depth(node: Any) -> int:
     while level:
         deepest += 1
         level = [child for one in level for child in _children(one)]
+    return deepest
+
+
+def _brackets(statement: str) -> int:
+    """How deep its brackets nest. Asked before Cedar reads it: its parser recurses for each, and a thousand of them
+    overflow the stack, which would end the process."""
+    deepest = depth = 0
+    for character in _BRACKET.findall(_TEXT.sub("", statement)):
+        depth = depth + 1 if character in "([{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
     return deepest
 
 
