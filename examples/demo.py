@@ -98,7 +98,7 @@ def order_service(endpoint: str, log: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port), "--no-access-log"],
+            [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port), "--log-level", "warning"],
             cwd=FOLDER / "order_service",
             stdout=output,
             env={
