@@ -81,7 +81,10 @@ def _fail(error: Exception, status: int) -> int:
 def _serve(plane: str) -> int:
     settings = load(ServiceSettings)
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    compose: Compose = import_module(f"agentkeep.distributed.{plane}").compose
+    root = import_module(f"agentkeep.distributed.{plane}")
+    for each in root.SETTINGS:
+        load(each)
+    compose: Compose = root.compose
     try:
         service = Service(plane, settings, Secrets(settings.secrets, plane), compose, NEEDS[plane])
     except AgentkeepError as error:  # of its secrets

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.gateway.control.plane import gateway_control
@@ -11,7 +13,10 @@ from agentkeep.gateway.tools import Callers, ToolGateway
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.ports.catalogue import BUDGET, OUTBOUND_CREDENTIALS, SESSION_USERS, USAGE, WORKLOAD_TOKENS
 
-__all__ = ["compose"]
+__all__ = ["SETTINGS", "compose"]
+
+#: Checked before the service waits for anything.
+SETTINGS: Final = (GatewaySettings,)
 
 
 async def compose(service: Service) -> Composed:

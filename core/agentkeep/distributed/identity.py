@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from agentkeep.core.ports import Keys
 from agentkeep.distributed.service import CACHE_SECONDS, Composed, Service
 from agentkeep.distributed.settings import load
@@ -12,7 +14,10 @@ from agentkeep.identity.settings import IdentitySettings
 from agentkeep.service.mounts import Access, Mount
 from agentkeep.service.ports.catalogue import AUTHORIZERS, KEYS, OUTBOUND_CREDENTIALS, WORKLOAD_TOKENS
 
-__all__ = ["compose"]
+__all__ = ["SETTINGS", "compose"]
+
+#: Checked before the service waits for anything.
+SETTINGS: Final = (IdentitySettings,)
 
 
 async def compose(service: Service) -> Composed:

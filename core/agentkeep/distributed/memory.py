@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from agentkeep.distributed.readiness import opensearch_check
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
@@ -14,7 +16,10 @@ from agentkeep.storage.search import SearchStore
 from agentkeep.storage.search_opensearch import OpenSearchSearchStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 
-__all__ = ["compose"]
+__all__ = ["SETTINGS", "compose"]
+
+#: Checked before the service waits for anything.
+SETTINGS: Final = (MemorySettings,)
 
 
 async def compose(service: Service) -> Composed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.observability.alerts import KeyValueAlerts
@@ -17,7 +19,10 @@ from agentkeep.observability.usage_app import UsageApp
 from agentkeep.service.mounts import Access, Mount
 from agentkeep.service.ports.catalogue import ALERTS, BUDGET, USAGE
 
-__all__ = ["compose"]
+__all__ = ["SETTINGS", "compose"]
+
+#: Checked before the service waits for anything.
+SETTINGS: Final = (ObservabilitySettings,)
 
 
 async def compose(service: Service) -> Composed:

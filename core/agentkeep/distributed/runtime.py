@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from agentkeep.core.call import SessionRef
 from agentkeep.distributed.readiness import Check
@@ -12,8 +13,10 @@ from agentkeep.distributed.settings import load
 from agentkeep.runtime.artifacts import FolderArtifactStore
 from agentkeep.runtime.drivers.by_artifact import DriverByArtifact
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
+from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
+from agentkeep.runtime.drivers.process.settings import ProcessDriverSettings
 from agentkeep.runtime.environment import CREDENTIALS_PATH
 from agentkeep.runtime.operations import RuntimePlane
 from agentkeep.runtime.pump import InvocationRoute
@@ -24,7 +27,10 @@ from agentkeep.service.mounts import Access, Mount
 from agentkeep.service.ports.catalogue import BUDGET, SESSION_USERS, WORKLOAD_TOKENS
 from agentkeep.service.relay import SessionRelay
 
-__all__ = ["compose"]
+__all__ = ["SETTINGS", "compose"]
+
+#: Checked before the service waits for anything.
+SETTINGS: Final = (RuntimeSettings, ProcessDriverSettings, DockerDriverSettings)
 
 
 async def compose(service: Service) -> Composed:

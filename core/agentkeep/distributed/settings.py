@@ -67,8 +67,8 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Of the service's own log.")
     otlp_endpoint: str | None = Field(
         None,
-        validation_alias=AliasChoices("otlp_endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT"),
-        description="`OTEL_EXPORTER_OTLP_ENDPOINT`: where the service's own spans go, e.g. a Collector; none: nowhere.",
+        validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint"),
+        description="Where the service's own spans go, e.g. a Collector; none: nowhere.",
     )
 
     @field_validator("store_url")
