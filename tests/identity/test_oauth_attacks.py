@@ -133,8 +133,8 @@ async def test_an_issuer_that_was_not_promised(stand: ConsentStand, exchange: Ex
 
 
 async def test_an_injected_code(connected: ConsentStand, openid: OpenIdServer) -> None:
-    """RFC 9700, 4.5: Mallory's code, brought to Alice's session, so that her agent would act on his account. PKCE binds a
-    code to the request it answers: the provider refuses it."""
+    """RFC 9700, 4.5: Mallory's code, brought to Alice's session, so that her agent would act on his account. PKCE binds
+    a code to the request it answers: the provider refuses it."""
     alices, mallorys = await connected.token_of("alice"), await connected.token_of("mallory")
     begun = await connected.ask(alices)
     injected = query(

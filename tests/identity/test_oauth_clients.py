@@ -38,7 +38,7 @@ def sdk(stand: ConsentStand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 async def as_runtime_does(workload_token: str, call: Any) -> str:
-    """Runs an agent's function as the SDK's server would, with the invocation's workload access token in its context."""
+    """Runs an agent's function as the SDK's server would, the invocation's workload access token in its context."""
 
     def run() -> str:
         BedrockAgentCoreContext.set_workload_access_token(workload_token)

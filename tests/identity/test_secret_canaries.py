@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import pytest
+from aiohttp import web
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from canaries import canary, leaking_files, leaks
+from exchange_server import ExchangeServer
+from openid_provider import query
 
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
@@ -24,11 +28,13 @@ from agentkeep.core.identifiers import Deployment
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.identity import oauth2_providers
 from agentkeep.identity.master_key import FileMasterKey
+from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.front import Front, Server
+from agentkeep.service.mounts import Access, Mount
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 from agentkeep.wire import Router
 
@@ -71,7 +77,8 @@ async def platform(tmp_path: Path, free_tcp_port: int) -> AsyncIterator[Platform
         key = FileMasterKey(b"m" * 32)
         plane = IdentityPlane(store, key, Deployment(), clock, IdentitySettings(credential_providers=3), public_url=url)
         backend = Switch(SelfBackend([plane]))
-        front = Front(Application(Router(), backend, Authenticator(plane.keys, clock)))
+        mounts = [Mount(CALLBACK_PATH, plane.oauth2_callback, Access.PUBLIC)]
+        front = Front(Application(Router(), backend, Authenticator(plane.keys, clock), mounts))
         server = Server(front, "127.0.0.1", free_tcp_port)
         await server.start()
         platform = Platform(tmp_path, url, plane, valkey)
@@ -235,3 +242,117 @@ async def test_nothing_that_holds_a_secret_shows_it(platform: Platform) -> None:
     provider = await plane._oauth2.create("idp", "CustomOauth2", given["oauth2ProviderConfigInput"], {})
     for holder in (configuration, vault, envelope, provider, provider.dump(), plane, plane._oauth2, plane._api_keys):
         assert not leaks(repr(holder).encode() + str(holder).encode(), [secret])
+
+
+async def test_no_oauth2_token_comes_out(
+    platform: Platform, exchange: ExchangeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """IDN-3: codes, access, refresh and id tokens, states and sessions, of consents that succeed and fail. The server
+    says all that it is sent and gives again in its errors, and so might a log."""
+    names = (
+        "client",
+        "code",
+        "access",
+        "refresh",
+        "renewed",
+        "id token",
+        "own",
+        "custom state",
+        "parameter",
+        "bad code",
+    )
+    secrets = {name: canary() for name in names}
+    caplog.set_level(logging.DEBUG)
+    mood = "good"
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        form = {name: str(value) for name, value in (await request.post()).items()}
+        if mood == "refuse":
+            told = json.dumps([form, request.headers.get("authorization"), secrets["access"]])
+            return web.json_response({"error": "invalid_grant", "error_description": told}, status=400)
+        if mood == "break":
+            return web.Response(status=500, text=json.dumps([form, secrets["access"]]))
+        token = {"client_credentials": "own", "refresh_token": "renewed"}.get(form["grant_type"], "access")
+        tokens = {"access_token": secrets[token], "refresh_token": secrets["refresh"], "id_token": secrets["id token"]}
+        return web.json_response({**tokens, "token_type": "Bearer", "expires_in": 1})
+
+    exchange.answer = answer
+    back = "http://app.example/back"
+    answers: list[Any] = []
+    hidden: list[str] = []  # made by the platform: states, challenges, sessions
+
+    async def call(operation: str, **request: Any) -> Any:
+        control = "identity" in operation or "provider" in operation
+        client = platform.client("bedrock-agentcore-control" if control else "bedrock-agentcore")
+        return await asyncio.to_thread(getattr(client, operation), **request)
+
+    async def refused(operation: str, *codes: str, **request: Any) -> None:
+        with pytest.raises(ClientError) as error:
+            await call(operation, **request)
+        assert error.value.response["Error"]["Code"] in codes
+        answers.append((str(error.value), error.value.response))
+
+    given = _custom(clientSecret=secrets["client"], oauthDiscovery=exchange.metadata)
+    created = await call("create_oauth2_credential_provider", **given)
+    answers.append(created)
+    await call("create_workload_identity", name="agent", allowedResourceOauth2ReturnUrls=[back])
+    workload = await call("get_workload_access_token_for_user_id", workloadName="agent", userId="alice")
+    asking = {
+        "workloadIdentityToken": workload["workloadAccessToken"], "resourceCredentialProviderName": "idp",
+        "scopes": [], "oauth2Flow": "USER_FEDERATION", "resourceOauth2ReturnUrl": back,
+        "customState": secrets["custom state"], "customParameters": {"hint": secrets["parameter"]},
+    }  # fmt: skip
+    user = {"userIdentifier": {"userId": "alice"}}
+
+    async def consent(code: str) -> str:
+        asked = await call("get_resource_oauth2_token", **asking, forceAuthentication=True)
+        sent = query(asked["authorizationUrl"])
+        hidden.extend((sent["state"], asked["sessionUri"].rsplit(":", 1)[1]))
+        async with httpx.AsyncClient() as browser:
+            came = await browser.get(created["callbackUrl"], params={"state": sent["state"], "code": code})
+            assert came.status_code == 302
+            again = await browser.get(created["callbackUrl"], params={"state": sent["state"], "code": code})
+            assert again.status_code == 400
+            answers.append(again.text)
+        return str(asked["sessionUri"])
+
+    session = await consent(secrets["code"])
+    await call("complete_resource_token_auth", sessionUri=session, **user)
+    given = await call("get_resource_oauth2_token", **asking, sessionUri=session)
+    assert given["accessToken"] == secrets["access"]
+    await asyncio.sleep(1)
+    assert (await call("get_resource_oauth2_token", **asking))["accessToken"] == secrets["renewed"]
+    own = await call("get_resource_oauth2_token", **{**asking, "oauth2Flow": "M2M"})
+    assert own["accessToken"] == secrets["own"]
+
+    session = await consent(secrets["bad code"])
+    confirmed = {**user, "sessionUri": session}
+    own = {**asking, "oauth2Flow": "M2M", "forceAuthentication": True}
+    for mood, code in (  # noqa: B007 - the server looks at it
+        ("break", "ServiceUnavailableException"),
+        ("refuse", "ValidationException"),
+    ):
+        await refused("complete_resource_token_auth", code, **confirmed)
+        await refused("get_resource_oauth2_token", code, "AccessDeniedException", **own)
+    confirmed["userIdentifier"] = {"userId": "mallory"}
+    await refused("complete_resource_token_auth", "AccessDeniedException", **confirmed)
+    assert len(answers) == 8
+
+    planted = [*secrets.values(), *hidden]
+    for told in answers:
+        assert not leaks(json.dumps(told, default=str).encode(), planted)
+    own_records = [
+        record for record in caplog.records
+        if not record.name.startswith(("boto", "urllib3", "httpx", "httpcore", "aiohttp.access"))
+    ]  # fmt: skip
+    lines = [logging.Formatter().format(record) for record in own_records]
+    for expected in ("consented at", "came back from", "by M2M", "refused an authorization code: invalid_grant"):
+        assert any(expected in line for line in lines), expected
+    for record, line in zip(own_records, lines, strict=True):
+        assert not leaks(line.encode() + repr(record.__dict__).encode(), planted), line
+    platform.valkey.stop_and_wait()
+    assert leaking_files(platform.folder, planted) == []
+    assert leaking_files(platform.folder, ["consents"]) != []
+    oauth2 = platform.plane._oauth2
+    for holder in (oauth2, platform.plane, platform.plane._federation, platform.plane.oauth2_callback):
+        assert not leaks(repr(holder).encode(), planted)

@@ -107,6 +107,11 @@ class Kept:
     def uri(self) -> str:
         return _URI + self.id
 
+    @property
+    def name(self) -> str:
+        """For where its id must not be seen."""
+        return _label(self.id)
+
     def __repr__(self) -> str:
         return f"Kept({self.consent!r})"
 

@@ -16,6 +16,7 @@ __all__ = ["VENDORS", "Discovery", "Vendor"]
 Discovery = dict[str, Any]
 
 _INCLUDED: Final = "includedOauth2ProviderConfig"
+_IN_THE_BODY: Final = "client_secret_post"
 _TENANT_MEMBERS: Final = ("issuer", "authorizationEndpoint", "tokenEndpoint")
 
 
@@ -23,15 +24,17 @@ def _published(url: str) -> Discovery:
     return {"discoveryUrl": f"{url}/.well-known/openid-configuration"}
 
 
-def _endpoints(issuer: str, authorization: str, token: str) -> Discovery:
-    return {
-        "authorizationServerMetadata": {
-            "issuer": issuer,
-            "authorizationEndpoint": authorization,
-            "tokenEndpoint": token,
-            "responseTypes": ["code"],
-        }
+def _endpoints(issuer: str, authorization: str, token: str, *methods: str) -> Discovery:
+    """`methods`: how clients authenticate there, where it is not by HTTP Basic."""
+    metadata: dict[str, Any] = {
+        "issuer": issuer,
+        "authorizationEndpoint": authorization,
+        "tokenEndpoint": token,
+        "responseTypes": ["code"],
     }
+    if methods:
+        metadata["tokenEndpointAuthMethods"] = list(methods)
+    return {"authorizationServerMetadata": metadata}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ VENDORS: Final[Mapping[str, Vendor]] = {
             "https://github.com",
             "https://github.com/login/oauth/authorize",
             "https://github.com/login/oauth/access_token",
+            _IN_THE_BODY,
         ),
     ),
     "SlackOauth2": Vendor(
@@ -112,6 +116,7 @@ VENDORS: Final[Mapping[str, Vendor]] = {
             "https://auth.atlassian.com",
             "https://auth.atlassian.com/authorize",
             "https://auth.atlassian.com/oauth/token",
+            _IN_THE_BODY,
         ),
     ),
     "LinkedinOauth2": Vendor(
@@ -120,6 +125,7 @@ VENDORS: Final[Mapping[str, Vendor]] = {
             "https://www.linkedin.com/oauth",
             "https://www.linkedin.com/oauth/v2/authorization",
             "https://www.linkedin.com/oauth/v2/accessToken",
+            _IN_THE_BODY,
         ),
     ),
     "XOauth2": Vendor(
@@ -132,6 +138,7 @@ VENDORS: Final[Mapping[str, Vendor]] = {
             "https://www.facebook.com",
             "https://www.facebook.com/dialog/oauth",
             "https://graph.facebook.com/oauth/access_token",
+            _IN_THE_BODY,
         ),
     ),
     "YandexOauth2": Vendor(
@@ -180,6 +187,7 @@ VENDORS: Final[Mapping[str, Vendor]] = {
             "https://app.hubspot.com",
             "https://app.hubspot.com/oauth/authorize",
             "https://api.hubapi.com/oauth/v1/token",
+            _IN_THE_BODY,
         ),
     ),
     **dict.fromkeys(

@@ -271,7 +271,7 @@ class UserFederation:
         if kept.consent.user != user:
             await self._refuse_stranger(kept)
         # Shared, so that a code is sent once, and goes on where the caller leaves in the middle.
-        await self._flight.share(f"consents/{kept.id}", lambda: self._exchange(uri))
+        await self._flight.share(kept.name, lambda: self._exchange(uri))
 
     async def _refuse_stranger(self, kept: Kept) -> None:
         """Another's browser consented, so the code is another's: nobody shall have it."""
