@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import gc
-import logging
-import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-import orjson
-import uvloop
-
-from agentkeep.core.clock import SystemClock
 from agentkeep.core.errors import AgentkeepError
-from agentkeep.core.identifiers import Deployment
-from agentkeep.distributed.secrets import IMAGE_USERS, Secrets, make_secrets
-from agentkeep.distributed.service import Compose, Service
+from agentkeep.distributed.secrets import IMAGE_USERS, SecretsMissing, make_secrets
 from agentkeep.distributed.settings import ServiceSettings, SettingsInvalid, load
-from agentkeep.identity.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
-from agentkeep.identity.settings import IdentitySettings
 from agentkeep.service.ownership import PLANES
-from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 __all__ = ["main"]
-
-logger = logging.getLogger(__name__)
-
-#: The services that each needs, to start and to be ready. Without a circle: identity needs nobody.
-NEEDS: Final[Mapping[str, Sequence[str]]] = {
-    "identity": (),
-    "observability": ("identity",),
-    "memory": ("identity",),
-    "gateway": ("identity", "observability"),
-    "runtime": ("identity", "observability"),
-}
 
 _WRONG: Final = 2
 
@@ -65,52 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "health":
             return _health("/healthz" if given.live else "/readyz")
         if given.command == "operator-key":
-            return asyncio.run(_operator_key())
-        return _serve(given.command)
-    except SettingsInvalid as error:
+            return int(import_module("agentkeep.distributed.operator_key").print_key())
+        settings = load(ServiceSettings)  # what is wrong with them is said before anything slow happens
+        return int(import_module("agentkeep.distributed.serving").serve(given.command, settings))
+    except (SettingsInvalid, SecretsMissing) as error:
         return _fail(error, _WRONG)
-    except (AgentkeepError, OSError, ValueError) as error:
+    except (AgentkeepError, OSError) as error:
         return _fail(error, 1)
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: object, status: int) -> int:
     sys.stderr.write(f"agentkeep.service: {error}\n")
     return status
-
-
-def _serve(plane: str) -> int:
-    settings = load(ServiceSettings)
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    root = import_module(f"agentkeep.distributed.{plane}")
-    for each in root.SETTINGS:
-        load(each)
-    compose: Compose = root.compose
-    try:
-        service = Service(plane, settings, Secrets(settings.secrets, plane), compose, NEEDS[plane])
-    except AgentkeepError as error:  # of its secrets
-        return _fail(error, _WRONG)
-    return uvloop.run(_run(service))
-
-
-async def _run(service: Service) -> int:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    starting, stop = asyncio.create_task(service.start()), asyncio.create_task(stopping.wait())
-    await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        starting.cancel()  # it waits for something that is not there
-        await asyncio.wait((starting,))
-        return 0
-    starting.result()
-    # What was made so far stays for good: collections need not look at it again.
-    gc.collect()
-    gc.freeze()
-    await stop
-    logger.info("stopping")
-    await service.stop()
-    return 0
 
 
 def _secrets(folder: Path, *, keep_owner: bool) -> int:
@@ -118,31 +60,6 @@ def _secrets(folder: Path, *, keep_owner: bool) -> int:
     for path in made:
         sys.stdout.write(f"made {path}\n")
     sys.stdout.write(f"{folder} has all secrets\n" if made else f"{folder} had all secrets already\n")
-    return 0
-
-
-async def _operator_key() -> int:
-    settings = load(ServiceSettings)
-    secrets = Secrets(settings.secrets, "identity")
-    store = ValkeyKeyValueStore(settings.store_url_with(secrets.store_password))
-    try:
-        keys = AccessKeys(
-            store,
-            FileMasterKey.load_or_create(secrets.master_key),
-            Deployment(settings.region, settings.account),
-            SystemClock(),
-            load(IdentitySettings),
-        )
-        key = await keys.operator_key("operator")
-    finally:
-        await store.close()
-    document = {
-        "accessKeyId": key.id,
-        "secretAccessKey": key.secret,
-        "region": settings.region,
-        "endpoint": settings.public_url,
-    }
-    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
     return 0
 
 
@@ -156,6 +73,6 @@ def _health(path: str) -> int:
             answer.read()
             return 0
     except urllib.error.HTTPError as error:
-        return _fail(ValueError(error.read(1000).decode(errors="replace")), 1)
+        return _fail(error.read(1000).decode(errors="replace"), 1)
     except OSError as error:
         return _fail(error, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from agentkeep.distributed.service import Composed, Service
-from agentkeep.distributed.settings import load
+from agentkeep.distributed.settings import SettingsInvalid, load
 from agentkeep.gateway.control.plane import gateway_control
 from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
@@ -24,7 +24,10 @@ async def compose(service: Service) -> Composed:
     keys = service.keys()
     tools = ToolGateway(service.store, service.port(OUTBOUND_CREDENTIALS), settings, service.deployment, service.clock)
     service.on_exit(tools.close)
-    plane = gateway_plane(settings, service.port(USAGE), service.port(BUDGET), service.clock)
+    try:
+        plane = gateway_plane(settings, service.port(USAGE), service.port(BUDGET), service.clock)
+    except ValueError as error:
+        raise SettingsInvalid(str(error)) from None
     service.on_exit(plane.close)
     authorizers, public_url = service.authorizers(), service.settings.public_url
     control = gateway_control(

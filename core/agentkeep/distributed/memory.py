@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from agentkeep.distributed.readiness import opensearch_check
+from agentkeep.distributed.opensearch import opensearch
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.memory.operations import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.storage.embedding import Embedder
 from agentkeep.storage.embedding_minilm import MiniLmEmbedder
-from agentkeep.storage.opensearch import OpenSearchClient
 from agentkeep.storage.search import SearchStore
 from agentkeep.storage.search_opensearch import OpenSearchSearchStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
@@ -38,8 +37,7 @@ async def _search(service: Service, embedder: Embedder | None) -> SearchStore:
     dimensions = embedder.dimensions if embedder is not None else None
     model = embedder.name if embedder is not None else ""
     if service.settings.search_url is not None:
-        client = OpenSearchClient(service.settings.search_url)
-        await service.require("search", opensearch_check(client))
+        client = await opensearch(service, service.settings.search_url)
         return OpenSearchSearchStore(client, dimensions=dimensions, model=model, clock=service.clock)
     service.data.mkdir(parents=True, exist_ok=True)
     return SqliteSearchStore(service.data / "records.db", dimensions=dimensions, model=model, clock=service.clock)

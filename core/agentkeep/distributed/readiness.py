@@ -9,9 +9,8 @@ from typing import Final
 
 from agentkeep.core.errors import AgentkeepError
 from agentkeep.storage.interface import KeyValueStore
-from agentkeep.storage.opensearch import OpenSearchClient
 
-__all__ = ["Check", "Readiness", "opensearch_check", "store_check"]
+__all__ = ["Check", "Readiness", "store_check"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +67,6 @@ async def _answers(check: Check) -> bool:
 def store_check(store: KeyValueStore) -> Check:
     async def check() -> bool:
         await store.get("readiness", "")
-        return True
-
-    return check
-
-
-def opensearch_check(client: OpenSearchClient) -> Check:
-    async def check() -> bool:
-        await client.request("GET", "/")
         return True
 
     return check
