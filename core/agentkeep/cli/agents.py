@@ -20,6 +20,7 @@ from agentkeep.cli import bundle
 from agentkeep.cli.deployment import Deployment
 from agentkeep.cli.options import DEFAULT_DATA_DIR, DataDir, SessionId
 from agentkeep.cli.output import AsJson, CommandError, console, printable, progress, show, table
+from agentkeep.cli.trace import cost_text
 from agentkeep.cli.users import ISSUER_PATH, fetch_token, last_user
 
 BUCKET = "agentkeep-deploy"
@@ -163,7 +164,7 @@ def usage(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Show the model calls and tokens of a session, and what is left of its budget."""
+    """Show the model calls of a session, their tokens and cost, and what is left of its budget."""
     deployment = Deployment(data_dir)
     session = quote(session_id, safe="")
     for runtime in _runtimes(deployment):  # a session's id is one of its agent's
@@ -184,10 +185,14 @@ def usage(
         "provider": "PROVIDER",
         "input_tokens": "TOKENS IN",
         "output_tokens": "TOKENS OUT",
+        "cost_usd": "USD",
         "latency_ms": "MS",
     }
-    table(used, as_json, columns, used["calls"], "No model was called.")
+    rows = [call | {"cost_usd": "unknown" if call["cost_usd"] is None else call["cost_usd"]} for call in used["calls"]]
+    table(used, as_json, columns, rows, "No model was called.")
     if not as_json:
+        if used["calls"]:
+            console.print(f"Cost: {cost_text(used['totals'])}", style="dim", highlight=False)
         console.print(_budget(used["budget"]), style="dim", highlight=False)
 
 

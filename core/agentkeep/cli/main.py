@@ -7,7 +7,7 @@ import sys
 import typer
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from agentkeep.cli import agents, catalogue, platform, users
+from agentkeep.cli import agents, catalogue, platform, trace, users
 from agentkeep.cli.output import CommandError
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ for command in (
     agents.usage,
     agents.stop,
     agents.logs,
+    trace.trace,
+    trace.alerts,
     users.login,
 ):
     app.command()(command)

@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 from urllib.parse import parse_qs, quote
 
@@ -134,7 +135,9 @@ class RuntimeInvocations:
             return None
         if session.user != user:
             refused = other_user(request.session_id)
-            self._refuse(request, time.time_ns(), refused, {RUNTIME_ID: target.runtime_id})
+            about = {RUNTIME_ID: target.runtime_id}
+            refused_invocation(_action(request), request.request_id, time.time_ns(), request.headers, refused, about)
+            self._alert(request, user, refused)
             raise refused
         if user is not None and not self._token_is_fresh(session, request.bearer):
             return None
@@ -145,20 +148,19 @@ class RuntimeInvocations:
         begun_ns = time.time_ns()
         owner: dict[str, AttributeValue] = {}
         try:
-            return await self._begin(request, owner)
+            return await self._begin(request, owner, begun_ns)
         except ServiceError as error:
-            self._refuse(request, begun_ns, error, owner)
+            refused_invocation(_action(request), request.request_id, begun_ns, request.headers, error, owner)
             raise
 
-    def _refuse(
-        self, request: InvocationRequest, begun_ns: int, error: ServiceError, owner: Mapping[str, AttributeValue]
-    ) -> None:
-        refused_invocation(_action(request), request.request_id, begun_ns, request.headers, error, owner)
-        if isinstance(error, CrossUserAccess) and self._alarm is not None:
-            caller = request.caller or Caller(CallerKind.USER, "a user by token")
-            self._alarm.crossed_soon(caller, _action(request), request.request_id, error)
+    def _alert(self, request: InvocationRequest, user: User | None, refused: CrossUserAccess) -> None:
+        if self._alarm is None:
+            return
+        caller = request.caller or Caller(CallerKind.USER, f"user {user.id if user else '-'} (by token)")
+        caller = replace(caller, user=user or caller.user)
+        self._alarm.crossed_soon(caller, _action(request), request.request_id, refused)
 
-    async def _begin(self, request: InvocationRequest, owner: dict[str, AttributeValue]) -> SessionTurn:
+    async def _begin(self, request: InvocationRequest, owner: dict[str, AttributeValue], begun_ns: int) -> SessionTurn:
         """Notes in `owner` whose trace the attempt is on, once that is known."""
         target = await self._target(request)
         owner[RUNTIME_ID] = target.runtime_id
@@ -170,13 +172,15 @@ class RuntimeInvocations:
         except ServiceError as error:
             if not isinstance(error, AccessDeniedException):  # another user's: not on that user's trace
                 owner.update(mine)
+            if isinstance(error, CrossUserAccess):
+                self._alert(request, user, error)
             raise
         owner.update(mine)
         try:
             if user is not None and not self._token_is_fresh(session, request.bearer):
                 token = await self._workload_tokens.issue(target.runtime_id, user, request.bearer)
                 session.workload_token = (request.bearer or "", token, self._clock.monotonic())
-            return self._turn(session, request)
+            return self._turn(session, request, begun_ns)
         except BaseException:
             session.end_turn(self._clock.monotonic())
             raise
@@ -211,11 +215,11 @@ class RuntimeInvocations:
             return False
         return self._clock.monotonic() - kept[2] < self._settings.workload_token_reuse
 
-    def _turn(self, session: Session, request: InvocationRequest) -> SessionTurn:
+    def _turn(self, session: Session, request: InvocationRequest, begun_ns: int | None = None) -> SessionTurn:
         assert session.prepared is not None
         sent = request.headers
         span = InvocationSpan(
-            _action(request), request.request_id, sent, session_owner(session), about_session(session)
+            _action(request), request.request_id, sent, session_owner(session), about_session(session), begun_ns
         )
         headers = agent_headers(
             sent,

@@ -79,6 +79,7 @@ class InvocationSpan:
         headers: Mapping[str, str],
         owner: Mapping[str, AttributeValue],
         about: Mapping[str, AttributeValue],
+        begun_ns: int | None = None,
     ) -> None:
         self._owner = owner
         self._about = about
@@ -86,7 +87,7 @@ class InvocationSpan:
         self._request_id = request_id
         self._parent = parent_in(headers) or _xray_parent(headers)
         self._context = span_context(self._parent)
-        self._begun_ns = time.time_ns()
+        self._begun_ns = begun_ns or time.time_ns()
         self._status = 0
         self._sent: list[bytes] = []
         self._received: list[bytes] = []
