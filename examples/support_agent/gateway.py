@@ -30,15 +30,9 @@ async def gateway_tools(authorization: str) -> list[BaseTool]:
 
 def langchain_tool(tool: Tool, authorization: str) -> BaseTool:
     async def call(**arguments: Any) -> str:
-        """What the tool says. A refusal is told to the model, so that it can tell the user."""
-        try:
-            async with connected(authorization) as gateway:
-                result = await gateway.call_tool(tool.name, arguments)
-        except* MCPError as refused:
-            raise ToolException(str(refused.exceptions[0])) from None
-        text = "\n".join(block.text for block in result.content if block.type == "text")
-        if result.is_error:
-            raise ToolException(text)
+        done, text = await ask(authorization, tool.name, arguments)
+        if not done:
+            raise ToolException(text)  # told to the model, so that it can tell the user
         return text
 
     return StructuredTool(
@@ -48,6 +42,16 @@ def langchain_tool(tool: Tool, authorization: str) -> BaseTool:
         coroutine=call,
         handle_tool_error=True,
     )
+
+
+async def ask(authorization: str, name: str, arguments: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the tool did it, and what it says; or the gateway, which may refuse."""
+    async with connected(authorization) as gateway:
+        try:
+            result = await gateway.call_tool(name, arguments)
+        except MCPError as refused:
+            return False, str(refused)
+        return not result.is_error, "\n".join(block.text for block in result.content if block.type == "text")
 
 
 @asynccontextmanager
