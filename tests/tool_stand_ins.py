@@ -12,7 +12,7 @@ import uvicorn
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from mcp.server.mcpserver import Context, MCPServer
-from mcp_types import ToolAnnotations
+from mcp.types import ToolAnnotations
 from pydantic import BaseModel
 
 METADATA_ADDRESS = "http://169.254.169.254/latest/meta-data/"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from mcp import MCPError
-from mcp_types import CallToolResult
+from mcp.types import CallToolResult
 from tool_stack import mcp_client, tool_stack
 from tool_stand_ins import openapi, orders_service
 

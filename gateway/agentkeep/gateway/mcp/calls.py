@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import orjson
-from mcp_types import CallToolResult
-from opentelemetry.trace import Span, SpanKind
+from mcp import MCPError
+from mcp.types import CallToolResult
+from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import StoreUnavailable
-from agentkeep.core.telemetry import step
+from agentkeep.core.telemetry import ERROR_TYPE, step
+from agentkeep.core.telemetry_content import capture_json
 from agentkeep.gateway.audit.records import Intent, Outcome, Status
 from agentkeep.gateway.audit.trail import AuditTrail
 from agentkeep.gateway.catalogue.entries import AuditLevel, Catalogue, CatalogueEntry, full_name, split_name
@@ -39,7 +40,6 @@ __all__ = ["ToolCalls"]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_ATTRIBUTE = 8192
 _LONGEST_NAME = 256
 
 
@@ -105,7 +105,9 @@ class ToolCalls:
         }
         user_id = caller.user.id if caller.user else None
         title = f"tools/call {name[:_LONGEST_NAME]}"
-        with step("gateway", title, caller.session, user_id, attributes, kind=SpanKind.SERVER) as span:
+        with step(
+            "gateway", title, caller.session, user_id, attributes, kind=SpanKind.SERVER, parent=inbound.parent
+        ) as span:
             attempt = _Attempt(
                 inbound, name, arguments, secrets.token_hex(8), self._clock.now(), self._clock.monotonic(), span
             )
@@ -118,9 +120,14 @@ class ToolCalls:
                     "ServiceUnavailableException - The tool was not called: whether it may be, and that it is, cannot "
                     "be written down now. Try again later.",
                 )
+            except MCPError as refused:
+                span.set_attribute("jsonrpc.error.code", refused.error.code)
+                raise
             if result.is_error:
                 error = (result.structured_content or {}).get("error")
-                span.set_attribute("error.type", str(error.get("code")) if isinstance(error, dict) else "tool_error")
+                code = str(error.get("code")) if isinstance(error, dict) else "tool_error"
+                span.set_attribute(ERROR_TYPE, code)
+                span.set_status(StatusCode.ERROR, code)
             return result
 
     async def _call(self, attempt: _Attempt) -> CallToolResult:
@@ -159,8 +166,7 @@ class ToolCalls:
 
         attempt.intent = self._intent(attempt)
         await self._trail.begin(attempt.intent)
-        if attempt.full:
-            attempt.span.set_attribute("gen_ai.tool.call.arguments", _bounded(attempt.arguments))
+        _show(attempt, "gen_ai.tool.call.arguments", attempt.arguments)
         return await self._execute(attempt, attempt.intent, target, tool, attempt.entry)
 
     async def _resolve(self, gateway: GatewayRecord, name: str) -> tuple[TargetRecord, Tool] | None:
@@ -198,8 +204,7 @@ class ToolCalls:
             task.add_done_callback(self._ending.discard)
             raise
         shown = result.model_dump(by_alias=True, mode="json", exclude_none=True)
-        if attempt.full:
-            attempt.span.set_attribute("gen_ai.tool.call.result", _bounded(shown))
+        _show(attempt, "gen_ai.tool.call.result", shown)
         outcome = Outcome(status, self._since(attempt), error, shown, attempt.full)
         await self._ended(attempt, intent, outcome)
         return result
@@ -261,5 +266,7 @@ def _show_decision(span: Span, decided: Decision) -> None:
     span.set_attribute("aws.agentcore.policy.determining_policies", list(decided.determining))
 
 
-def _bounded(document: Any) -> str:
-    return orjson.dumps(document).decode()[:_LONGEST_ATTRIBUTE]
+def _show(attempt: _Attempt, name: str, document: Any) -> None:
+    """What was said is on the trace where it is in the trail."""
+    if attempt.full and (text := capture_json(document)) is not None:
+        attempt.span.set_attribute(name, text)

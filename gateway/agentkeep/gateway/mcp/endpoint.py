@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import orjson
-from mcp_types import INVALID_REQUEST, PARSE_ERROR, UNSUPPORTED_PROTOCOL_VERSION
+from mcp.types import INVALID_REQUEST, PARSE_ERROR, UNSUPPORTED_PROTOCOL_VERSION
 
 from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import (

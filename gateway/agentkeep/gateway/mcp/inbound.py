@@ -15,10 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
+from opentelemetry.trace import SpanContext
+
 from agentkeep.core.call import Caller, CallerKind, SessionRef, User
 from agentkeep.core.errors import AccessDeniedException, ResourceNotFoundException, UnauthorizedException
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.ports import AccessKey, Authorizers, SessionUsers
+from agentkeep.core.telemetry import parent_in
 from agentkeep.gateway.records import GatewayRecord, Resources
 from agentkeep.service.authentication import Authenticator, Claim
 
@@ -30,11 +33,13 @@ _INVALID = "Invalid Bearer token"
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """A request to a gateway whose caller is proved. `token`: the bearer token it came with."""
+    """A request to a gateway whose caller is proved. `token`: the bearer token it came with. `parent`: the span of the
+    caller's it says it is part of."""
 
     gateway: GatewayRecord
     caller: Caller
     request_id: str
+    parent: SpanContext | None
     token: str | None = field(default=None, repr=False)
 
 
@@ -49,6 +54,11 @@ class Proposed:
     headers: Mapping[bytes, bytes] = field(repr=False)
     session: SessionRef | None
     request_id: str
+
+    @property
+    def parent(self) -> SpanContext | None:
+        sent = self.headers.get(b"traceparent")
+        return None if sent is None else parent_in({"traceparent": sent.decode("latin-1")})
 
     @property
     def bearer(self) -> str | None:
@@ -93,7 +103,7 @@ class InboundAuthentication:
                 raise ResourceNotFoundException(f"There is no gateway {request.gateway_id}")
             if gateway.authorizer_type != "AWS_IAM":
                 raise UnauthorizedException(_MISSING)
-            return Inbound(gateway, key.caller, request.request_id)
+            return Inbound(gateway, key.caller, request.request_id, request.parent)
         gateway = await self._resources.gateway(request.gateway_id)
         token = request.bearer
         if gateway is None or gateway.authorizer_type != "CUSTOM_JWT" or gateway.authorizer is None or not token:
@@ -102,7 +112,8 @@ class InboundAuthentication:
             user = await self._authorizers.verify(gateway.authorizer, token)
         except UnauthorizedException:
             raise UnauthorizedException(_INVALID) from None
-        return Inbound(gateway, await self._caller(user, request.session), request.request_id, token)
+        caller = await self._caller(user, request.session)
+        return Inbound(gateway, caller, request.request_id, request.parent, token)
 
     async def _caller(self, user: User, session: SessionRef | None) -> Caller:
         if session is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mcp import MCPError
-from mcp_types import INVALID_PARAMS, CallToolResult, TextContent
+from mcp.types import INVALID_PARAMS, CallToolResult, TextContent
 
 from agentkeep.gateway.limits.rate_limits import LimitReached
 

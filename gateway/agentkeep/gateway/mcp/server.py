@@ -15,14 +15,14 @@ from mcp import MCPError
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp_types import (
+from mcp.types import (
     INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
     ListToolsResult,
     PaginatedRequestParams,
 )
-from mcp_types import Tool as McpTool
+from mcp.types import Tool as McpTool
 
 from agentkeep.core.errors import ValidationException
 from agentkeep.core.pages import place, token

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentkeep.core.errors import ResourceNotFoundException
+from agentkeep.core.errors import ResourceNotFoundException, ServiceError
 from agentkeep.core.ports import OutboundCredentials
-from agentkeep.gateway.targets.errors import TargetRefused
+from agentkeep.gateway.targets.errors import TargetFailed, TargetRefused
 
 __all__ = ["Outgoing", "TargetCredentials"]
 
@@ -57,6 +57,8 @@ class TargetCredentials:
             key = await self._credentials.api_key(provider["providerArn"])
         except ResourceNotFoundException as error:
             raise TargetRefused(f"The target's API key cannot be had: {error.message}") from None
+        except ServiceError as error:
+            raise TargetFailed(f"its API key cannot be had now: {error.message}") from None
         prefix = provider.get("credentialPrefix")
         value = f"{prefix} {key}" if prefix else key
         if provider.get("credentialLocation", "HEADER") == "QUERY_PARAMETER":

@@ -13,7 +13,7 @@ from mcp import MCPError
 from mcp.client import Client
 from mcp.client.session import ClientSession
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import (
+from mcp.types import (
     CallToolRequest,
     CallToolRequestParams,
     CallToolResult,
@@ -22,8 +22,8 @@ from mcp_types import (
     ListToolsResult,
     PaginatedRequestParams,
 )
-from mcp_types import Tool as McpTool
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from mcp.types import Tool as McpTool
+from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
 from agentkeep.gateway.records import Tool

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import httpx2
 import orjson
-from mcp_types import CallToolResult, TextContent
+from mcp.types import CallToolResult, TextContent
 
 from agentkeep.gateway.targets.credentials import Outgoing
 from agentkeep.gateway.targets.errors import TargetFailed, TargetRefused

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from mcp_types import CallToolResult
+from mcp.types import CallToolResult
 
 from agentkeep.core.errors import DependencyError, ValidationException
 from agentkeep.gateway.records import TargetRecord, Tool

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 
 import httpx2
 
+from agentkeep.core.telemetry import current_span, traceparent
 from agentkeep.gateway.targets.addresses import AllowedAddresses
 from agentkeep.gateway.targets.errors import TargetFailed
 
@@ -25,10 +26,13 @@ class TargetWire:
         self._timeout = httpx2.Timeout(None, connect=connect_seconds)
 
     def client(self, headers: Mapping[str, str]) -> httpx2.AsyncClient:
-        """For one call. No proxies, no netrc, no redirects, no compression (an answer's size is what is sent)."""
+        """For one call. No proxies, no netrc, no redirects, no compression (an answer's size is what is sent). The
+        target is told which trace it is part of."""
+        span = current_span()
+        traced = {} if span is None else {"traceparent": traceparent(span)}
         return httpx2.AsyncClient(
             transport=_GuardedTransport(self.allowed, self.most_bytes, httpx2.AsyncHTTPTransport(verify=self._tls)),
-            headers={"user-agent": "agentkeep-gateway", **headers, "accept-encoding": "identity"},
+            headers={"user-agent": "agentkeep-gateway", **traced, **headers, "accept-encoding": "identity"},
             timeout=self._timeout,
             follow_redirects=False,
             max_redirects=0,
