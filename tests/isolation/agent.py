@@ -17,6 +17,7 @@ kept: list[Any] = []
 
 @app.entrypoint
 def invoke(payload: dict[str, Any]) -> Any:
+    os.environ.update(payload.pop("environment", {}))  # where it is started without
     if payload["do"] == "plant":
         return plant(payload["name"], payload["port"], payload["key"])
     target = attacks.Target(**payload["target"])

@@ -77,6 +77,16 @@ def ports_of_the_host(target: Target) -> Any:
 
 
 @attack
+def the_services(target: Target) -> Any:
+    """Planes and stores where they are containers, too: on the network of sessions, and on their own."""
+    places = [("169.254.170.2", port) for port in (22, 8080, 8081)]
+    for place in filter(None, os.environ.get("SERVICES", "").split(",")):
+        host, _, port = place.partition(":")
+        places.append((host, int(port)))
+    return any_of([lambda place=place: connected(place) for place in places])
+
+
+@attack
 def names_of_the_world(target: Target) -> Any:
     """Resolve a name: a query carries data out as well as a connection does."""
 

@@ -1,0 +1,454 @@
+"""The compose deployment as its users have it: up from nothing, used from outside, attacked from inside, killed,
+stopped and started again. In an engine of the tests' own, from images made here."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import boto3
+import pytest
+from botocore.config import Config
+from compose_stack import PLANES, ComposeStack, compose_stack
+from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
+
+pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(2400)]
+
+ISOLATION = Path(__file__).parents[1] / "isolation"
+SESSIONS = 20
+AGENT = b"""
+import os, time, uuid
+import boto3
+from bedrock_agentcore import BedrockAgentCoreApp
+
+app = BedrockAgentCoreApp()
+born = str(uuid.uuid4())
+
+@app.entrypoint
+def invoke(payload, context):
+    if "pieces" in payload:
+        return pieces(payload["pieces"])
+    found = {"born": born, "session": context.session_id, "size": len(payload.get("text", ""))}
+    if "memory" in payload:
+        memory = boto3.client("bedrock-agentcore")
+        found["events"] = len(memory.list_events(**payload["memory"])["events"])
+    return found
+
+def pieces(number):
+    for each in range(number):
+        yield {"at": time.time(), "piece": each}
+        time.sleep(0.5)
+
+app.run()
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(docker_engine: DockerEngine) -> Iterator[ComposeStack]:  # noqa: F811
+    with compose_stack(docker_engine) as stack:
+        print(f"up in {stack.up():.0f} s")
+        yield stack
+
+
+class Application:
+    """A client of the platform with the operator's key, and one deployed agent."""
+
+    def __init__(self, stack: ComposeStack) -> None:
+        self.stack = stack
+        self.operator = stack.operator()
+        self.control = self.client("bedrock-agentcore-control")
+        self.data = self.client("bedrock-agentcore")
+
+    def client(self, service: str, **settings: Any) -> Any:
+        return boto3.client(
+            service,
+            endpoint_url=self.stack.url,
+            region_name=self.operator["region"],
+            aws_access_key_id=self.operator["accessKeyId"],
+            aws_secret_access_key=self.operator["secretAccessKey"],
+            config=Config(retries={"max_attempts": 1}, read_timeout=180, max_pool_connections=50, **settings),
+        )
+
+    def deploy(self, image: str, **settings: Any) -> str:
+        made = self.control.create_agent_runtime(
+            agentRuntimeName=f"agent_{uuid.uuid4().hex[:8]}",
+            agentRuntimeArtifact={"containerConfiguration": {"containerUri": image}},
+            roleArn="arn:aws:iam::123456789012:role/agent",
+            networkConfiguration={"networkMode": "PUBLIC"},
+            **settings,
+        )
+        deadline = time.monotonic() + 90
+        while True:
+            found = self.control.get_agent_runtime(agentRuntimeId=made["agentRuntimeId"])
+            if found["status"] != "CREATING":
+                assert found["status"] == "READY", found.get("failureReason")
+                return str(made["agentRuntimeArn"])
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def invoke(self, arn: str, session: str, **payload: Any) -> Any:
+        answer = self.data.invoke_agent_runtime(
+            agentRuntimeArn=arn, runtimeSessionId=session, runtimeUserId="alice", payload=json.dumps(payload).encode()
+        )
+        return json.loads(answer["response"].read())
+
+    def stop(self, arn: str, session: str) -> None:
+        self.data.stop_runtime_session(agentRuntimeArn=arn, runtimeSessionId=session)
+
+
+@pytest.fixture(scope="module")
+def application(stack: ComposeStack) -> Application:
+    return Application(stack)
+
+
+@pytest.fixture(scope="module")
+def agent(application: Application) -> str:
+    return application.deploy(application.stack.engine.image("compose", {"main.py": AGENT}, packages=SDK))
+
+
+def until(holds: Callable[[], bool], seconds: float, what: str) -> float:
+    began = time.monotonic()
+    while not holds():
+        assert time.monotonic() - began < seconds, f"{what}: not within {seconds:g} s"
+        time.sleep(0.2)
+    return time.monotonic() - began
+
+
+def healthy(stack: ComposeStack, *services: str) -> bool:
+    return all(stack.inspect(each)["State"].get("Health", {}).get("Status") == "healthy" for each in services)
+
+
+def container_of(stack: ComposeStack, session: str) -> str:
+    return stack.engine.docker("ps", "--quiet", "--filter", f"label=agentkeep.session={session}")
+
+
+class TestAsDeployed:
+    """OPS-1: what an auditor looks at first."""
+
+    def test_nothing_has_more_rights_than_it_needs(self, stack: ComposeStack) -> None:
+        services = json.loads(stack.compose("config", "--format", "json"))["services"]
+        roots, writable, capable, socket_holders, open_to_host = set(), set(), {}, set(), {}
+        for service in services:
+            found = stack.inspect(service) if service != "secrets" else self.ended(stack)
+            host = found["HostConfig"]
+            assert host["CapDrop"] == ["ALL"] and not host["Privileged"], service
+            assert "no-new-privileges:true" in host["SecurityOpt"], service
+            assert host["Memory"] and host["PidsLimit"], service
+            assert host["PidMode"] == "" and host["IpcMode"] in ("private", "shareable"), service
+            user = found["Config"]["User"] or self.image_user(stack, found["Image"])
+            roots |= {service} if user.split(":")[0] in ("", "0", "root") else set()
+            writable |= set() if host["ReadonlyRootfs"] else {service}
+            if host["CapAdd"]:
+                capable[service] = sorted(name.removeprefix("CAP_") for name in host["CapAdd"])
+            for mount in found["Mounts"]:
+                if "docker.sock" in mount["Source"]:
+                    socket_holders.add(service)
+            for ports in (found["NetworkSettings"]["Ports"] or {}).values():
+                for port in ports or ():
+                    open_to_host.setdefault(service, set()).add(port["HostIp"])
+        assert roots == {"guard", "firewall", "secrets"}
+        assert writable == {"opensearch", "keycloak"}
+        assert capable == {"firewall": ["NET_ADMIN", "NET_RAW"], "secrets": ["CHOWN", "DAC_OVERRIDE", "FOWNER"]}
+        assert socket_holders == {"guard"}
+        assert open_to_host == {"edge": {"127.0.0.1"}, "keycloak": {"127.0.0.1"}}
+        assert stack.inspect("guard")["HostConfig"]["NetworkMode"] == "none"
+
+    @staticmethod
+    def ended(stack: ComposeStack) -> Any:
+        name = stack.compose("ps", "--all", "--quiet", "secrets").strip()
+        return json.loads(stack.engine.docker("inspect", name))[0]
+
+    @staticmethod
+    def image_user(stack: ComposeStack, image: str) -> str:
+        return str(json.loads(stack.engine.docker("image", "inspect", image))[0]["Config"]["User"])
+
+    def test_only_those_share_a_network_who_must_talk(self, stack: ComposeStack) -> None:
+        services = json.loads(stack.compose("config", "--format", "json"))["services"]
+        on: dict[str, set[str]] = {}
+        for name, service in services.items():
+            for network in service.get("networks") or ():
+                on.setdefault(network, set()).add(name)
+        assert on["sessions"] == {"runtime"}
+        assert on["store"] == {"valkey", *PLANES}
+        assert on["search"] == {"opensearch", "memory", "observability"}
+        assert on["front"] == {"edge", *PLANES}
+        assert on["planes"] == {"collector", *PLANES}
+        assert on["outside"] == {"gateway", "identity"}
+        assert on["login"] == {"keycloak", "identity"}
+        assert on["public"] == {"edge", "keycloak"}
+        networks = json.loads(stack.compose("config", "--format", "json"))["networks"]
+        assert {name for name, one in networks.items() if not one.get("internal")} == {"public", "outside"}
+
+    def test_no_secret_is_where_it_can_be_inspected(self, stack: ComposeStack) -> None:
+        """Neither in the file, nor in a container's environment, nor in its command line."""
+        command = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "sh", "secrets", "-c",
+                   'for file; do cat "$file"; echo; done', "sh")  # fmt: skip
+        paths = [f"/secrets/{path}" for path in ("valkey/password", "observability/otlp-token", "identity/service.key",
+                                                 "keycloak/admin-password", "keycloak/alice-password")]  # fmt: skip
+        held = [part for part in stack.compose(*command, *paths).split() if len(part) > 20]
+        assert len(held) >= 4
+        said = stack.compose("config") + "".join(
+            json.dumps(stack.inspect(service)) for service in ("valkey", "keycloak", "collector", "guard", *PLANES)
+        )
+        assert [secret[:4] for secret in held if secret in said] == []
+
+    def test_the_planes_answer_at_the_edge_and_their_inner_listeners_do_not(self, stack: ComposeStack) -> None:
+        for path, status in (("/edge", 204), ("/healthz", 200), ("/readyz", 200), ("/ports/keys", 404), ("/", 404)):
+            assert abs(answered(f"{stack.url}{path}") - status) <= 3, path  # 401, 403 or 404: refused
+        assert answered(f"{stack.url}/edge") == 204
+
+
+def answered(url: str) -> int:
+    try:
+        with urlopen(url, timeout=20) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+
+
+class TestAsUsed:
+    def test_the_edge_changes_and_holds_back_nothing(self, application: Application, agent: str) -> None:
+        """EXE-2: large bodies in, streams out piece by piece, ARNs in paths as they were signed."""
+        session = str(uuid.uuid4())
+        assert application.invoke(agent, session, text="x" * 20_000_000)["size"] == 20_000_000
+        answer = application.data.invoke_agent_runtime(
+            agentRuntimeArn=agent, runtimeSessionId=session, runtimeUserId="alice", payload=b'{"pieces": 4}'
+        )
+        delays = []
+        for line in answer["response"].iter_lines(chunk_size=1):
+            if line.startswith(b"data: "):
+                delays.append(time.time() - json.loads(line[6:])["at"])
+        assert len(delays) == 4 and max(delays) < 0.4, delays
+        assert application.control.list_tags_for_resource(resourceArn=agent)["tags"] == {}
+        application.control.tag_resource(resourceArn=agent, tags={"a b/c:@": "d+e=f"})
+        assert application.control.list_tags_for_resource(resourceArn=agent)["tags"]["a b/c:@"] == "d+e=f"
+        application.stop(agent, session)
+
+    def test_users_of_the_realm_are_users_of_the_platform(self, application: Application, stack: ComposeStack) -> None:
+        """IDN-5: a token fetched outside is verified inside with the realm's keys; another audience is refused."""
+        image = stack.engine.image("compose", {"main.py": AGENT}, packages=SDK)
+
+        def authorizer(audience: str) -> dict[str, Any]:
+            return {"customJWTAuthorizer": {"discoveryUrl": stack.discovery_url, "allowedAudience": [audience]}}
+
+        ours = application.deploy(image, authorizerConfiguration=authorizer("agentkeep"))
+        others = application.deploy(image, authorizerConfiguration=authorizer("another"))
+        session = str(uuid.uuid4())
+        assert bearer(stack, ours, stack.token("alice"), session)[0] == 200
+        assert bearer(stack, ours, stack.token("bob"), session)[0] == 403  # it is Alice's
+        assert bearer(stack, ours, stack.token("alice") + "x", session)[0] in (401, 403)
+        assert bearer(stack, others, stack.token("alice"), str(uuid.uuid4()))[0] in (401, 403)
+        application.stop(ours, session)
+
+    def test_an_image_that_cannot_be_had_is_told_in_words(self, application: Application) -> None:
+        """By the engine, through the proxy, to who deploys it."""
+        with pytest.raises(AssertionError, match=r"no-such:1 is not on this machine"):
+            application.deploy("127.0.0.1:9/no-such:1")
+
+
+def bearer(stack: ComposeStack, arn: str, token: str, session: str) -> tuple[int, bytes]:
+    from urllib.parse import quote
+    from urllib.request import Request
+
+    request = Request(
+        f"{stack.url}/runtimes/{quote(arn, safe='')}/invocations",
+        data=b"{}",
+        headers={
+            "Authorization": f"Bearer {token}",
+            "Content-Type": "application/json",
+            "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id": session,
+        },
+    )
+    try:
+        with urlopen(request, timeout=120) as answer:
+            return answer.status, answer.read()
+    except HTTPError as error:
+        return error.code, error.read()
+
+
+@pytest.fixture
+def host_port() -> Iterator[int]:
+    """Something the host serves on all its addresses."""
+    server = socket.create_server(("0.0.0.0", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            client.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield server.getsockname()[1]
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+
+
+class TestAsAttacked:
+    def test_twenty_sessions_leak_nothing(self, application: Application, stack: ComposeStack, host_port: int) -> None:
+        """EXE-1, EXE-5: neither another session's, the planes', the stores', the host's nor the engine's anything."""
+        files = {name: (ISOLATION / name).read_bytes() for name in ("agent.py", "attacks.py", "docker_attacks.py")}
+        files["agent.py"] = files["agent.py"].replace(b"import attacks\n", b"import attacks\nimport docker_attacks\n")
+        arn = application.deploy(stack.engine.image("isolation", files, packages=SDK))
+        services = [
+            f"{network['IPAddress']}:{port}"
+            for service, port in (("valkey", 6379), ("opensearch", 9200), ("identity", 8081), ("keycloak", 8080))
+            for network in stack.inspect(service)["NetworkSettings"]["Networks"].values()
+        ]
+        beginning = f"secret-{secrets.token_hex(8)}-"
+        names = [f"session-{number:02}-{secrets.token_hex(16)}" for number in range(SESSIONS)]
+        tokens = [beginning + secrets.token_hex(16) for _ in names]
+        neighbours = [f"neighbour-{number}-{secrets.token_hex(16)}" for number in range(2)]
+
+        def masked(secret: str) -> str:
+            return bytes(byte + 1 for byte in secret.encode()).hex()
+
+        def plant(number: int) -> None:
+            environment = {"TOKEN": tokens[number], "NAME": names[number]}
+            application.invoke(arn, names[number], do="plant", name=names[number], port=22000 + number,
+                               key=0x5D000000 + number, environment=environment)  # fmt: skip
+
+        def attack(number: int) -> dict[str, list[str]]:
+            others = [other for other in range(SESSIONS) if other != number]
+            target = {
+                "names": [names[other] for other in others],
+                "pids": [os.getpid(), stack.engine.daemon.pid, stack.inspect("runtime")["State"]["Pid"]],
+                "ports": [22000 + other for other in others],
+                "keys": [0x5D000000 + other for other in others],
+                "secrets": [masked(tokens[other]) for other in others],
+                "own": masked(tokens[number]),
+            }
+            found: dict[str, list[str]] = application.invoke(
+                arn, names[number], do="attack", target=target, environment=around
+            )
+            return found
+
+        with ThreadPoolExecutor(SESSIONS) as pool:
+            for neighbour in neighbours:
+                application.invoke(arn, neighbour, do="plant", name=neighbour, port=22900, key=1,
+                                   environment={"TOKEN": "x"})  # fmt: skip
+            addresses = [self.address(stack, neighbour) for neighbour in neighbours]
+            around = {
+                "NEIGHBOURS": ",".join(addresses),
+                "HOST_PORTS": str(host_port),
+                "HOST_ADDRESSES": ",".join(["169.254.171.254", *own_addresses()]),
+                "SERVICES": ",".join(services),
+                "SOCKET": str(stack.engine.socket),
+                "RES_OPTIONS": "timeout:1 attempts:1",
+            }
+            list(pool.map(plant, range(SESSIONS)))
+            results = list(pool.map(attack, range(SESSIONS)))
+            for session in (*names, *neighbours):
+                application.stop(arn, session)
+        leaks = {
+            f"session {number}: {name}": detail
+            for number, result in enumerate(results)
+            for name, (outcome, detail) in result.items()
+            if outcome != "failed"
+        }
+        assert leaks == {}
+        assert all(len(result) >= 36 for result in results)
+        assert [session for session in (*names, *neighbours) if container_of(stack, session)] == []
+
+    @staticmethod
+    def address(stack: ComposeStack, session: str) -> str:
+        found = json.loads(stack.engine.docker("inspect", container_of(stack, session)))[0]
+        return str(found["NetworkSettings"]["Networks"]["agentkeep-sessions"]["IPAddress"])
+
+    def test_the_runtime_plane_does_not_own_the_machine(self, stack: ComposeStack) -> None:
+        """Whoever takes it over finds the proxy, which refuses. (All refusals: tests/runtime/docker_guard.)"""
+        program = (
+            "import http.client, json, socket\n"
+            "connection = http.client.HTTPConnection('docker')\n"
+            "connection.sock = socket.socket(socket.AF_UNIX)\n"
+            "connection.sock.connect('/run/agentkeep-docker/docker.sock')\n"
+            "body = json.dumps({'Image': 'agentkeep:latest', 'HostConfig': {'Privileged': True, 'Binds': ['/:/h']}})\n"
+            "connection.request('POST', '/v1.41/containers/create?name=agentkeep-0123456789abcdef', body)\n"
+            "answer = connection.getresponse()\n"
+            "print(answer.status, answer.read().decode())\n"
+        )
+        said = stack.compose("exec", "-T", "runtime", "python", "-c", program)
+        assert said.startswith("403 ") and "proxy before the Docker socket" in said
+        assert "refused" in stack.compose("logs", "guard")
+        for service in ("gateway", "memory", "identity", "observability"):
+            found = stack.compose("exec", "-T", service, "sh", "-c", "ls /run /var/run/docker.sock 2>&1 || true")
+            assert "agentkeep-docker" not in found and "docker.sock: No such file" in found.replace("'", "")
+
+    def test_without_the_firewall_service_no_session_starts(
+        self, application: Application, agent: str, stack: ComposeStack
+    ) -> None:
+        """Fail closed: the rules may be there, but nobody says so."""
+        stack.compose("stop", "firewall")
+        try:
+            until(lambda: answered(f"{stack.url}/readyz") == 503, 15, "the runtime plane tells it is not ready")
+            with pytest.raises(application.data.exceptions.RuntimeClientError, match="firewall"):
+                application.invoke(agent, str(uuid.uuid4()))
+        finally:
+            stack.compose("start", "firewall")
+        until(lambda: answered(f"{stack.url}/readyz") == 200, 30, "the runtime plane is ready again")
+        session = str(uuid.uuid4())
+        assert application.invoke(agent, session)["session"] == session
+        application.stop(agent, session)
+
+
+def own_addresses() -> list[str]:
+    """Of this machine, but loopback's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return []
+        return [str(probe.getsockname()[0])]
+
+
+class TestAsKilled:
+    def test_killed_services_come_back_and_have_lost_nothing(
+        self, application: Application, agent: str, stack: ComposeStack
+    ) -> None:
+        """EXE-6: the store, the runtime plane and the memory plane, by SIGKILL; the session's process goes on."""
+        memory = application.control.create_memory(name=f"kept_{uuid.uuid4().hex[:8]}", eventExpiryDuration=30)
+        asked = {"memoryId": memory["memory"]["id"], "actorId": "alice", "sessionId": "chat"}
+        session = str(uuid.uuid4())
+        before = application.invoke(agent, session, memory=asked)
+        assert before["events"] == 0
+        for number in range(5):
+            application.data.create_event(**asked, eventTimestamp=time.time(), payload=[{"blob": {"number": number}}])
+        for service in ("valkey", "runtime", "memory"):
+            os.kill(stack.inspect(service)["State"]["Pid"], signal.SIGKILL)
+        time.sleep(1)
+        took = until(lambda: healthy(stack, "valkey", "runtime", "memory"), 120, "killed services are back")
+        print(f"back after {took:.1f} s")
+        after = application.invoke(agent, session, memory=asked)
+        assert after == {**before, "events": 5}
+        application.stop(agent, session)
+
+    def test_down_and_up_lose_nothing(self, application: Application, agent: str, stack: ComposeStack) -> None:
+        """Resources, events, keys, users' passwords: all are in volumes. Sessions end, and leave no container."""
+        memory = application.control.create_memory(name=f"kept_{uuid.uuid4().hex[:8]}", eventExpiryDuration=30)
+        asked = {"memoryId": memory["memory"]["id"], "actorId": "bob", "sessionId": "chat"}
+        application.data.create_event(**asked, eventTimestamp=time.time(), payload=[{"blob": {"kept": True}}])
+        application.invoke(agent, str(uuid.uuid4()))
+        operator, password = application.operator, stack.token("alice")
+        assert password
+        stack.down()
+        assert stack.engine.docker("ps", "--all", "--quiet") == ""
+        print(f"up again in {stack.up():.0f} s")
+        assert stack.operator() == operator
+        assert len(application.data.list_events(**asked)["events"]) == 1
+        assert stack.token("alice")
+        session = str(uuid.uuid4())
+        assert application.invoke(agent, session, memory=asked)["events"] == 1
+        application.stop(agent, session)
