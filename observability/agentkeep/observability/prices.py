@@ -78,7 +78,7 @@ def _price(text: str) -> Price:
         numbers = [Decimal(amount) for amount in amounts.split("/")]
     except InvalidOperation:
         numbers = []
-    if not equals or "/" not in pattern or not 2 <= len(numbers) <= 4 or any(not 0 <= n < 10**9 for n in numbers):
+    if not equals or "/" not in pattern or not 2 <= len(numbers) <= 4 or any(not (n.is_finite() and 0 <= n < 10**9) for n in numbers):
         raise ValueError(
             f"{text!r} is no price: provider/model=input/output[/cache read[/cache write]], US dollars for a million "
             "tokens, e.g. openai/my-model=0.5/1.5"

@@ -26,7 +26,7 @@ from agentkeep.core.errors import (
     UnauthorizedException,
 )
 from agentkeep.core.ports import WorkloadTokens
-from agentkeep.core.telemetry import RUNTIME_ID, owned_by
+from agentkeep.core.telemetry import RUNTIME_ID, owned_by, step
 from agentkeep.runtime.authorization import Authorization, not_accepted
 from agentkeep.runtime.drivers.driver import Connection
 from agentkeep.runtime.headers import agent_headers
@@ -178,7 +178,8 @@ class RuntimeInvocations:
         owner.update(mine)
         try:
             if user is not None and not self._token_is_fresh(session, request.bearer):
-                token = await self._workload_tokens.issue(target.runtime_id, user, request.bearer)
+                with step("identity", "IssueWorkloadAccessToken", ref, user.id):
+                    token = await self._workload_tokens.issue(target.runtime_id, user, request.bearer)
                 session.workload_token = (request.bearer or "", token, self._clock.monotonic())
             return self._turn(session, request, begun_ns)
         except BaseException:

@@ -14,6 +14,7 @@ from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import AccessDeniedException, ConflictException, StoreUnavailable
 from agentkeep.core.ports import Keys, SessionCredentials
+from agentkeep.core.telemetry import step
 from agentkeep.runtime.environment import CREDENTIALS_PATH
 from agentkeep.runtime.records import SessionState
 from agentkeep.runtime.session import Session
@@ -60,7 +61,8 @@ class CredentialsApp:
             if session.issued_keys is not None and self._clock.monotonic() < session.issued_keys[1]:
                 return session, session.issued_keys[0]
             try:
-                credentials = await self._keys.issue_for_session(ref, session.user)
+                with step("identity", "IssueSessionCredentials", ref, session.user.id if session.user else None):
+                    credentials = await self._keys.issue_for_session(ref, session.user)
             except ConflictException:
                 raise _ended() from None
             living = self._sessions.live(ref)

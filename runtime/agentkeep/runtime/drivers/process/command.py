@@ -11,9 +11,11 @@ from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.process.bubblewrap import AGENT_HOME, BUNDLE, DEPENDENCIES
 from agentkeep.runtime.drivers.process.interpreter import Interpreter
 
-__all__ = ["Work", "check_entry_point", "plan_work", "reason_for_cold"]
+__all__ = ["INSTRUMENTED", "Work", "check_entry_point", "instruments_itself", "plan_work", "reason_for_cold"]
 
 INSTRUMENT = "opentelemetry-instrument"
+DISTRIBUTION = "aws_opentelemetry_distro-*.dist-info"
+INSTRUMENTED = "its OpenTelemetry distribution must run before any library is imported"
 # Read when an interpreter or a library is loaded: a session that sets one needs an interpreter of its own.
 _START_TIME = ("PYTHON", "LD_", "MALLOC_", "GLIBC_TUNABLES", "OMP_", "OPENBLAS_", "MKL_", "OPENSSL_", "SSL_CERT_")
 _HONOURED_LATER = frozenset(
@@ -66,6 +68,19 @@ def reason_for_cold(version: VersionSpec) -> str:
     return ""
 
 
+def instruments_itself(version: VersionSpec) -> bool:
+    """Whether AgentCore's OpenTelemetry distribution is among the version's packages: then the agent is instrumented
+    with it, whether its entry point says so or not, as AgentCore's own starter does. Reads the folder: call it in a
+    thread."""
+    folder = version.dependencies
+    return folder is not None and next(folder.glob(DISTRIBUTION), None) is not None
+
+
+def _observed(given: Mapping[str, str]) -> bool:
+    """The platform's switch, and the deployer's own."""
+    return given.get("AGENT_OBSERVABILITY_ENABLED") == "true" and given.get("DISABLE_ADOT_OBSERVABILITY") != "true"
+
+
 def plan_work(
     version: VersionSpec, given: Mapping[str, str], interpreter: Interpreter, cold_reason: str
 ) -> tuple[Work, str]:
@@ -90,7 +105,7 @@ def plan_work(
     script = str(Path(BUNDLE, _script(version)))
     python = str(interpreter.executable)
     command: tuple[str, ...] | None = None
-    if version.entry_point[0] == INSTRUMENT:
+    if version.entry_point[0] == INSTRUMENT or (cold_reason == INSTRUMENTED and _observed(given)):
         start = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"
         command = (python, "-c", start, python, script)
     elif reason:

@@ -16,7 +16,7 @@ from agentkeep.core.errors import EnvironmentStartFailed, SandboxUnavailable
 from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.process import bubblewrap, seccomp
 from agentkeep.runtime.drivers.process.channel import Channel, memory_file
-from agentkeep.runtime.drivers.process.command import reason_for_cold
+from agentkeep.runtime.drivers.process.command import INSTRUMENTED, instruments_itself, reason_for_cold
 from agentkeep.runtime.drivers.process.evidence import NotSealed, inspect_fork_server
 from agentkeep.runtime.drivers.process.interpreter import Interpreter, find_interpreter
 from agentkeep.runtime.drivers.process.log_pipe import LogPipe
@@ -81,6 +81,8 @@ class ForkServer:
         assert version.bundle is not None
         self.interpreter = await find_interpreter(version.python)
         filters = await in_thread(seccomp.filters)
+        if not self.cold_reason and await in_thread(instruments_itself, version):
+            self.cold_reason = INSTRUMENTED
         preload = await in_thread(modules_for, version.dependencies) if not self.cold_reason else []
         command = await in_thread(
             bubblewrap.command,
