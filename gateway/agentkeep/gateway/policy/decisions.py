@@ -6,7 +6,6 @@ that no policy can judge, or where evaluating a single policy fails, the answer 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import cedarpy
+import orjson
 
 from agentkeep.core.call import Caller
 from agentkeep.core.clock import Clock
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _ENGINES: Final = 1000
 _ENTITIES: Final = 2048
-_LARGEST_ENTITY: Final = 8192  # that is kept, characters
+_LARGEST_ENTITY: Final = 8192  # that is kept, bytes
 
 _NO_POLICY: Final = "No policy applies to the request (denied by default)."
 _NO_ENGINE: Final = (
@@ -65,7 +65,7 @@ class PolicyDecisions:
         self._resources = resources
         self._clock = clock
         self._prepared: dict[str, tuple[str, PreparedPolicies]] = {}
-        self._entities: dict[tuple[str, str, str], cedarpy.Entities] = {}
+        self._entities: dict[tuple[bytes, str, str], cedarpy.Entities] = {}
 
     async def decide(
         self,
@@ -180,7 +180,7 @@ class PolicyDecisions:
         }
 
     def _entities_for(self, principal: Mapping[str, Any], target: str, tool: str) -> cedarpy.Entities:
-        who = json.dumps(principal)
+        who = orjson.dumps(principal)
         key = (who, target, tool)
         found = self._entities.get(key)
         if found is None:
@@ -189,7 +189,7 @@ class PolicyDecisions:
                 "attrs": {},
                 "parents": [{"type": ACTION, "id": group} for group in action_groups(target)],
             }
-            found = cedarpy.Entities.from_json_str(json.dumps([principal, action]))
+            found = cedarpy.Entities.from_json_str(orjson.dumps([principal, action]).decode())
             if len(self._entities) >= _ENTITIES:
                 self._entities.clear()
             if len(who) <= _LARGEST_ENTITY:
@@ -202,7 +202,8 @@ def _evaluate(
 ) -> tuple[bool, str, tuple[str, ...]]:
     """Allowed, why, by which policies. A policy that fails to evaluate denies: Cedar would leave it out, and a forbid
     left out is a permit."""
-    answer = cedarpy.is_authorized(dict(request), policies, entities)
+    told = {**request, "context": orjson.dumps(request["context"]).decode()}
+    answer = cedarpy.is_authorized(told, policies, entities)
     if answer.diagnostics.errors:
         return False, _FAILED, ()
     determining = tuple(sorted(answer.diagnostics.reasons))
