@@ -3,11 +3,10 @@
 import os
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any
 
 import boto3
 from langchain_aws import ChatBedrockConverse
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from pydantic import BaseModel, Field
 
 MEMORY_ID = os.environ.get("MEMORY_ID") or os.environ["BEDROCK_AGENTCORE_MEMORY_ID"]
@@ -35,11 +34,18 @@ def recall(user: str, question: str) -> list[str]:
     return [record["content"]["text"] for record in found["memoryRecordSummaries"]]
 
 
-async def remember(model: ChatBedrockConverse, user: str, conversation: dict[str, Any]) -> list[str]:
+def all_of(user: str) -> list[str]:
+    pages = memory.get_paginator("list_memory_records").paginate(
+        memoryId=MEMORY_ID, namespace=NAMESPACE.format(user=user)
+    )
+    return [record["content"]["text"] for page in pages for record in page["memoryRecordSummaries"]]
+
+
+async def remember(model: ChatBedrockConverse, user: str, messages: list[AnyMessage]) -> list[str]:
     """Keeps the facts of a conversation that were not known before, and returns them."""
     said = [
         message
-        for message in conversation.get("messages", [])
+        for message in messages
         if isinstance(message, HumanMessage) or (isinstance(message, AIMessage) and not message.tool_calls)
     ]
     if not said:
@@ -48,7 +54,8 @@ async def remember(model: ChatBedrockConverse, user: str, conversation: dict[str
     extracted = await extractor.ainvoke(
         [("system", INSTRUCTIONS), *said, ("user", "Which facts should be remembered of me?")]
     )
-    new = [fact for fact in extracted.facts if fact not in conversation.get("known", [])]
+    known = set(all_of(user))
+    new = [fact for fact in extracted.facts if fact not in known]
     if new:
         keep(user, new)
     return new

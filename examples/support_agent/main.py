@@ -78,7 +78,7 @@ async def invoke(payload: dict[str, Any], context: RequestContext):
     try:
         if payload.get("end"):
             conversation = (await graph.aget_state(config)).values
-            kept = await facts.remember(model, user, conversation)
+            kept = await facts.remember(model, user, conversation.get("messages", []))
             yield f"Good-bye! I will remember: {' '.join(kept)}" if kept else "Good-bye!"
             return
         question = {"messages": [("user", payload["prompt"])]}

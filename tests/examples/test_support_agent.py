@@ -46,6 +46,7 @@ ASKED = "What is my order number?"
 class Platform:
     stack: SessionStack
     usage: KeyValueUsage
+    budgets: SessionBudgets
     memory_id: str
 
 
@@ -63,7 +64,7 @@ async def platform(store: ValkeyKeyValueStore, tmp_path: Path) -> AsyncIterator[
             with closing(boto3.client("bedrock-agentcore-control", **operator)) as client:
                 return str(client.create_memory(name="conversations", eventExpiryDuration=30)["memory"]["id"])
 
-        yield Platform(stack, usage, await asyncio.to_thread(create))
+        yield Platform(stack, usage, budgets, await asyncio.to_thread(create))
     await gateway.close()
     await records.close()
 
@@ -73,12 +74,19 @@ class Agent:
     url: str
     session: SessionRef
 
+    async def leave(self, user: str) -> str:
+        """What the agent says when the user leaves."""
+        return "".join(await self.send({"end": True}, bearer(user)))
+
     async def ask(self, prompt: str, headers: dict[str, str] | None = None, **payload: Any) -> list[Any]:
+        return await self.send({"prompt": prompt, **payload}, headers)
+
+    async def send(self, payload: dict[str, Any], headers: dict[str, str] | None = None) -> list[Any]:
         """What the agent streams, piece by piece."""
         sent = {SESSION_HEADER: self.session.session_id, **(headers or {})}
         async with (
             aiohttp.ClientSession() as client,
-            client.post(f"{self.url}/invocations", json={"prompt": prompt, **payload}, headers=sent) as response,
+            client.post(f"{self.url}/invocations", json=payload, headers=sent) as response,
         ):
             assert response.status == 200, await response.text()
             assert response.content_type == "text/event-stream"
@@ -170,3 +178,50 @@ async def test_its_second_turn_knows_the_first(platform: Platform) -> None:
         assert "AccessDenied" in refusal["error"]
         [nobody] = await other.ask(ASKED)
         assert "no user" in nobody["error"]
+
+
+@pytest.mark.slow
+async def test_facts_are_kept_at_the_end_and_recalled_in_the_next_session(platform: Platform) -> None:
+    """MEM-3: what a model call chose, when the user leaves; nothing before. MEM-2: recalled for him alone."""
+    alice, bob = bearer("alice"), bearer("bob")
+    async with agent(platform, "alice") as first:
+        await first.ask("Hello, my name is Alice. I prefer deliveries in the evening.", alice)
+        assert await facts(platform, "alice") == []
+        left = await first.leave("alice")
+        assert left == "Good-bye! I will remember: Hello, my name is Alice. I prefer deliveries in the evening."
+        assert await facts(platform, "alice") == ["Hello, my name is Alice.", "I prefer deliveries in the evening."]
+
+    async with agent(platform, "alice") as second:
+        assert "".join(await second.ask("Do you remember my name?", alice)) == "Your name is Alice."
+        # What was known before is not kept twice.
+        await second.ask("Hello, my name is Alice. I have a dog.", alice)
+        assert await second.leave("alice") == "Good-bye! I will remember: I have a dog."
+
+    async with agent(platform, "bob") as other:
+        assert "have not told me" in "".join(await other.ask("Do you remember my name?", bob))
+        assert await other.leave("bob") == "Good-bye!"
+    assert await facts(platform, "bob") == []
+
+
+async def facts(platform: Platform, user: str) -> list[str]:
+    operator = await platform.stack.operator()
+
+    def listed() -> list[str]:
+        with closing(boto3.client("bedrock-agentcore", **operator)) as client:
+            answer = client.list_memory_records(memoryId=platform.memory_id, namespace=f"/facts/{user}/")
+        return sorted(record["content"]["text"] for record in answer["memoryRecordSummaries"])
+
+    return await asyncio.to_thread(listed)
+
+
+@pytest.mark.slow
+async def test_a_spent_budget_is_a_graceful_answer(platform: Platform) -> None:
+    """OBS-3: the agent turns the platform's refusal into words; in the conversation and when the user leaves."""
+    async with agent(platform, "alice") as spender:
+        await spender.ask(TOLD, bearer("alice"))
+        used = (await platform.budgets.standing(spender.session)).used
+        await platform.budgets.open(spender.session, used)
+        for answer in ("".join(await spender.ask(ASKED, bearer("alice"))), await spender.leave("alice")):
+            assert answer.startswith("I have reached the limit of this conversation")
+        assert (await platform.budgets.standing(spender.session)).used == used
+        assert len(await platform.usage.of_session(spender.session)) == 1
