@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
 from canaries import canary, leaking_files
 from platform_process import PlatformProcess, running_platform
 
@@ -119,11 +118,6 @@ def test_a_sealed_agent_uses_an_api_key(tmp_path: Path) -> None:
         bearers = answer.pop("token")
         assert answer == expected
         assert _invoke(platform, signed, "alice", {"stolen": bearers}) == "AccessDeniedException"
-
-        with pytest.raises(ClientError, match="UnsupportedOperationException"):
-            platform.client("bedrock-agentcore").get_resource_oauth2_token(
-                workloadIdentityToken=token, resourceCredentialProviderName="github", scopes=[], oauth2Flow="M2M"
-            )
     assert leaking_files(data_dir, [secret, client_secret]) == []
     assert leaking_files(data_dir, ["got the API key of credential provider weather"]) != [], "it was audited"
 
