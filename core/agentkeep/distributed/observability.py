@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from agentkeep.core.alarm import Alarm
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.observability.alerts import KeyValueAlerts
@@ -35,6 +36,8 @@ async def compose(service: Service) -> Composed:
     prices = Prices(settings.prices)
     alerts = KeyValueAlerts(service.store, days=settings.alert_days)
     service.on_exit(alerts.close)
+    alarm = Alarm(alerts, service.clock)
+    service.on_exit(alarm.close)
     of_sessions, of_services = OtlpApp(spans, settings), OtlpApp(spans, settings, trusted=True)
     service.on_exit_call(of_sessions.close)
     service.on_exit_call(of_services.close)
@@ -49,6 +52,7 @@ async def compose(service: Service) -> Composed:
             Mount("/v1", of_sessions, Access.SESSION),
         ],
         ports={USAGE: usage, BUDGET: budgets, ALERTS: alerts},
+        alarm=alarm,
         trusted_mounts={b"/v1/": of_services},
         trusted_bearers={b"/v1/": token} if token is not None else {},
     )

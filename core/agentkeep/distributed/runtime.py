@@ -58,6 +58,7 @@ async def compose(service: Service) -> Composed:
         session_endpoint,
         settings,
         service.data / "runtime",
+        service.alarm,
     )
     relays: list[SessionRelay] = []
 

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import Plane, SelfBackend
 from agentkeep.core import telemetry_export
+from agentkeep.core.alarm import Alarm
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.ports import Keys
@@ -26,7 +27,7 @@ from agentkeep.service.front import Front, Server
 from agentkeep.service.internal import INTERNAL_LIMITS, InternalApplication
 from agentkeep.service.mounts import Mount
 from agentkeep.service.ports.caches import CachedAuthorizers, CachedKeys
-from agentkeep.service.ports.catalogue import AUTHORIZERS, KEYS, Port
+from agentkeep.service.ports.catalogue import ALERTS, AUTHORIZERS, KEYS, Port
 from agentkeep.service.ports.client import Peers
 from agentkeep.service.ports.server import PortsApp
 from agentkeep.storage.valkey import ValkeyKeyValueStore
@@ -51,8 +52,8 @@ class Composed:
     """A plane (None: it has no operations), and what of it is served where.
 
     `keys`: who calls. `routes` are made with the authenticator. `around`: what clients and sessions meet before the
-    application. `others`: further operations of the same plane. `start` and `stop` frame the plane's own life, `stop`
-    after the answers under way have ended.
+    application. `others`: further operations of the same plane. `alarm`: where alerts are kept here. `start` and `stop`
+    frame the plane's own life, `stop` after the answers under way have ended.
     """
 
     plane: Plane | None
@@ -65,6 +66,7 @@ class Composed:
     routes: Callable[[Authenticator], Sequence[DirectRoute]] = lambda _: ()
     around: Callable[[App], App] = lambda application: application
     others: Sequence[Plane] = ()
+    alarm: Alarm | None = None
     start: Callable[[], Awaitable[None]] = _nothing
     stop: Callable[[], Awaitable[None]] = _nothing
 
@@ -93,6 +95,7 @@ class Service:
         self.peers = Peers(self.credentials, settings.urls)
         self.router = Router()
         self.checks: dict[str, Check] = {}
+        self.alarm = Alarm(self.port(ALERTS), self.clock)
         self.front: Front
         self.store: ValkeyKeyValueStore
         self._compose = compose
@@ -102,7 +105,6 @@ class Service:
         self._exit = AsyncExitStack()
         self._readiness = Readiness(self.checks)
         self._internal = InternalApplication(self._trusted, self._readiness.missing)
-        self._composed: Composed
         self._public_server: Server
         self._internal_server: Server
 
@@ -158,16 +160,19 @@ class Service:
         self.on_exit(self.store.close)
         await self.peers.start()
         self.on_exit(self.peers.close)
+        self.on_exit(self.alarm.close)
         self.checks["store"] = store_check(self.store)
         for service in self._needs:
             self.checks[service] = self._port_check(service)
         await self._readiness.wait()
-        self._composed = composed = await self._compose(self)
-        authenticator = Authenticator(composed.keys, self.clock)
+        composed = await self._compose(self)
+        alarm = composed.alarm or self.alarm
+        planes = [plane for plane in (composed.plane, *composed.others) if plane is not None]
+        authenticator = Authenticator(composed.keys, self.clock, alarm)
         application = composed.around(
             Application(
                 self.router,
-                Switch(SelfBackend([plane for plane in (composed.plane, *composed.others) if plane is not None])),
+                Switch(SelfBackend(planes, alarm)),
                 authenticator,
                 composed.mounts,
                 composed.bearers,

@@ -111,7 +111,13 @@ BUDGET: Final = _port(
 SESSION_USERS: Final = _port(
     "session-users", SessionUsers, "runtime", {"user_of": "identity gateway memory observability"}, safe=("user_of",)
 )
-ALERTS: Final = _port("alerts", Alerts, "observability", {"raise_alert": "runtime gateway memory identity"})
+ALERTS: Final = _port(
+    "alerts",
+    Alerts,
+    "observability",
+    {"raise_alert": "runtime gateway memory identity"},
+    safe=("raise_alert",),  # one told twice is better than one lost
+)
 
 PORTS: Final[Mapping[str, Port[object]]] = {
     port.name: port  # type: ignore[misc]
