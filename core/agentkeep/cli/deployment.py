@@ -33,7 +33,7 @@ SERVICES = ("BEDROCK_AGENTCORE", "BEDROCK_AGENTCORE_CONTROL", "BEDROCK_RUNTIME")
 @dataclass(frozen=True, slots=True)
 class Running:
     """What a running platform says of itself in platform.json. `started` tells its process from a later one with the
-    same id."""
+    same id. `pid` 0: it is no process of this machine's (containers, say), and was told of by who set it up."""
 
     endpoint: str
     pid: int
@@ -53,6 +53,8 @@ class Running:
 
     @property
     def alive(self) -> bool:
+        if not self.pid:
+            return True
         try:
             process = psutil.Process(self.pid)
             return bool(process.create_time() == self.started) and process.status() != psutil.STATUS_ZOMBIE

@@ -134,6 +134,11 @@ def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
         (data_dir / "platform.json").unlink(missing_ok=True)
         show({"stopped": False}, as_json, f"No platform is running with data folder {data_dir}.")
         return
+    if not running.pid:
+        raise CommandError(
+            f"The platform at {running.endpoint} was not started by `agentkeep up`.",
+            "Stop it as it was started, e.g. with `docker compose down`.",
+        )
     os.kill(running.pid, signal.SIGTERM)
     with progress("stopping agentkeep", as_json):
         deadline = time.monotonic() + STOP_SECONDS
