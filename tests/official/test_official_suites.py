@@ -73,6 +73,7 @@ def variables(platform: PlatformProcess, tmp_path_factory: pytest.TempPathFactor
         "RESOURCE_POLICY_TEST_ARN": runtime["agentRuntimeArn"],
         "RESOURCE_POLICY_TEST_PRINCIPAL": role,
         "MEMORY_ROLE_ARN": role,
+        "GATEWAY_ROLE_ARN": role,
         "MEMORY_KINESIS_ARN": f"arn:aws:kinesis:{region}:{account}:stream/official",
         "MEMORY_PREPOPULATED_ID": memory["memory"]["id"],
         "MEMORY_PREPOPULATED_ACTOR_ID": ACTOR,
