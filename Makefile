@@ -5,10 +5,12 @@ PY := .venv/bin/python
 DATA ?= .agentkeep
 JOBS ?= 2
 
-.PHONY: help setup setup-dev run demo test check lint generate bench clean
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo .venv/bin/docker-compose)
+
+.PHONY: help setup setup-dev run demo compose-up compose-down demo-compose test check lint generate bench clean
 
 help:  ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 setup:  ## Install what running needs (project environment in .venv, bubblewrap)
 	@tools/setup.sh embedded
@@ -21,6 +23,17 @@ run: setup  ## Start the platform, hold a conversation as two users, stay up
 
 demo: setup  ## The same without staying up; exit status 0 only if every turn was right
 	@$(PY) examples/demo.py --data-dir $(DATA)
+
+compose-up:  ## Start the five services and their stores in Docker; returns when they are healthy
+	@$(COMPOSE) up --detach --wait --build
+
+compose-down:  ## Stop them, and what is left of their sessions; their volumes keep everything
+	@$(COMPOSE) stop --timeout 60 edge runtime
+	@docker ps --all --quiet --filter label=agentkeep | xargs -r docker rm --force
+	@$(COMPOSE) down --timeout 60
+
+demo-compose: setup  ## The demo on the services in Docker; exit status 0 only if every turn was right
+	@$(PY) examples/demo_compose.py
 
 lint: setup-dev
 	.venv/bin/ruff check .
