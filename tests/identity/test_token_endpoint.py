@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import urlencode
 
 import orjson
 import pytest
 from aiohttp import web
 from consent_stand import ConsentStand
 from exchange_server import ExchangeServer
+from openid_provider import query
 
 from agentkeep.core.errors import ServiceUnavailableException, ValidationException
 from agentkeep.identity.grants import TokenSet
@@ -115,6 +117,22 @@ async def test_a_slow_server_is_not_waited_for(stand: ConsentStand, exchange: Ex
                 await stand.ask(token, "M2M")
     exchange.answer = None
     assert (await stand.ask(token, "M2M"))["accessToken"]
+
+
+async def test_a_code_is_not_lost_with_an_answer(stand: ConsentStand, exchange: ExchangeServer, token: str) -> None:
+    """The server fails while a consent is confirmed: the code is kept, and confirming again sends it again."""
+    begun = await stand.ask(token)
+    state = query(begun["authorizationUrl"])["state"]
+    callback = query(begun["authorizationUrl"])["redirect_uri"]
+    assert (await stand.get(f"{callback}?{urlencode({'state': state, 'code': 'c0de'})}")).status_code == 302
+    answers(exchange, b"", 502)
+    with pytest.raises(ServiceUnavailableException):
+        await stand.complete("alice", begun["sessionUri"])
+    assert (await stand.ask(token, sessionUri=begun["sessionUri"]))["sessionStatus"] == "IN_PROGRESS"
+    answers(exchange, GOOD)
+    await stand.complete("alice", begun["sessionUri"])
+    assert await stand.ask(token, sessionUri=begun["sessionUri"]) == {"accessToken": "t0ken"}
+    assert [dict(asked)["code"] for asked in exchange.requests] == ["c0de", "c0de"]
 
 
 @pytest.mark.parametrize(

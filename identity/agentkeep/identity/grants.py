@@ -100,13 +100,13 @@ class GrantKey:
 
 
 class Grants:
-    """`unused`: how long a grant is kept that nobody asks for and that does not end by itself."""
+    """`life`: how long a grant is kept that does not end by itself, since it was given or renewed."""
 
-    def __init__(self, store: KeyValueStore, vault: TokenVault, clock: Clock, unused: timedelta) -> None:
+    def __init__(self, store: KeyValueStore, vault: TokenVault, clock: Clock, life: timedelta) -> None:
         self._store = store
         self._vault = vault
         self._clock = clock
-        self._unused = unused
+        self._life = life
 
     async def get(self, key: GrantKey) -> TokenSet | None:
         envelope = await self._store.get(_partition(key.provider, key.revision), key.digest)
@@ -121,7 +121,7 @@ class Grants:
         return TokenSet.load(text)
 
     def put(self, key: GrantKey, tokens: TokenSet) -> Write:
-        ends = self._clock.now() + self._unused
+        ends = self._clock.now() + self._life
         if tokens.refresh_token is None and tokens.expires is not None:
             ends = min(ends, tokens.expires)
         envelope = self._vault.seal(tokens.dump(), key.name)

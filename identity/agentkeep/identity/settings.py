@@ -42,7 +42,8 @@ class IdentitySettings(BaseSettings):
     grant_life: float = Field(
         90 * 86_400,
         ge=3600,
-        description="How long a user's consent is kept that no agent makes use of, unless it ends by itself before.",
+        description="How long tokens by a user's consent are kept since they were given or last renewed; then the user "
+        "is asked again.",
     )
 
     # JSON Web Tokens and where their keys come from.
