@@ -142,6 +142,8 @@ def running_services(folder: Path, store_url: str, **settings: str) -> Iterator[
     )
     assert done.returncode == 0, done.stderr
     ports = {plane: (free_port(), free_port()) for plane in PLANES}
+    # A Collector would hold the token; here each service sends its spans itself.
+    token = (services.secrets / "collector" / "otlp-token").read_text()
     urls = ",".join(f"{plane}=http://127.0.0.1:{ports[plane][1]}" for plane in PLANES)
     for plane, (port, internal) in ports.items():
         environment = clean_environment() | {
@@ -152,6 +154,9 @@ def running_services(folder: Path, store_url: str, **settings: str) -> Iterator[
             "AGENTKEEP_SERVICE_INTERNAL_PORT": str(internal),
             "AGENTKEEP_SERVICE_URLS": urls,
             "AGENTKEEP_SERVICE_DATA": str(folder / plane),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{ports['observability'][1]}",
+            "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{token}",
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
             **settings,
         }
         services.by_name[plane] = ServiceProcess(plane, folder, environment, port, internal)

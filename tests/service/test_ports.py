@@ -33,11 +33,12 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.identifiers import Deployment
-from agentkeep.core.ports import Authorizers, Budget, Keys, OutboundCredentials, Usage, WorkloadTokens
+from agentkeep.core.ports import Alert, Alerts, Authorizers, Budget, Keys, OutboundCredentials, Usage, WorkloadTokens
 from agentkeep.identity.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, DevelopmentIssuer
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.observability.alerts import KeyValueAlerts
 from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.service.application import Application
@@ -46,6 +47,7 @@ from agentkeep.service.front import Front, Server
 from agentkeep.service.mounts import Access, Mount
 from agentkeep.service.ports.caches import CachedAuthorizers, CachedKeys
 from agentkeep.service.ports.catalogue import (
+    ALERTS,
     AUTHORIZERS,
     BUDGET,
     KEYS,
@@ -58,6 +60,7 @@ from agentkeep.service.ports.errors import dump_error, load_error
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 from agentkeep.testing.ports import (
     SESSION,
+    AlertsContract,
     AuthorizersContract,
     BudgetContract,
     KeysContract,
@@ -179,6 +182,26 @@ class TestUsage(UsageContract):
         kept = KeyValueUsage(store)
         async with serving("observability", {USAGE: kept}) as server, calling("gateway", server.url) as peers:
             yield kept if request.param == "in process" else peers.port(USAGE)
+
+
+class TestAlerts(AlertsContract):
+    @pytest.fixture
+    async def stored(self, store: ValkeyKeyValueStore) -> AsyncIterator[KeyValueAlerts]:
+        alerts = KeyValueAlerts(store)
+        yield alerts
+        await alerts.close()
+
+    @pytest.fixture(params=["in process", "over HTTP"])
+    async def alerts(self, request: pytest.FixtureRequest, stored: KeyValueAlerts) -> AsyncIterator[Alerts]:
+        async with serving("observability", {ALERTS: stored}) as server, calling("memory", server.url) as peers:
+            yield stored if request.param == "in process" else peers.port(ALERTS)
+
+    @pytest.fixture
+    def kept(self, stored: KeyValueAlerts) -> Callable[[], Awaitable[list[tuple[Alert, int]]]]:
+        async def kept() -> list[tuple[Alert, int]]:
+            return [(each.alert, each.count) for each in await stored.latest()]
+
+        return kept
 
 
 class _TwoServices:

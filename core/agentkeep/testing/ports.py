@@ -6,7 +6,7 @@ Subclass, and give the fixture each contract names.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,6 +22,8 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.ports import (
+    Alert,
+    Alerts,
     Authorizers,
     Budget,
     Keys,
@@ -32,6 +34,7 @@ from agentkeep.core.ports import (
 )
 
 __all__ = [
+    "AlertsContract",
     "AuthorizersContract",
     "BudgetContract",
     "KeysContract",
@@ -253,6 +256,38 @@ class BudgetContract:
         answers = await asyncio.gather(*(budget.reserve(SESSION, 5, 5) for _ in range(64)), return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, ServiceQuotaExceededException)]
         assert len(refused) == 54, answers
+
+
+class AlertsContract:
+    """Fixtures `alerts`, and `kept`: all alerts that are kept, with how often each was raised."""
+
+    async def test_an_alert_is_kept(
+        self, alerts: Alerts, kept: Callable[[], Awaitable[Sequence[tuple[Alert, int]]]]
+    ) -> None:
+        crossing = alert()
+        other = alert(kind="misplaced-key", session=None, user_id=None, details={})
+        await alerts.raise_alert(crossing)
+        await alerts.raise_alert(other)
+        assert {each.kind: each for each, _ in await kept()} == {crossing.kind: crossing, other.kind: other}
+
+    async def test_of_the_same_the_number_is_kept(
+        self, alerts: Alerts, kept: Callable[[], Awaitable[Sequence[tuple[Alert, int]]]]
+    ) -> None:
+        await asyncio.gather(*(alerts.raise_alert(alert()) for _ in range(20)))
+        assert sum(count for _, count in await kept()) == 20
+
+
+def alert(**members: Any) -> Alert:
+    whole: dict[str, Any] = {
+        "kind": "cross-user-access",
+        "summary": "bob tried ListEvents on actor alice: it was refused.",
+        "principal": "arn:aws:sts::000000000000:assumed-role/agent-0123456789/session",
+        "session": SESSION,
+        "user_id": "bob",
+        "at": NOW.replace(second=30, microsecond=0),
+        "details": {"operation": "ListEvents"},
+    }
+    return Alert(**whole | members)
 
 
 class OutboundCredentialsContract:

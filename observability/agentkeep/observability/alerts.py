@@ -60,21 +60,28 @@ class KeyValueAlerts:
         self._store = store
         self._kept = timedelta(days=days)
         self._minutes: dict[str, _Minute] = {}
+        self._beginning = asyncio.Lock()
         self._writing: asyncio.Task[None] | None = None
 
     async def raise_alert(self, alert: Alert) -> None:
         sort = _sort(alert)
+        if not self._written(sort):
+            async with self._beginning:  # of many at once one begins the minute, the others find it begun
+                if not self._written(sort):
+                    await self._add(sort, alert, 1, alert.at)
+                    logger.warning("alert %s: %s", alert.kind, alert.summary)
+                    if len(self._minutes) < MOST_WAITING:
+                        self._minutes[sort] = _Minute(alert, written=True, last=alert.at)
+                    return
+        minute = self._minutes[sort]
+        minute.waiting += 1
+        minute.last = max(minute.last, alert.at)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_soon(), name="alerts")
+
+    def _written(self, sort: str) -> bool:
         minute = self._minutes.get(sort)
-        if minute is not None and minute.written:
-            minute.waiting += 1
-            minute.last = max(minute.last, alert.at)
-            if self._writing is None or self._writing.done():
-                self._writing = asyncio.create_task(self._write_soon(), name="alerts")
-            return
-        await self._add(sort, alert, 1, alert.at)
-        logger.warning("alert %s: %s", alert.kind, alert.summary)
-        if len(self._minutes) < MOST_WAITING:
-            self._minutes[sort] = _Minute(alert, written=True, last=alert.at)
+        return minute is not None and minute.written
 
     async def of_session(self, session: SessionRef, *, limit: int = 500) -> list[KeptAlert]:
         """Oldest first."""
