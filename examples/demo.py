@@ -12,11 +12,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import urllib3
 from botocore.credentials import Credentials
 from deployment import Deployment
@@ -91,53 +91,69 @@ class Platform:
         )
 
 
-@contextmanager
-def order_service(endpoint: str, log: Path) -> Iterator[str]:
-    """The shop's order service, in a process of its own; its URL. It accepts the development issuer's tokens."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port), "--log-level", "warning"],
-            cwd=FOLDER / "order_service",
-            stdout=output,
-            env={
-                "PATH": os.environ["PATH"],
-                "ORDER_SERVICE_ISSUER": f"{endpoint}/oidc",
-                "ORDER_SERVICE_JWKS_URL": f"{endpoint}/oidc/jwks.json",
-                "ORDER_SERVICE_AUDIENCE": AUDIENCE,
-            },
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
+class OrderService:
+    """The shop's order service, in a process of its own. It accepts the development issuer's tokens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "order-service.log"
+        self.pid_file = folder / "order-service.pid"
+
+    def start(self, endpoint: str) -> str:
+        """Its URL. One that an earlier run left is stopped."""
+        self.stop()
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        with self.log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port), "--log-level", "warning"],
+                cwd=FOLDER / "order_service",
+                stdout=output,
+                start_new_session=True,  # it may stay when this script ends
+                env={
+                    "PATH": os.environ["PATH"],
+                    "ORDER_SERVICE_ISSUER": f"{endpoint}/oidc",
+                    "ORDER_SERVICE_JWKS_URL": f"{endpoint}/oidc/jwks.json",
+                    "ORDER_SERVICE_AUDIENCE": AUDIENCE,
+                },
+            )
+        self.pid_file.write_text(str(process.pid))
+        url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60
         while True:
             try:
                 urllib3.request("GET", f"{url}/openapi.json", retries=False, timeout=5)
-                break
+                return url
             except urllib3.exceptions.HTTPError:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError("the order service did not start") from None
                 time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
+
+    def stop(self) -> None:
+        try:
+            process = psutil.Process(int(self.pid_file.read_text()))
+            if "main:app" in process.cmdline():  # and not somebody who has its number by now
+                process.terminate()
+                process.wait(10)
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            pass
+        self.pid_file.unlink(missing_ok=True)
 
 
 def heading(text: str) -> None:
     print(f"\n▸ {text}", flush=True)
 
 
-def three_lines(platform: Platform) -> None:
+def three_lines(platform: Platform, orders: OrderService) -> None:
     variables = platform.agentkeep("env")
     endpoint, region = variables["AWS_ENDPOINT_URL_BEDROCK_AGENTCORE"], variables["AWS_REGION"]
     heading("The platform stays up. Point boto3 at it:")
     print("  export " + " ".join(f"AWS_ENDPOINT_URL_{service}={endpoint}" for service in SERVICES))
     print(f"  export AWS_REGION={region} AWS_DEFAULT_REGION={region}")
     print(f"  export AWS_SHARED_CREDENTIALS_FILE={platform.data_dir / 'credentials'} AWS_PROFILE=agentkeep")
-    print(f'\nTalk on:   .venv/bin/agentkeep invoke {NAME} "Hello" --user alice --data-dir {platform.data_dir}')
-    print(f"Stop it:   .venv/bin/agentkeep down --data-dir {platform.data_dir}")
+    print(
+        f'\nTalk on:   .venv/bin/agentkeep invoke {NAME} "Where is A-1001?" --user alice --data-dir {platform.data_dir}'
+    )
+    print(f"Stop it:   .venv/bin/agentkeep down --data-dir {platform.data_dir}; kill $(cat {orders.pid_file})")
 
 
 def show(text: str) -> None:
@@ -151,23 +167,27 @@ def main() -> int:
     parser.add_argument("--stay-up", action="store_true", help="leave the platform running")
     options = parser.parse_args()
     platform = Platform(options.data_dir, options.port)
+    orders = OrderService(platform.data_dir)
     wrong: list[str] = []
     try:
         heading("Start the platform")
         began = time.monotonic()
         running = platform.start()
         print(f"  {running['endpoint']}, ready in {time.monotonic() - began:.1f} s, data in {platform.data_dir}")
-        log = platform.data_dir / "order-service.log"
-        with order_service(running["endpoint"], log) as url:
-            scenario = Scenario(platform.deployment(url, log), show)
-            wrong = scenario.wrong
-            scenario.run()
+        url = orders.start(running["endpoint"])
+        scenario = Scenario(platform.deployment(url, orders.log), show)
+        wrong = scenario.wrong
+        scenario.run()
     except subprocess.CalledProcessError as failed:
         print(f"\n{' '.join(map(str, failed.cmd))} failed: {failed.stderr}", file=sys.stderr)
         wrong.append(f"{failed.cmd} failed")
+    finally:
+        if not options.stay_up:
+            orders.stop()
     if options.stay_up and not wrong:
-        three_lines(platform)
+        three_lines(platform, orders)
         return 0
+    orders.stop()
     platform.stop()
     print(f"\n{'Everything was right.' if not wrong else f'{len(wrong)} things were wrong.'}")
     return 1 if wrong else 0

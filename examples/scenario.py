@@ -35,7 +35,7 @@ ALICE = (
     Turn("Hello, my name is Alice. I prefer deliveries in the evening.", "Alice"),
     Turn("Where is my order A-1001?", "shipped"),
     Turn("Please refund 89 euros for order A-1002, because the grinder arrived broken.", "R-A-1002"),
-    Turn("(leaves)", "I prefer deliveries in the evening", ends=True),
+    Turn("(leaves)", "Good-bye", ends=True),
 )
 BOB = (
     Turn("Hi! Call me Bob. Where is my order B-2002?", "delivered"),
