@@ -30,7 +30,7 @@ __all__ = ["Isolation", "isolation_of", "read_report", "write_report"]
 
 logger = logging.getLogger(__name__)
 
-STALE: Final = 5.0  # seconds: the firewall service writes its report every second
+STALE: Final = 10.0  # seconds: the firewall service writes its report every second
 _PATIENCE: Final = 30.0  # seconds for a probe to come up and say what it reached
 
 
