@@ -17,44 +17,65 @@ from agentkeep.storage.sqlite import SqliteFile
 
 __all__ = ["SqliteSpanStore"]
 
-# Spans without a session have empty ids; a session has none such.
+# Rows are appended, and of what is indexed little is random: a span costs microseconds. Spans without a session have
+# an owner with empty ids; a session has none such.
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS session_spans (
+CREATE TABLE IF NOT EXISTS owners (
+    owner INTEGER PRIMARY KEY,
     runtime_id TEXT NOT NULL,
     session_id TEXT NOT NULL,
+    UNIQUE (runtime_id, session_id)
+);
+CREATE TABLE IF NOT EXISTS kept_spans (
+    number INTEGER PRIMARY KEY,
+    owner INTEGER NOT NULL,
     origin TEXT NOT NULL,
     trace_id TEXT NOT NULL,
     span_id TEXT NOT NULL,
     start_ns INTEGER NOT NULL,
     received_ms INTEGER NOT NULL,
-    span TEXT NOT NULL,
-    PRIMARY KEY (runtime_id, session_id, origin, trace_id, span_id)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS session_spans_by_time ON session_spans (runtime_id, session_id, start_ns);
-CREATE INDEX IF NOT EXISTS session_spans_by_age ON session_spans (received_ms);
+    span TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS kept_spans_once ON kept_spans (owner, origin, span_id, trace_id);
+CREATE INDEX IF NOT EXISTS kept_spans_by_time ON kept_spans (owner, start_ns);
+CREATE INDEX IF NOT EXISTS kept_spans_by_age ON kept_spans (received_ms);
+CREATE VIEW IF NOT EXISTS session_spans AS SELECT * FROM kept_spans JOIN owners USING (owner);
 """
 
 #: Part 1 kept agents' spans only, in a table without their origin.
 FROM_PART_1 = """
-INSERT OR IGNORE INTO session_spans
-    SELECT runtime_id, session_id, 'agent', trace_id, span_id, start_ns, received_ms, span FROM spans;
+INSERT OR IGNORE INTO owners (runtime_id, session_id) SELECT DISTINCT runtime_id, session_id FROM spans;
+INSERT OR IGNORE INTO kept_spans (owner, origin, trace_id, span_id, start_ns, received_ms, span)
+    SELECT owner, 'agent', trace_id, span_id, start_ns, received_ms, span
+    FROM spans JOIN owners USING (runtime_id, session_id);
 DROP TABLE spans;
 """
 
+INSERT = """
+INSERT OR IGNORE INTO kept_spans (owner, origin, trace_id, span_id, start_ns, received_ms, span)
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
 OF_SESSION = """
-SELECT span, origin FROM session_spans
-    WHERE runtime_id = ? AND session_id = ? AND received_ms >= ? AND (? IS NULL OR origin = ?)
+SELECT span, origin FROM kept_spans
+    WHERE owner = (SELECT owner FROM owners WHERE runtime_id = ? AND session_id = ?)
+    AND received_ms >= ? AND (? IS NULL OR origin = ?)
     ORDER BY start_ns, origin, span_id LIMIT ?
 """
 UNOWNED = """
-SELECT span, origin FROM session_spans
-    WHERE runtime_id = ? AND session_id = ? AND received_ms >= ?
+SELECT span, origin FROM kept_spans
+    WHERE owner = (SELECT owner FROM owners WHERE runtime_id = ? AND session_id = ?) AND received_ms >= ?
     ORDER BY start_ns DESC, span_id LIMIT ?
+"""
+TRIM = """
+DELETE FROM kept_spans WHERE owner = :owner AND start_ns <=
+    (SELECT start_ns FROM kept_spans WHERE owner = :owner ORDER BY start_ns DESC LIMIT 1 OFFSET :most)
 """
 
 #: What is over its time or number is removed no more often than this, along with a write.
 TIDY_MS = 60_000
 
+#: Sessions whose spans' number is remembered.
+MOST_COUNTS = 4096
 NOBODYS = ("", "")
 
 
@@ -65,41 +86,51 @@ class SqliteSpanStore:
         self._kept_ms = timedelta(days=self._limits.days) // timedelta(milliseconds=1)
         self._clock = clock or SystemClock()
         self._tidied_ms = 0
+        self._counts: dict[tuple[int, Origin], int] = {}
 
     async def add(self, session: SessionRef | None, spans: Sequence[Span]) -> int:
         now = epoch_ms(self._clock.now())
-        owner = _owner(session)
 
         def work(connection: apsw.Connection) -> int:
             if now - self._tidied_ms >= TIDY_MS:
-                connection.execute("DELETE FROM session_spans WHERE received_ms < ?", (now - self._kept_ms,))
-                self._trim(connection)
-                self._tidied_ms = now
+                self._tidy(connection, now)
+            owner = _number(connection, _owner(session))
             turned_away = 0
             for origin in Origin:
                 rows = [
-                    (*owner, origin, span.trace_id, span.span_id, span.start_ns, now, _encode(span))
+                    (owner, origin, span.trace_id, span.span_id, span.start_ns, now, _encode(span))
                     for span in spans
                     if span.origin is origin
                 ]
-                if not rows:
-                    continue
-                if session is not None:
-                    room = max(self._limits.of(origin) - _count(connection, owner, origin), 0)
+                if rows and session is not None:
+                    room = self._room(connection, owner, origin, len(rows))
                     turned_away += max(len(rows) - room, 0)
                     del rows[room:]
-                connection.executemany("INSERT OR REPLACE INTO session_spans VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                connection.executemany(INSERT, rows)
             return turned_away
 
         return await self._file.write(work)
 
-    def _trim(self, connection: apsw.Connection) -> None:
-        connection.execute(
-            "DELETE FROM session_spans WHERE runtime_id = ? AND session_id = ? AND start_ns <="
-            " (SELECT start_ns FROM session_spans WHERE runtime_id = ? AND session_id = ?"
-            "  ORDER BY start_ns DESC LIMIT 1 OFFSET ?)",
-            (*NOBODYS, *NOBODYS, self._limits.unowned),
-        )
+    def _room(self, connection: apsw.Connection, owner: int, origin: Origin, wanted: int) -> int:
+        """For how many more there is room. Counting takes time where there are many: what was counted is remembered,
+        too high by what was sent twice, and counted anew before anything is turned away because of it."""
+        limit, key = self._limits.of(origin), (owner, origin)
+        count = self._counts.get(key)
+        if count is None or count + wanted > limit:
+            if len(self._counts) >= MOST_COUNTS:
+                self._counts.clear()
+            count = _count(connection, owner, origin)
+        room = max(limit - count, 0)
+        self._counts[key] = count + min(wanted, room)
+        return room
+
+    def _tidy(self, connection: apsw.Connection, now: int) -> None:
+        connection.execute("DELETE FROM kept_spans WHERE received_ms < ?", (now - self._kept_ms,))
+        connection.execute("DELETE FROM owners WHERE owner NOT IN (SELECT owner FROM kept_spans)")
+        nobodys = _number(connection, NOBODYS)
+        connection.execute(TRIM, {"owner": nobodys, "most": self._limits.unowned})
+        self._counts.clear()
+        self._tidied_ms = now
 
     async def of_session(self, session: SessionRef, *, origin: Origin | None = None, limit: int = 1000) -> list[Span]:
         return await self._select(OF_SESSION, (*_owner(session), self._oldest(), origin, origin, limit))
@@ -132,9 +163,18 @@ def _owner(session: SessionRef | None) -> tuple[str, str]:
     return NOBODYS if session is None else (session.runtime_id, session.session_id)
 
 
-def _count(connection: apsw.Connection, owner: tuple[str, str], origin: Origin) -> int:
+def _number(connection: apsw.Connection, owner: tuple[str, str]) -> int:
+    connection.execute("INSERT OR IGNORE INTO owners (runtime_id, session_id) VALUES (?, ?)", owner)
     found: Any = connection.execute(
-        "SELECT count(*) FROM session_spans WHERE runtime_id = ? AND session_id = ? AND origin = ?", (*owner, origin)
+        "SELECT owner FROM owners WHERE runtime_id = ? AND session_id = ?", owner
+    ).fetchall()
+    number: int = found[0][0]
+    return number
+
+
+def _count(connection: apsw.Connection, owner: int, origin: Origin) -> int:
+    found: Any = connection.execute(
+        "SELECT count(*) FROM kept_spans WHERE owner = ? AND origin = ?", (owner, origin)
     ).fetchall()
     count: int = found[0][0]
     return count
