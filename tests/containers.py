@@ -86,7 +86,10 @@ KEYCLOAK = Server(
         "KC_BOOTSTRAP_ADMIN_PASSWORD": PASSWORD,
         "JAVA_OPTS_KC_HEAP": "-Xms64m -Xmx512m",
     },
-    arguments=lambda port: ["start-dev", "--http-host=127.0.0.1", f"--http-port={port}"],
+    arguments=lambda port: [
+        *("start", "--optimized", "--hostname-strict=false", "--http-enabled=true"),
+        *("--http-host=127.0.0.1", f"--http-port={port}"),
+    ],
 )
 
 
