@@ -88,7 +88,7 @@ class Oauth2Providers:
                     "delete it and create another",
                     fields=[FieldError("credentialProviderVendor", "cannot be changed")],
                 )
-            before.append(kept["revision"])
+            before.append(_revision_of(kept))
             return {**kept, "output": read.output, "revision": _revision()}
 
         updated = await self.stored.update(name, read.secret, details)
@@ -99,7 +99,7 @@ class Oauth2Providers:
         """With everything that was granted. Raises ResourceNotFoundException."""
         provider = await self.stored.get(name)
         await self.stored.delete(name)
-        await self._grants.drop_all(name, provider.details["revision"])
+        await self._grants.drop_all(name, self.revision(provider))
 
     async def client(self, name: str) -> Oauth2Client:
         """Raises ResourceNotFoundException, or InternalServerException where the vault cannot open the secret."""
@@ -109,7 +109,7 @@ class Oauth2Providers:
         return Oauth2Client(
             name,
             provider.details["vendor"],
-            provider.details["revision"],
+            self.revision(provider),
             provider.details["callback"],
             self.callback_url(provider),
             config["oauthDiscovery"],
@@ -117,12 +117,21 @@ class Oauth2Providers:
             config.get("onBehalfOfTokenExchangeConfig"),
         )
 
+    def revision(self, provider: CredentialProvider) -> str:
+        return _revision_of(provider.details)
+
     def callback_url(self, provider: CredentialProvider) -> str:
         return f"{self._public_url}{CALLBACK_PATH}{provider.details['callback']}"
 
 
 def _revision() -> str:
     return secrets.token_hex(8)
+
+
+def _revision_of(details: Mapping[str, Any]) -> str:
+    """Providers stored before there were grants have none until they are updated."""
+    found: str = details.get("revision", "")
+    return found
 
 
 def _read(vendor: str, given: Mapping[str, Any]) -> _Configuration:

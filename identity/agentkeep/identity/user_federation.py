@@ -252,7 +252,10 @@ class UserFederation:
             identity = await self._identities.get(consent.workload[0])
         except ResourceNotFoundException:
             raise CallbackRefused("its credential provider or workload identity has been deleted") from None
-        if (provider.details["revision"], provider.details["callback"]) != (consent.key.revision, consent.callback_id):
+        if (self._providers.revision(provider), provider.details["callback"]) != (
+            consent.key.revision,
+            consent.callback_id,
+        ):
             raise CallbackRefused("its credential provider has been changed")
         if identity.incarnation != consent.workload[1] or consent.return_url not in identity.return_urls:
             raise CallbackRefused("its return URL is no longer allowed")
