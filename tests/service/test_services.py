@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -224,6 +224,51 @@ def test_another_users_memory_is_refused_by_the_memory_service(place: Place) -> 
     results(place.ask(["create_event", place.memory, "alice", "alice's own"], session=session))
     [answer] = place.ask(["list_events", place.memory, "alice"], session=new_session(), user="bob")
     assert (answer["error"], answer["status"]) == ("AccessDeniedException", 403), answer
+
+
+def test_an_attempt_on_another_users_memory_is_told_to_operators(place: Place) -> None:
+    """MEM-5: refused by one service, kept as an alert by another."""
+    session = new_session()
+    place.ask(["list_events", place.memory, "alice"], session=session, user="mallory")
+
+    def told() -> bool:
+        status, answer = place.signed("GET", "observability", "/alerts")
+        assert status == 200, answer
+        return any(
+            session in json.dumps(each) and "mallory" in json.dumps(each) for each in json.loads(answer)["alerts"]
+        )
+
+    until(told)
+
+
+def test_a_sessions_trace_has_steps_of_every_service(place: Place) -> None:
+    """OBS-1: five services tell one story, in order, without a line in the agent."""
+    session = new_session()
+    results(
+        place.ask(
+            ["create_event", place.memory, "alice", "a fact"],
+            ["converse", "hello"],
+            ["api_key", "tools"],
+            session=session,
+        )
+    )
+    runtime_id = place.arn.rsplit("/", 1)[1]
+
+    def told() -> bool:
+        status, answer = place.signed("GET", "observability", f"/traces/{runtime_id}/{session}")
+        assert status == 200, answer
+        return all(
+            step in answer.decode() for step in ("InvokeAgentRuntime", "CreateEvent", "GetResourceApiKey", "hello")
+        )
+
+    until(told)
+
+
+def until(true: Callable[[], bool], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_answers_stream_through_the_relay(place: Place) -> None:
