@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from aiohttp import web
 from consent_stand import OPERATOR, RETURN_URL, ConsentStand, session_call
+from exchange_server import ExchangeServer
 from openid_provider import RESOURCE, OpenIdServer, query
 
 from agentkeep.core.clock import SystemClock
@@ -307,3 +310,63 @@ async def test_a_provider_that_is_away(stand: ConsentStand, free_tcp_port_factor
     await stand.credential_provider({"authorizationServerMetadata": static}, "agent", "s3cret")
     with pytest.raises(ServiceUnavailableException, match=r"did not answer as it should. Try again"):
         await stand.ask(token, "M2M")
+
+
+async def test_an_outage_while_a_token_ends(stand: ConsentStand, exchange: ExchangeServer, clock: Any) -> None:
+    """What is left of a token is used while it cannot be renewed; then the error is the one to retry."""
+
+    async def away(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=503)
+
+    await stand.workload()
+    await stand.credential_provider(exchange.metadata, exchange.client_id, exchange.client_secret)
+    token = await stand.token_of("alice")
+    granted = (await stand.ask(token, "M2M"))["accessToken"]
+    exchange.answer = away
+    clock.move(299)
+    assert (await stand.ask(token, "M2M"))["accessToken"] == granted
+    assert len(exchange.requests) == 2, "it was tried"
+    clock.move(1)
+    with pytest.raises(ServiceUnavailableException):
+        await stand.ask(token, "M2M")
+
+
+async def test_a_new_consent_is_not_overwritten_by_a_renewal(
+    stand: ConsentStand, exchange: ExchangeServer, clock: Any
+) -> None:
+    """A renewal of the old grant that is under way when its user consents anew, to another account perhaps."""
+    renewing, consented = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        form = await request.post()
+        if form["grant_type"] == "refresh_token":
+            renewing.set()
+            await consented.wait()
+            if refuse:
+                return web.json_response({"error": "invalid_grant"}, status=400)
+        token = str(form.get("code", "renewed"))
+        tokens = {"access_token": token, "refresh_token": "r"}
+        return web.json_response({**tokens, "token_type": "Bearer", "expires_in": 300})
+
+    async def consent(code: str) -> None:
+        begun = await stand.ask(token, forceAuthentication=True)
+        sent = query(begun["authorizationUrl"])
+        back = await stand.get(f"{sent['redirect_uri']}?{urlencode({'state': sent['state'], 'code': code})}")
+        assert back.status_code == 302
+        await stand.complete("alice", begun["sessionUri"])
+
+    await stand.workload()
+    await stand.credential_provider(exchange.metadata, exchange.client_id, exchange.client_secret)
+    token = await stand.token_of("alice")
+    exchange.answer = answer
+    for refuse in (False, True):  # noqa: B007 - the server looks at it
+        renewing.clear()
+        consented.clear()
+        await consent("old")
+        clock.move(301)
+        asking = asyncio.create_task(stand.ask(token))
+        await renewing.wait()
+        await consent("new")
+        consented.set()
+        assert (await asking)["accessToken"] == "new"
+        assert (await stand.ask(token))["accessToken"] == "new"

@@ -13,8 +13,9 @@ import orjson
 
 from agentkeep.core.call import User
 from agentkeep.core.clock import Clock, epoch_ms, from_epoch_ms
+from agentkeep.core.errors import ConditionFailed
 from agentkeep.identity.token_vault import VAULT, TokenVault
-from agentkeep.storage.interface import Delete, KeyValueStore, Put, Write, partition
+from agentkeep.storage.interface import ANY, Delete, Expected, KeyValueStore, Put, Write, partition
 
 __all__ = ["GrantKey", "Grants", "TokenSet"]
 
@@ -39,6 +40,10 @@ class TokenSet:
         if self.expires is None:
             return True
         return now < self.expires - min(_SPARE, (self.expires - self.issued) / _SPARE_SHARE)
+
+    def good(self, now: datetime) -> bool:
+        """Whether it can be used at all: in an outage, the rest of a token's life is better than nothing."""
+        return self.expires is None or now < self.expires
 
     def dump(self) -> str:
         return orjson.dumps(
@@ -109,6 +114,11 @@ class Grants:
         self._life = life
 
     async def get(self, key: GrantKey) -> TokenSet | None:
+        found = await self.read(key)
+        return None if found is None else found[0]
+
+    async def read(self, key: GrantKey) -> tuple[TokenSet, bytes] | None:
+        """With what is stored, which a change may expect."""
         envelope = await self._store.get(_partition(key.provider, key.revision), key.digest)
         if envelope is None:
             return None
@@ -118,20 +128,28 @@ class Grants:
                 "a grant of credential provider %s does not open: sealed with another master key", key.provider
             )
             return None
-        return TokenSet.load(text)
+        return TokenSet.load(text), envelope
 
-    def put(self, key: GrantKey, tokens: TokenSet) -> Write:
+    def put(self, key: GrantKey, tokens: TokenSet, expect: Expected = ANY) -> Write:
         ends = self._clock.now() + self._life
         if tokens.refresh_token is None and tokens.expires is not None:
             ends = min(ends, tokens.expires)
         envelope = self._vault.seal(tokens.dump(), key.name)
-        return Put(_partition(key.provider, key.revision), key.digest, envelope, expires_ms=epoch_ms(ends))
+        return Put(_partition(key.provider, key.revision), key.digest, envelope, expect, epoch_ms(ends))
 
     async def keep(self, key: GrantKey, tokens: TokenSet) -> None:
         await self._store.transact([self.put(key, tokens)])
 
-    async def drop(self, key: GrantKey) -> None:
-        await self._store.transact([Delete(_partition(key.provider, key.revision), key.digest)])
+    async def change(self, key: GrantKey, stored: bytes, tokens: TokenSet | None) -> bool:
+        """Puts `tokens` in the place of what was read; None removes it. False where there is something else by now,
+        which the user consented to since: then nothing is written."""
+        place = _partition(key.provider, key.revision), key.digest
+        write = Delete(*place, stored) if tokens is None else self.put(key, tokens, stored)
+        try:
+            await self._store.transact([write])
+        except ConditionFailed:
+            return False
+        return True
 
     async def drop_all(self, provider: str, revision: str) -> None:
         await self._store.delete_partition(_partition(provider, revision))

@@ -10,7 +10,7 @@ from typing import Final
 
 from agentkeep.core.call import User
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import AccessDeniedException, ProviderError, ValidationException
+from agentkeep.core.errors import AccessDeniedException, ProviderError, ServiceUnavailableException, ValidationException
 from agentkeep.identity.authorization_servers import AuthorizationServer, AuthorizationServers
 from agentkeep.identity.grants import GrantKey, Grants, TokenSet
 from agentkeep.identity.oauth2_providers import Oauth2Client, Oauth2Providers
@@ -134,10 +134,16 @@ class Oauth2Tokens:
 
         async def fetch() -> TokenSet:
             tokens = await self._grants.get(key)
-            if tokens is None or not good(tokens):
-                tokens = await self._asked(client, ask)
-                await self._grants.keep(key, tokens)
-            return tokens
+            if tokens is not None and good(tokens):
+                return tokens
+            try:
+                asked = await self._asked(client, ask)
+            except ServiceUnavailableException:
+                if tokens is None or force or not tokens.good(self._clock.now()):
+                    raise
+                return tokens
+            await self._grants.keep(key, asked)
+            return asked
 
         tokens = await self._grants.get(key)
         if tokens is None or not good(tokens):

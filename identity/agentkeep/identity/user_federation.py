@@ -123,11 +123,14 @@ class UserFederation:
         return await self._flight.share(key.name, lambda: self._renewed(key, client, resources))
 
     async def _renewed(self, key: GrantKey, client: Oauth2Client, resources: tuple[str, ...]) -> TokenSet | None:
-        tokens = await self._grants.get(key)
-        if tokens is None or tokens.fresh(self._clock.now()):
+        found = await self._grants.read(key)
+        if found is None:
+            return None
+        tokens, stored = found
+        if tokens.fresh(self._clock.now()):
             return tokens
         if tokens.refresh_token is None:
-            return None
+            return tokens if tokens.good(self._clock.now()) else None
         server = await self._servers.of(client.discovery)
         parameters = [("refresh_token", tokens.refresh_token), *(("resource", one) for one in resources)]
         try:
@@ -137,15 +140,15 @@ class UserFederation:
                 logger.warning("credential provider %s refused to renew a token: %s", client.provider, error.error)
                 raise refusal(client.provider, error) from None
             logger.info("a grant of credential provider %s was revoked, its user is asked again", client.provider)
-            await self._grants.drop(key)
-            return None
+            return None if await self._grants.change(key, stored, None) else await self._grants.get(key)
         except ProviderError as error:
             logger.warning("credential provider %s cannot renew a token: %s", client.provider, error)
+            if tokens.good(self._clock.now()):
+                return tokens
             raise unreachable(client.provider) from error
         if renewed.refresh_token is None:
             renewed = TokenSet(renewed.access_token, renewed.issued, renewed.expires, tokens.refresh_token)
-        await self._grants.keep(key, renewed)
-        return renewed
+        return renewed if await self._grants.change(key, stored, renewed) else await self._grants.get(key)
 
     async def _ask(
         self, claims: WorkloadClaims, user: User, client: Oauth2Client, request: TokenRequest, key: GrantKey
