@@ -44,11 +44,13 @@ lint: setup-dev
 	$(PY) tools/generate_types.py --check
 	$(PY) tools/generate_compatibility.py --check
 	$(PY) tools/generate_settings.py --check
+	$(PY) tools/generate_routes.py --check
 
 generate: setup-dev  ## Write generated files anew (types, compatibility table, settings page)
 	$(PY) tools/generate_types.py
 	$(PY) tools/generate_compatibility.py
 	$(PY) tools/generate_settings.py
+	$(PY) tools/generate_routes.py
 
 check: lint  ## Lint, types and the quick tests, in under five minutes
 	$(PY) -m pytest -n $(JOBS) -m "not slow and not official"
