@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentkeep.core.call import Caller, CallerKind, SessionRef, User
+from agentkeep.core.call import INCOMPLETE_CLAIMS, Caller, CallerKind, SessionRef, User
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.gateway.control import layout
@@ -256,6 +256,19 @@ async def test_what_cannot_be_evaluated_denies(shop: Shop) -> None:
     broken = policy(0, "this is not Cedar")
     await shop.open(broken, permit())
     assert (await shop.decide(agent())).blocks and await shop.visible(agent()) == set()
+
+
+async def test_a_claim_that_was_left_out_gets_nobody_past_a_forbid(shop: Shop) -> None:
+    """A token that says more than is kept could say what a policy forbids."""
+    whole, cut = ALICE, User("alice", "https://issuer", {INCOMPLETE_CLAIMS: "1"})
+    await shop.open(
+        permit(), permit('principal is AgentCore::OAuthUser && principal.hasTag("blocked")', effect="forbid")
+    )
+    assert (await shop.decide(agent(whole))).allowed and await shop.visible(agent(whole)) == {"Orders___refund"}
+    decided = await shop.decide(agent(cut))
+    assert decided.blocks and "fewer or shorter claims" in decided.reason and await shop.visible(agent(cut)) == set()
+    await shop.open(permit(), permit('context.input.order == "2"', effect="forbid"))
+    assert (await shop.decide(agent(cut))).allowed
 
 
 async def test_observing(shop: Shop) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agentkeep.core.call import Call, SessionRef, User
+from agentkeep.core.call import INCOMPLETE_CLAIMS, Call, SessionRef, User
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.identity.claims import LONGEST, MOST, as_text, of_verified
@@ -33,6 +33,9 @@ ALICE = User("alice", "https://issuer", {"groups": "admins staff", "level": "3"}
         ({"a": {"b": "nested"}, "a.b": "own"}, {"a.b": "own"}),
         ({"a.b": "own", "a": {"b": "nested"}}, {"a.b": "own"}),
         ({"mixed": ["x", {"y": 1}, None, 2]}, {"mixed": "x 2"}),
+        # The platform's own names are not for tokens.
+        ({"agentkeep:agent": "support", "agentkeep": {"agent": "x"}}, {"agentkeep.agent": "x"}),
+        ({"agentkeep:incomplete": "1", "agentkeep:x": {"y": 1}}, {}),
         ({}, {}),
     ],
 )  # fmt: skip
@@ -42,8 +45,9 @@ def test_claims_become_text(claims: dict[str, Any], expected: dict[str, str]) ->
 
 def test_claims_are_bounded_and_never_cut_short(caplog: pytest.LogCaptureFixture) -> None:
     found = as_text({"groups": "x" * LONGEST, "fits": "é" * ((LONGEST - 4) // 2), "too": "é" * (LONGEST // 2)})
-    assert set(found) == {"fits"}
-    assert len(as_text({f"c{i}": i for i in range(1000)})) == MOST
+    assert found == {"fits": found["fits"], INCOMPLETE_CLAIMS: "2"}
+    found = as_text({f"c{i}": i for i in range(1000)})
+    assert (len(found), found[INCOMPLETE_CLAIMS]) == (MOST + 1, str(1000 - MOST))
     assert "no policy will see them" in caplog.text and "xxx" not in caplog.text
 
 

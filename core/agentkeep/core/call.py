@@ -5,9 +5,25 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-__all__ = ["Call", "Caller", "CallerKind", "Idempotency", "SessionRef", "User", "allow", "allowed_callers"]
+__all__ = [
+    "INCOMPLETE_CLAIMS",
+    "RESERVED_CLAIMS",
+    "Call",
+    "Caller",
+    "CallerKind",
+    "Idempotency",
+    "SessionRef",
+    "User",
+    "allow",
+    "allowed_callers",
+]
+
+
+#: Begins the names the platform keeps for itself among a user's claims: no token's claim is called so.
+RESERVED_CLAIMS: Final = "agentkeep:"
+INCOMPLETE_CLAIMS: Final = RESERVED_CLAIMS + "incomplete"
 
 
 class CallerKind(StrEnum):
@@ -19,7 +35,8 @@ class CallerKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class User:
     """The end user. `id` is the token's `sub` and AgentCore's actorId; `issuer` is None where an operator vouched.
-    `claims`: the token's claims as text, for policies (lists joined by spaces); no part of who the user is."""
+    `claims`: the token's claims as text, for policies (lists joined by spaces); no part of who the user is. Where some
+    had to be left out, INCOMPLETE_CLAIMS is among them."""
 
     id: str
     issuer: str | None = None

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import orjson
 
+from agentkeep.core.call import INCOMPLETE_CLAIMS, RESERVED_CLAIMS
+
 __all__ = ["LONGEST", "MOST", "as_text", "of_verified"]
 
 logger = logging.getLogger(__name__)
@@ -25,20 +27,22 @@ _DEEPEST: Final = 3
 
 def as_text(claims: Mapping[str, Any]) -> dict[str, str]:
     """Bounded: a claim that is too long is left out rather than cut short, for half a list of groups is another list.
-    A claim of a token's own name goes before a member of an object that would have the same."""
+    INCOMPLETE_CLAIMS then says how many. A claim of a token's own name goes before a member of an object that would
+    have the same; names that the platform keeps for itself are dropped."""
     found: dict[str, str] = {}
     left_out = 0
     flat = [(name, value) for name, value in claims.items() if not isinstance(value, dict)]
     nested = [one for name, value in claims.items() if isinstance(value, dict) for one in _members(name, value, 1)]
     for name, value in (*flat, *nested):
         text = _text(value)
-        if text is None or name in found:
+        if text is None or name in found or name.startswith(RESERVED_CLAIMS):
             continue
         if len(found) >= MOST or len(name.encode()) + len(text.encode()) > LONGEST:
             left_out += 1
             continue
         found[name] = text
     if left_out:
+        found[INCOMPLETE_CLAIMS] = str(left_out)
         logger.warning("%d claims of a token are too many or too long, and no policy will see them", left_out)
     return found
 

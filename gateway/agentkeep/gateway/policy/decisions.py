@@ -20,7 +20,7 @@ from agentkeep.core.clock import Clock
 from agentkeep.gateway.policy.arguments import Undecidable, values
 from agentkeep.gateway.policy.language import ACTION, GATEWAY
 from agentkeep.gateway.policy.prepared import Applicable, PreparedPolicies
-from agentkeep.gateway.policy.principals import entity
+from agentkeep.gateway.policy.principals import entity, is_known_in_full
 from agentkeep.gateway.policy.schema import SEPARATOR, action_groups
 from agentkeep.gateway.records import GatewayRecord, Resources
 
@@ -39,6 +39,10 @@ _NO_ENGINE: Final = (
 )
 _NO_POLICIES: Final = "The gateway's policy engine has no active policy (denied by default)."
 _NO_USER: Final = "The call is made for no user, and no tool is called without one."
+_INCOMPLETE: Final = (
+    "The user's token says more than is kept for policies, and a policy forbids the call by what tokens say. Have the "
+    "token issued with fewer or shorter claims."
+)
 _FAILED: Final = "The policies could not be evaluated (denied)."
 
 
@@ -91,6 +95,8 @@ class PolicyDecisions:
             schema = await self._schema(gateway, target, tool) if applicable.uses_arguments else {}
             if schema is None:
                 return Decision(False, f"The gateway has no tool {target}{SEPARATOR}{tool}.")
+            if applicable.forbids_by_tags and not is_known_in_full(caller):
+                return Decision(False, _INCOMPLETE, log_only=log_only)
             request = self._request(principal, gateway, target, tool, applicable, now)
             if applicable.uses_arguments:
                 request["context"]["input"] = values(arguments, schema)
@@ -116,16 +122,21 @@ class PolicyDecisions:
             return set()
         if gateway.policy_mode == "LOG_ONLY":
             return set(tools)
-        return set() if engine.empty else {name for name in tools if self._possible(engine, gateway, principal, name)}
+        if engine.empty:
+            return set()
+        in_full = is_known_in_full(caller)
+        return {name for name in tools if self._possible(engine, gateway, principal, in_full, name)}
 
     def _possible(
-        self, engine: PreparedPolicies, gateway: GatewayRecord, principal: Mapping[str, Any], name: str
+        self, engine: PreparedPolicies, gateway: GatewayRecord, principal: Mapping[str, Any], in_full: bool, name: str
     ) -> bool:
         target, separator, tool = name.partition(SEPARATOR)
         if not separator:
             return False
         try:
             applicable = engine.of(gateway.arn, target, tool)
+            if applicable.forbids_by_tags and not in_full:
+                return False
             request = self._request(principal, gateway, target, tool, applicable, None)
             return _evaluate(request, applicable.possible, self._entities_for(principal, target, tool))[0]
         except Exception:

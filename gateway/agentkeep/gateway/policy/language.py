@@ -16,7 +16,7 @@ import cedarpy
 
 from agentkeep.core.errors import FieldError, ValidationException
 
-__all__ = ["ACTION", "GATEWAY", "IAM_ENTITY", "OAUTH_USER", "Policy", "mentions", "parse", "policy_set"]
+__all__ = ["ACTION", "GATEWAY", "IAM_ENTITY", "OAUTH_USER", "Policy", "mentions", "parse", "policy_set", "uses_tags"]
 
 OAUTH_USER: Final = "AgentCore::OAuthUser"
 IAM_ENTITY: Final = "AgentCore::IamEntity"
@@ -109,6 +109,13 @@ def mentions(node: Any, variable: str, but: str | None = None) -> bool:
         return False
     children = operand.values() if isinstance(operand, dict) else operand
     return not isinstance(children, str) and any(mentions(child, variable, but) for child in children)
+
+
+def uses_tags(node: Any) -> bool:
+    """Whether the expression looks at tags; said of one too many rather than too few."""
+    if isinstance(node, dict):
+        return any(name in ("hasTag", "getTag") or uses_tags(child) for name, child in node.items())
+    return isinstance(node, list) and any(uses_tags(child) for child in node)
 
 
 def _uid(entity: Mapping[str, Any]) -> tuple[str, str]:

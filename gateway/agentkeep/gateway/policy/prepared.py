@@ -13,7 +13,7 @@ from typing import Any, Final
 import cedarpy
 
 from agentkeep.gateway.policy.approximation import at_least, at_most, depends_on_arguments
-from agentkeep.gateway.policy.language import ACTION, GATEWAY, Policy, mentions, parse, policy_set
+from agentkeep.gateway.policy.language import ACTION, GATEWAY, Policy, mentions, parse, policy_set, uses_tags
 from agentkeep.gateway.policy.schema import SEPARATOR, action_groups
 from agentkeep.gateway.records import PolicyRecord
 
@@ -27,13 +27,14 @@ _KEPT: Final = 4096  # sets of one engine
 class Applicable:
     """The policies that can apply to one action at one gateway. `observed`: with those whose enforcement is LOG_ONLY;
     None where there are none. `possible` says what some arguments would make of `enforced`. The flags say what of the
-    context they look at."""
+    context they look at, and whether a forbid among the enforced looks at tags."""
 
     enforced: cedarpy.PolicySet
     observed: cedarpy.PolicySet | None
     possible: cedarpy.PolicySet
     uses_arguments: bool
     uses_time: bool
+    forbids_by_tags: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +98,7 @@ def _prepared(matching: Mapping[str, _Counted]) -> Applicable:
         policy_set({id: _possible(policy) for id, policy in enforced.items()}),
         uses_arguments=depends_on_arguments(conditions),
         uses_time=mentions(conditions, "context", but="input"),
+        forbids_by_tags=any(not policy.permits and uses_tags(policy.conditions) for policy in enforced.values()),
     )
 
 

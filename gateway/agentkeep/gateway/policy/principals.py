@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from agentkeep.core.call import Caller, CallerKind
+from agentkeep.core.call import INCOMPLETE_CLAIMS, RESERVED_CLAIMS, Caller, CallerKind
 from agentkeep.gateway.policy.language import IAM_ENTITY, OAUTH_USER
 
-__all__ = ["AGENT_TAG", "ISSUER_TAG", "RESERVED", "SESSION_TAG", "entity"]
+__all__ = ["AGENT_TAG", "ISSUER_TAG", "SESSION_TAG", "entity", "is_known_in_full"]
 
-#: Tags that begin so are the platform's: no claim of a token becomes one.
-RESERVED: Final = "agentkeep:"
-AGENT_TAG: Final = RESERVED + "agent"
-SESSION_TAG: Final = RESERVED + "session"
-ISSUER_TAG: Final = RESERVED + "issuer"
+#: The platform's own: no claim of a token becomes one.
+AGENT_TAG: Final = RESERVED_CLAIMS + "agent"
+SESSION_TAG: Final = RESERVED_CLAIMS + "session"
+ISSUER_TAG: Final = RESERVED_CLAIMS + "issuer"
 
 
 def entity(caller: Caller) -> Mapping[str, Any] | None:
@@ -25,13 +24,18 @@ def entity(caller: Caller) -> Mapping[str, Any] | None:
     user = caller.user
     if user is None or (caller.kind is CallerKind.SESSION and caller.session is None):
         return None
-    tags = {name: text for name, text in user.claims.items() if not name.startswith(RESERVED)}
+    tags = {name: text for name, text in user.claims.items() if not name.startswith(RESERVED_CLAIMS)}
     if user.issuer is not None:
         tags[ISSUER_TAG] = user.issuer
     if caller.session is not None:
         tags[AGENT_TAG] = caller.session.runtime_id
         tags[SESSION_TAG] = caller.session.session_id
     return _entity(OAUTH_USER, user.id, tags)
+
+
+def is_known_in_full(caller: Caller) -> bool:
+    """Whether its tags are all that its user's token says: a forbid about one that is missing could not apply."""
+    return caller.user is None or INCOMPLETE_CLAIMS not in caller.user.claims
 
 
 def _entity(kind: str, id: str, tags: Mapping[str, str]) -> Mapping[str, Any]:
