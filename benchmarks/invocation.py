@@ -3,7 +3,8 @@
 Three processes: a light agent (httptools, so that the platform's share is what is seen), the platform with its real
 runtime plane, keys and store, and this one, which asks both in turn with the same signed bytes, boto3's headers
 included. Rounds alternate, and every figure of the platform stands beside one of the agent asked directly in the same
-run. Only the sandbox is left out: it is not on the path of a warm call. Times in microseconds unless named otherwise.
+run. Every call is traced, as in embedded mode (TRACED=0: none, to see its price). Only the sandbox is left out: it is
+not on the path of a warm call. Times in microseconds unless named otherwise.
 
     python benchmarks/invocation.py [seconds per measurement]
 
@@ -39,6 +40,7 @@ from botocore.credentials import Credentials
 
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
+from agentkeep.core import telemetry_export
 from agentkeep.core.call import Call, Caller, CallerKind, SessionRef
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
@@ -47,6 +49,8 @@ from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.observability.budget import SessionBudgets
+from agentkeep.observability.span_queue import SpanQueue
+from agentkeep.observability.spans_sqlite import SqliteSpanStore
 from agentkeep.runtime.artifacts import FolderArtifactStore
 from agentkeep.runtime.drivers.driver import Connection, EnvironmentSpec, Exit, Finding, VersionSpec
 from agentkeep.runtime.operations import RuntimePlane
@@ -173,6 +177,8 @@ async def serve(agent_port: int, folder: Path) -> None:
     deployment, clock = Deployment(), SystemClock()
     async with EmbeddedValkey(folder / "valkey") as valkey:
         store = ValkeyKeyValueStore(valkey.url)
+        if os.environ.get("TRACED", "1") == "1":
+            telemetry_export.start("agentkeep", SpanQueue(SqliteSpanStore(folder / "spans.db")))
         identity = IdentityPlane(store, FileMasterKey(secrets.token_bytes(32)), deployment, clock, IdentitySettings())
         runtime = RuntimePlane(
             store,

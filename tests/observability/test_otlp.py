@@ -21,7 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from agentkeep.core.call import SessionRef
 from agentkeep.observability.otlp import OtlpApp
 from agentkeep.observability.settings import ObservabilitySettings
-from agentkeep.observability.spans import Span, SpanLimits
+from agentkeep.observability.spans import Origin, Span, SpanLimits
 from agentkeep.observability.spans_sqlite import SqliteSpanStore
 
 SESSION = SessionRef("runtime-1", "session-1")
@@ -248,3 +248,21 @@ async def test_one_session_keeps_the_reader_no_busier_than_another(spans: Sqlite
         statuses = [status for status, _ in await asyncio.gather(*(post(url, data, PROTOBUF) for _ in range(24)))]
         assert set(statuses) == {200, 429}
         assert (await post(url, data, PROTOBUF))[0] == 200
+
+
+async def test_trusted_senders_say_whose_spans_they_are(spans: SqliteSpanStore, serving: Any) -> None:
+    """The platform's services and a Collector: by attributes, and to no session where they name none."""
+    request = trace(*ids(1, 2, 3))
+    first, second, third = request.resource_spans[0].scope_spans[0].spans
+    first.attributes.add(key="aws.agent.id").value.string_value = "runtime-1"  # `trace` says session-2
+    del second.attributes[:]
+    third.attributes.add(key="aws.agent.id").value.int_value = 7
+    application = OtlpApp(spans, trusted=True)
+    async with serving(application) as url:
+        status, _ = await post(url, request.SerializeToString(), PROTOBUF)
+    application.close()
+    assert status == 200
+    [owned] = await spans.of_session(OTHER)
+    assert (owned.span_id, owned.origin) == (f"{1:016x}", Origin.PLATFORM)
+    assert await spans.of_session(SESSION) == []
+    assert sorted(span.span_id for span in await spans.unowned()) == [f"{2:016x}", f"{3:016x}"]

@@ -39,25 +39,20 @@ def capture(text: str | bytes) -> str | None:
     limit = captured_bytes()
     if not limit:
         return None
-    if isinstance(text, bytes):
+    kept: str | bytes = text[:limit]
+    if isinstance(kept, bytes):
         try:
             # A cut may go through a character.
-            return _cut(
-                text[: limit + 4].decode("utf-8", "ignore" if len(text) > limit else "strict"), len(text), limit
-            )
+            kept = kept.decode("utf-8", "strict" if len(text) <= limit else "ignore")
         except UnicodeDecodeError:
             return f"({len(text)} bytes that are no text)"
-    return _cut(text[: limit + 1], len(text), limit)
+    return kept if len(text) <= limit else f"{kept}… ({len(text)} in all)"
 
 
 def capture_json(document: Any) -> str | None:
     """A document as JSON, its texts cut where all of it would be too much, so that it stays JSON."""
     limit = captured_bytes()
     return json.dumps(_Budget(limit).part(document), ensure_ascii=False, default=str) if limit else None
-
-
-def _cut(text: str, whole: int, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}… ({whole} in all)"
 
 
 class _Budget:
