@@ -17,54 +17,10 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from botocore.exceptions import BotoCoreError, ClientError
 from platform_process import PlatformProcess, running_platform
+from tool_agents import READ, REFUND, make_gateway, write_agent
 from tool_stand_ins import OrdersService, openapi, orders_service
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(400)]
-
-AGENT = """
-import os
-
-import boto3
-import httpx2
-from bedrock_agentcore import BedrockAgentCoreApp
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest
-from mcp import MCPError
-from mcp.client import Client
-from mcp.client.streamable_http import streamable_http_client
-
-app = BedrockAgentCoreApp()
-
-class SigV4(httpx2.Auth):
-    requires_request_body = True
-
-    def auth_flow(self, request):
-        signed = AWSRequest(request.method, str(request.url), data=request.content)
-        keys = boto3.Session().get_credentials().get_frozen_credentials()
-        SigV4Auth(keys, "bedrock-agentcore", os.environ["AWS_REGION"]).add_auth(signed)
-        request.headers.update(dict(signed.headers.items()))
-        yield request
-
-@app.entrypoint
-async def invoke(payload, context):
-    url = f"{os.environ['AWS_ENDPOINT_URL_BEDROCK_AGENTCORE']}/gateways/{payload['gateway']}/mcp"
-    headers = payload.get("headers", {})
-    results = []
-    async with (
-        httpx2.AsyncClient(auth=None if headers else SigV4(), headers=headers, timeout=60) as http,
-        Client(streamable_http_client(url, http_client=http)) as client,
-    ):
-        tools = [tool.name for tool in (await client.list_tools()).tools]
-        for name, arguments in payload["calls"]:
-            try:
-                result = await client.call_tool(name, arguments)
-                results.append([result.is_error, result.content[0].text])
-            except MCPError as error:
-                results.append(["error", str(error)])
-    return {"tools": tools, "results": results}
-
-app.run()
-"""
 
 
 class Service:
@@ -87,40 +43,8 @@ def orders() -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("agent")
-    (folder / "main.py").write_text(AGENT)
-    (folder / "requirements.txt").write_text("bedrock-agentcore==1.25.0\nmcp==2.3.0\n")
+    write_agent(folder)
     return folder
-
-
-def make_gateway(platform: PlatformProcess, configuration: dict[str, Any], *policies: str, **options: Any) -> str:
-    control = platform.client("bedrock-agentcore-control")
-    engine = control.create_policy_engine(name="engine_" + uuid.uuid4().hex[:8])
-    control.get_waiter("policy_engine_active").wait(policyEngineId=engine["policyEngineId"])
-    gateway = control.create_gateway(
-        name="shop-" + uuid.uuid4().hex[:6],
-        roleArn="arn:aws:iam::000000000000:role/gateway",
-        protocolType="MCP",
-        policyEngineConfiguration={"arn": engine["policyEngineArn"], "mode": "ENFORCE"},
-        **({"authorizerType": "AWS_IAM"} | options),
-    )
-    made = control.create_gateway_target(
-        gatewayIdentifier=gateway["gatewayId"], name="Orders", targetConfiguration=configuration
-    )
-    deadline = time.monotonic() + 20
-    while (state := control.get_gateway_target(gatewayIdentifier=gateway["gatewayId"], targetId=made["targetId"]))[
-        "status"
-    ] != "READY":
-        assert time.monotonic() < deadline, state
-        time.sleep(0.1)
-    for number, statement in enumerate(policies):
-        policy = control.create_policy(
-            policyEngineId=engine["policyEngineId"],
-            name=f"policy_{number}",
-            definition={"cedar": {"statement": statement.replace("GATEWAY_ARN", gateway["gatewayArn"])}},
-            validationMode="IGNORE_ALL_FINDINGS",
-        )
-        control.get_waiter("policy_active").wait(policyEngineId=engine["policyEngineId"], policyId=policy["policyId"])
-    return str(gateway["gatewayId"])
 
 
 def invoke(platform: PlatformProcess, runtime: str, user: str, payload: Any, session: str) -> Any:
@@ -137,21 +61,11 @@ def audit(platform: PlatformProcess, query: str) -> list[dict[str, Any]]:
     return found
 
 
-READ = (
-    'permit(principal, action == AgentCore::Action::"Orders___get_order", '
-    'resource == AgentCore::Gateway::"GATEWAY_ARN");'
-)
-REFUND = (
-    'permit(principal == AgentCore::OAuthUser::"alice", action == AgentCore::Action::"Orders___request_refund", '
-    'resource == AgentCore::Gateway::"GATEWAY_ARN");'
-)
-
-
 def test_sealed_agents_call_tools_as_their_users(tmp_path: Path, agent: Path, orders: Service) -> None:
     """GOV-1, GOV-2, GOV-4, GOV-6, GOV-7: two users' sessions of one agent; what each may do, and what is kept of it."""
     with running_platform(tmp_path / "data") as platform:
         runtime = platform.json("deploy", str(agent), "--name", "shop", "--iam")["agentRuntimeArn"]
-        gateway = make_gateway(platform, openapi(orders.service), READ, REFUND)
+        gateway = make_gateway(platform.client("bedrock-agentcore-control"), openapi(orders.service), READ, REFUND)
         set_ = ["catalogue", "set", gateway, "Orders___request_refund", "--risk", "high-impact", "--per-session", "1"]
         assert platform.json(*set_)["auditLevel"] == "full"
 
@@ -196,7 +110,7 @@ def test_an_agent_hands_on_its_users_token(tmp_path: Path, agent: Path, orders: 
             "allowedClients": ["agentkeep"],
         }
         gateway = make_gateway(
-            platform, openapi(orders.service), READ, authorizerType="CUSTOM_JWT",
+            platform.client("bedrock-agentcore-control"), openapi(orders.service), READ, authorizerType="CUSTOM_JWT",
             authorizerConfiguration={"customJWTAuthorizer": authorizer},
         )  # fmt: skip
         before = len(orders.asked)
@@ -222,7 +136,7 @@ def test_a_call_cut_off_by_a_crash_is_known_to_be_unknown(tmp_path: Path, agent:
     with running_platform(data) as platform:
         runtime = platform.json("deploy", str(agent), "--name", "shop", "--iam")["agentRuntimeArn"]
         gateway = make_gateway(
-            platform, openapi(orders.service),
+            platform.client("bedrock-agentcore-control"), openapi(orders.service),
             'permit(principal, action, resource == AgentCore::Gateway::"GATEWAY_ARN");',
         )  # fmt: skip
         payload = {"gateway": gateway, "calls": [["Orders___hangs", {}]]}
