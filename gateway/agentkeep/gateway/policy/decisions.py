@@ -6,6 +6,7 @@ that no policy can judge, or where evaluating a single policy fails, the answer 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import orjson
 from agentkeep.core.call import Caller
 from agentkeep.core.clock import Clock
 from agentkeep.gateway.policy.arguments import Undecidable, values
-from agentkeep.gateway.policy.language import ACTION, GATEWAY
+from agentkeep.gateway.policy.language import ACTION, GATEWAY, parse
 from agentkeep.gateway.policy.prepared import Applicable, PreparedPolicies
 from agentkeep.gateway.policy.principals import entity, is_known_in_full
 from agentkeep.gateway.policy.schema import SEPARATOR, action_groups
@@ -29,6 +30,7 @@ __all__ = ["Decision", "PolicyDecisions"]
 logger = logging.getLogger(__name__)
 
 _ENGINES: Final = 1000
+_PARSED_AT_ONCE: Final = 25
 _ENTITIES: Final = 2048
 _LARGEST_ENTITY: Final = 8192  # that is kept, bytes
 
@@ -155,6 +157,10 @@ class PolicyDecisions:
         if not revision:
             return Decision(False, f"The gateway's policy engine {id} does not exist (denied by default).")
         try:
+            for index, policy in enumerate(policies, 1):
+                parse(policy.statement)  # remembered
+                if not index % _PARSED_AT_ONCE:
+                    await asyncio.sleep(0)  # others' calls go on meanwhile
             engine = PreparedPolicies(policies)
         except Exception:
             logger.exception("the policies of engine %s cannot be prepared: every call is denied", id)
