@@ -200,7 +200,7 @@ def results(answers: list[dict[str, Any]]) -> list[Any]:
 
 
 def test_a_session_reaches_every_plane(place: Place) -> None:
-    """RUN-1, MEM-1, IDN-4, GOV-1: an agent talks to one address; its model, its memory and its credentials are other
+    """EXE-2, MEM-1, IDN-4: an agent talks to one address; its model, its memory and its credentials are other
     services."""
     said, event, texts, length, refused = place.ask(
         ["converse", "hello"],
@@ -395,7 +395,7 @@ AWAY = {
 
 @pytest.mark.parametrize("plane", AWAY)
 def test_a_killed_service_is_missed_and_comes_back(place: Place, plane: str) -> None:
-    """REL-1: refused while it is away, in words SDKs understand; served again without restarting anything else."""
+    """EXE-6: refused while it is away, in words SDKs understand; served again without restarting anything else."""
     session = new_session()
     step = [place.memory if part == "MEMORY" else part for part in AWAY[plane][0]]
     results(place.ask(step, session=session))
@@ -432,7 +432,7 @@ def test_without_identity_nobody_new_is_believed(place: Place) -> None:
 
 
 def test_a_killed_runtime_service_takes_its_sessions_along_and_comes_back(place: Place) -> None:
-    """RUN-6: agents die with the service; the sessions' keys are revoked by the one that comes up."""
+    """EXE-6: agents die with the service; the sessions' keys are revoked by the one that comes up."""
     session = new_session()
     results(place.ask(["converse", "hello"], session=session))
     service = place.services["runtime"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from agentkeep.core.alarm import Alarm
+from agentkeep.distributed.opensearch import opensearch
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.observability.alerts import KeyValueAlerts
@@ -13,6 +14,8 @@ from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.otlp import OtlpApp
 from agentkeep.observability.prices import Prices
 from agentkeep.observability.settings import ObservabilitySettings
+from agentkeep.observability.spans import SpanStore
+from agentkeep.observability.spans_opensearch import OpenSearchSpanStore
 from agentkeep.observability.spans_sqlite import SqliteSpanStore
 from agentkeep.observability.traces_app import TracesApp
 from agentkeep.observability.usage import KeyValueUsage
@@ -28,10 +31,9 @@ SETTINGS: Final = (ObservabilitySettings,)
 
 async def compose(service: Service) -> Composed:
     settings = load(ObservabilitySettings)
-    service.data.mkdir(parents=True, exist_ok=True)
     usage = KeyValueUsage(service.store, days=settings.usage_days)
     budgets = SessionBudgets(service.store, service.clock, default=settings.session_token_budget or None)
-    spans = SqliteSpanStore(service.data / "spans.db", settings.span_limits, service.clock)
+    spans = await _spans(service, settings)
     service.on_exit(spans.close)
     prices = Prices(settings.prices)
     alerts = KeyValueAlerts(service.store, days=settings.alert_days)
@@ -56,3 +58,11 @@ async def compose(service: Service) -> Composed:
         trusted_mounts={b"/v1/": of_services},
         trusted_bearers={b"/v1/": token} if token is not None else {},
     )
+
+
+async def _spans(service: Service, settings: ObservabilitySettings) -> SpanStore:
+    if service.settings.search_url is not None:
+        client = await opensearch(service, service.settings.search_url)
+        return OpenSearchSpanStore(client, settings.span_limits, service.clock)
+    service.data.mkdir(parents=True, exist_ok=True)
+    return SqliteSpanStore(service.data / "spans.db", settings.span_limits, service.clock)

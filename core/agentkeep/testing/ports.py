@@ -65,6 +65,15 @@ class KeysContract:
         assert SESSION.session_id in caller.principal
         assert keys.cached(issued.access_key_id) == found
 
+    async def test_a_users_claims_go_with_the_key(self, keys: Keys) -> None:
+        """Policies read them."""
+        user = User("alice", "https://issuer.example", {"department": "support", "scope": "read write"})
+        issued = await keys.issue_for_session(SESSION, user)
+        found = await keys.find(issued.access_key_id)
+        assert found is not None
+        assert found.caller.user is not None
+        assert dict(found.caller.user.claims) == dict(user.claims)
+
     async def test_nobodys_session(self, keys: Keys) -> None:
         issued = await keys.issue_for_session(SESSION, None)
         found = await keys.find(issued.access_key_id)
