@@ -22,6 +22,7 @@ from agentkeep.core.errors import (
     AccessDeniedException,
     ResourceNotFoundException,
     ServiceError,
+    ThrottlingException,
     UnauthorizedException,
     ValidationException,
 )
@@ -400,6 +401,19 @@ async def test_the_session_is_not_in_the_link(connected: ConsentStand) -> None:
     assert session not in begun["authorizationUrl"]
     with pytest.raises(ResourceNotFoundException):
         await connected.complete("alice", URI + query(begun["authorizationUrl"])["state"])
+
+
+async def test_an_agent_that_asks_without_end(connected: ConsentStand) -> None:
+    """The store is not filled with links; other users, and other agents of the same user, are not kept waiting."""
+    token = await connected.token_of("alice")
+    for _ in range(50):
+        asked = await connected.ask(token)
+    with pytest.raises(ThrottlingException, match="begun 50 consents"):
+        await connected.ask(token)
+    assert await connected.ask(token, sessionUri=asked["sessionUri"]) == asked
+    await connected.workload(name="other-agent")
+    for other in (await connected.token_of("bob"), await connected.token_of("alice", "other-agent")):
+        assert "authorizationUrl" in await connected.ask(other)
 
 
 async def test_an_expired_session(connected: ConsentStand, clock: Any) -> None:

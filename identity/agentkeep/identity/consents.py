@@ -19,7 +19,7 @@ import orjson
 
 from agentkeep.core.call import User
 from agentkeep.core.clock import Clock, epoch_ms, from_epoch_ms
-from agentkeep.core.errors import ConditionFailed
+from agentkeep.core.errors import ConditionFailed, ThrottlingException
 from agentkeep.identity.grants import GrantKey
 from agentkeep.identity.token_vault import VAULT, TokenVault
 from agentkeep.storage.interface import KeyValueStore, Put, Write, partition
@@ -29,6 +29,8 @@ __all__ = ["Consent", "ConsentState", "Consents", "Kept"]
 _CONSENTS: Final = partition("identity", "token-vaults", VAULT, "consents")
 _URI: Final = "urn:ietf:params:oauth:request_uri:"
 _ID_BYTES: Final = 32
+#: How many an agent may begin of one user's in the time one lasts.
+_MOST: Final = 50
 #: How long its end can still be asked for.
 _REMEMBERED: Final = timedelta(hours=1)
 
@@ -131,8 +133,16 @@ class Consents:
         return from_epoch_ms(epoch_ms(self._clock.now() + self._life))
 
     async def begin(self, id: str, consent: Consent) -> str:
-        """Its session URI."""
-        await self._store.transact([self._put(id, consent)])
+        """Its session URI. Raises ThrottlingException where the user is asked too often."""
+        asked = _asked(consent)
+        # Read, not counted in the transaction: of those that begin at the same moment some too many may pass.
+        if len(await self._store.query(asked, limit=_MOST)) == _MOST:
+            raise ThrottlingException(
+                f"This agent has begun {_MOST} consents of this user's that could still be given. Poll with the "
+                "sessionUri of one, rather than begin another, or wait for them to expire"
+            )
+        index = Put(asked, _digest(id), b"", expires_ms=epoch_ms(consent.expires))
+        await self._store.transact([self._put(id, consent), index])
         return _URI + id
 
     async def get(self, uri_or_id: str) -> Kept | None:
@@ -165,6 +175,12 @@ class Consents:
 def _digest(id: str) -> str:
     """Whoever reads the store does not learn the session's name, which opens it."""
     return hashlib.sha256(id.encode()).hexdigest()
+
+
+def _asked(consent: Consent) -> str:
+    """The partition of what an agent asked a user lately."""
+    user = consent.user
+    return partition("identity", "consents-of", *consent.workload, user.id, user.issuer or "")
 
 
 def _label(id: str) -> str:
