@@ -11,9 +11,11 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from mcp import MCPError
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from tool_stack import ToolStack, mcp_client, tool_stack
 from tool_stand_ins import OrdersService, notes_server, openapi, orders_service, server, serving_mcp
 
+from agentkeep.core import telemetry_export
 from agentkeep.core.call import SessionRef, User
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
@@ -391,3 +393,45 @@ async def test_two_users_at_once_never_get_each_others_answers(stack: ToolStack,
                 assert seen == {"shown": {"authorization": f"Bearer {tokens[user]}"}, "aws": []}
 
     await asyncio.gather(*map(ask, tokens))
+
+
+class Kept(SpanProcessor):
+    """The spans that ended."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+
+async def test_a_sessions_trace_has_its_tool_calls_with_as_much_as_is_audited(
+    stack: ToolStack, orders: OrdersService
+) -> None:
+    """OBS-1, GOV-7: arguments and results of tools audited in full, of others that they were called;
+    the session's authenticated identity is the owner; the target is told the trace."""
+    gateway = await stack.gateway({"Orders": openapi(orders)}, jwt=False)
+    alice = User("alice")
+    inside = f"{await stack.listen(SESSION, alice)}/gateways/{gateway.id}/mcp"
+    kept = Kept()
+    telemetry = telemetry_export.start("test", kept)
+    try:
+        async with mcp_client(inside, keys=await stack.session_keys(SESSION, alice)) as client:
+            await client.call_tool("Orders___get_order", {"order_id": "SECRET-7"})
+            await client.call_tool("Orders___request_refund", {"order_id": "A-1", "amount": 5})
+            await client.call_tool("Orders___request_refund", {"order_id": "A-1"})
+    finally:
+        await telemetry.stop()
+    spans = [span for span in kept.spans if span.name.startswith("tools/call ")]
+    read, write, refused = (dict(span.attributes or {}) for span in spans)
+    for attributes in (read, write, refused):
+        assert attributes["session.id"] == SESSION.session_id and attributes["enduser.id"] == "alice"
+        assert attributes["gateway.id"] == gateway.id and attributes["gen_ai.operation.name"] == "execute_tool"
+        assert attributes["aws.agentcore.policy.authorization_decision"] == "ALLOW"
+    assert "SECRET-7" not in str(read)
+    assert json.loads(str(write["gen_ai.tool.call.arguments"])) == {"order_id": "A-1", "amount": 5}
+    assert "R-1" in str(write["gen_ai.tool.call.result"])
+    assert refused["error.type"] == "ValidationException" and "'amount'" in str(refused["error.message"])
+    calls = await calls_of(stack, f"gateway={gateway.id}")
+    assert [call["traceId"] for call in calls] == [f"{span.context.trace_id:032x}" for span in spans]
+    assert calls[0]["traceId"] in orders.asked[0][2]["traceparent"]

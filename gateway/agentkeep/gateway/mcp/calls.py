@@ -17,12 +17,12 @@ from datetime import datetime
 from typing import Any
 
 from mcp import MCPError
-from mcp.types import CallToolResult
+from mcp.types import CallToolResult, TextContent
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import StoreUnavailable
-from agentkeep.core.telemetry import ERROR_TYPE, step
+from agentkeep.core.telemetry import ERROR_MESSAGE, ERROR_TYPE, MESSAGE_LIMIT, step
 from agentkeep.core.telemetry_content import capture_json
 from agentkeep.gateway.audit.records import Intent, Outcome, Status
 from agentkeep.gateway.audit.trail import AuditTrail
@@ -128,6 +128,9 @@ class ToolCalls:
                 code = str(error.get("code")) if isinstance(error, dict) else "tool_error"
                 span.set_attribute(ERROR_TYPE, code)
                 span.set_status(StatusCode.ERROR, code)
+                if attempt.intent is None and isinstance(result.content[0], TextContent):
+                    # The gateway's own words; a target's are the result's, and told as it is.
+                    span.set_attribute(ERROR_MESSAGE, result.content[0].text[:MESSAGE_LIMIT])
             return result
 
     async def _call(self, attempt: _Attempt) -> CallToolResult:
