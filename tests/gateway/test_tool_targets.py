@@ -219,6 +219,20 @@ async def test_a_path_parameter_stays_in_its_place(stack: ToolStack, orders: Ord
         assert orders.asked[0][1].count("/") == 2 and "?" not in orders.asked[0][1]
 
 
+async def test_the_server_goes_on_after_a_defect_that_ends_its_tasks(stack: ToolStack, orders: OrdersService) -> None:
+    gateway = await stack.gateway({"Orders": openapi(orders)})
+    token = await stack.token("alice")
+    group = stack.replicas[0].tools._server._manager._task_group
+    group.start_soon(_fail)
+    await asyncio.sleep(0.05)
+    async with mcp_client(stack.mcp_url(gateway), token=token) as client:
+        assert not (await client.call_tool("Orders___get_order", {"order_id": "A-1"})).is_error
+
+
+async def _fail() -> None:
+    raise RuntimeError("a defect")
+
+
 # MCP servers that lie.
 
 

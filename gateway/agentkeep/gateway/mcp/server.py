@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, Final
 
 from mcp import MCPError
@@ -29,7 +28,7 @@ from agentkeep.core.pages import place, token
 from agentkeep.gateway.mcp.calls import ToolCalls
 from agentkeep.gateway.mcp.inbound import Inbound
 from agentkeep.gateway.records import GatewayRecord, Tool
-from agentkeep.service.asgi import App
+from agentkeep.service.asgi import Receive, Scope, Send
 
 __all__ = ["INBOUND", "McpServer", "supported_versions"]
 
@@ -65,37 +64,39 @@ class McpServer:
             get_tool_input_schema=lambda _name: None,
         )
         server.middleware = [self._as_configured]  # in the place of the package's own spans: ours know the session
-        self._manager = StreamableHTTPSessionManager(
-            server, json_response=True, stateless=True, max_request_body_size=most_bytes
-        )
+        self._server = server
+        self._most_bytes = most_bytes
+        self._manager: StreamableHTTPSessionManager
         self._serving: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._closing = asyncio.Event()
 
-    @property
-    def app(self) -> App:
-        return self._manager.handle_request
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._manager.handle_request(scope, receive, send)
 
     async def start(self) -> None:
         # A task of its own: what the package opens must be closed by the task that opened it.
         self._serving = asyncio.create_task(self._serve(), name="gateway MCP server")
-        ready = asyncio.create_task(self._ready.wait())
-        await asyncio.wait({self._serving, ready}, return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        if self._serving.done():
-            self._serving.result()
+        await self._ready.wait()
 
     async def close(self) -> None:
         self._closing.set()
         if self._serving is not None:
-            with suppress(Exception):
-                await self._serving
+            await self._serving
         await self._calls.close()
 
     async def _serve(self) -> None:
-        async with self._manager.run():
-            self._ready.set()
-            await self._closing.wait()
+        """All requests are tasks of one group of the package's; should one of them ever end it, there is a new one."""
+        while not self._closing.is_set():
+            self._manager = StreamableHTTPSessionManager(
+                self._server, json_response=True, stateless=True, max_request_body_size=self._most_bytes
+            )
+            try:
+                async with self._manager.run():
+                    self._ready.set()
+                    await self._closing.wait()
+            except Exception:
+                logger.exception("the MCP server failed and is started again")
 
     # What is served.
 
