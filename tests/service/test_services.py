@@ -38,7 +38,6 @@ from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.distributed.secrets import Secrets
-from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.identity.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.settings import IdentitySettings
@@ -168,8 +167,6 @@ def place() -> Iterator[Place]:
     folder = Path(tempfile.mkdtemp(prefix="agentkeep-services-"))
     model = ThreadingHTTPServer(("127.0.0.1", 0), Model)
     threading.Thread(target=model.serve_forever, daemon=True).start()
-    store = EmbeddedValkey(folder / "valkey", appendfsync="no")
-    store.start_and_wait()
     settings = {
         "AGENTKEEP_GATEWAY_ROUTES": "*=openai",
         "AGENTKEEP_GATEWAY_OPENAI_URL": f"http://127.0.0.1:{model.server_address[1]}/v1",
@@ -177,7 +174,7 @@ def place() -> Iterator[Place]:
         "AGENTKEEP_SERVICE_STOP_TIMEOUT": "10",
     }
     try:
-        with running_services(folder, store.url, **settings) as services:
+        with running_services(folder, **settings) as services:
             place = Place(services, services.operator(), canary())
             place.memory = place.client("bedrock-agentcore-control", "memory").create_memory(
                 name="remembers", eventExpiryDuration=30
@@ -190,7 +187,6 @@ def place() -> Iterator[Place]:
     finally:
         model.shutdown()
         model.server_close()
-        store.stop_and_wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -431,6 +427,20 @@ def test_without_identity_nobody_new_is_believed(place: Place) -> None:
     results(place.ask(["converse", "hello"], session=session))
 
 
+def test_a_killed_store_comes_back(place: Place) -> None:
+    """EXE-6: what was acknowledged is there, and no service needs to be started again."""
+    session = new_session()
+    results(place.ask(["create_event", place.memory, "alice", "before"], session=session))
+    place.services.store.kill()
+    place.services["memory"].wait("/readyz", 503)
+    assert place.services["memory"].get("/readyz")[1]["missing"] == ["store"]
+    place.services.store.start()
+    for service in place.services.by_name.values():
+        service.wait()
+    [texts] = results(place.ask(["list_events", place.memory, "alice"], session=new_session()))
+    assert "before" in texts
+
+
 def test_a_killed_runtime_service_takes_its_sessions_along_and_comes_back(place: Place) -> None:
     """EXE-6: agents die with the service; the sessions' keys are revoked by the one that comes up."""
     session = new_session()
@@ -468,11 +478,10 @@ def test_a_stopping_service_ends_its_streams(place: Place) -> None:
 
 def test_a_revoked_operator_key_dies_in_five_seconds(place: Place) -> None:
     """IDN-2: whatever each service remembers of it."""
-    environment = place.services["identity"].environment
     master = FileMasterKey.load_or_create(Secrets(place.services.secrets / "identity", "identity").master_key)
 
     async def issue_or_revoke(key: str | None) -> Any:
-        store = ValkeyKeyValueStore(environment["AGENTKEEP_STORE_URL"])
+        store = ValkeyKeyValueStore(place.services.store.whole_url)
         try:
             keys = AccessKeys(store, master, Deployment(), SystemClock(), IdentitySettings())
             return await (keys.issue_operator_key("leaver") if key is None else keys.revoke_operator_key(key))
