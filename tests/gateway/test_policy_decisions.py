@@ -516,3 +516,23 @@ async def test_calls_at_once_decide_as_one_after_another(shop: Shop) -> None:
     await shop.open(permit('context.input.order == "1"'))
     decided = await asyncio.gather(*(shop.decide(agent(), {"order": str(n % 2)}) for n in range(200)))
     assert [one.allowed for one in decided] == [bool(n % 2) for n in range(200)]
+
+
+odd_schemas = st.recursive(
+    json_values | st.sampled_from(["string", "integer", "number", "object", "array", "boolean", "null"]),
+    lambda inner: st.dictionaries(
+        st.sampled_from(["type", "properties", "required", "items", "$ref", "$defs", "enum", "__extn"]) | st.text(),
+        inner,
+    ),
+    max_leaves=15,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(schema=st.dictionaries(st.sampled_from(["type", "properties", "required", "$defs"]), odd_schemas))
+async def test_a_targets_odd_schemas_keep_nobody_from_writing_policies(schema: dict[str, Any]) -> None:
+    """What one target says of its tools is not checked by anyone: it must not stand in the way of the others'."""
+    odd = Tool("odd", "", schema)
+    targets = [TargetRecord("shop-0123456789", "t" * 10, "Orders", "READY", {}, [], (odd, REFUND), NOW, NOW)]
+    assert await findings(permit('context.input.order == "1"'), {ARN: targets}, [], True) == []
+    assert await findings(permit("true", action='== AgentCore::Action::"Orders___odd"'), {ARN: targets}, [], True) == []
