@@ -14,7 +14,7 @@ from platform_process import clean_environment
 
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.errors import StoreUnavailable
-from agentkeep.distributed.readiness import Readiness
+from agentkeep.distributed.readiness import Check, Readiness
 from agentkeep.distributed.secrets import IMAGE_USERS, Secrets, SecretsMissing, make_secrets
 from agentkeep.distributed.settings import ServiceSettings, SettingsInvalid, load
 from agentkeep.identity.master_key import FileMasterKey
@@ -208,6 +208,19 @@ async def test_readiness_names_what_does_not_answer() -> None:
     assert await readiness.missing() == ["starting", "store", "identity"]
     readiness.state = None
     assert await readiness.missing() == ["store", "identity"]
+
+
+async def test_parts_may_be_added_while_readiness_is_asked() -> None:
+    checks: dict[str, Check] = {}
+
+    async def adds() -> bool:
+        checks["search"] = adds
+        return True
+
+    checks["store"] = adds
+    readiness = Readiness(checks)
+    readiness.state = None
+    assert await readiness.missing() == []
 
 
 def test_health_of_a_service_that_is_not_there() -> None:

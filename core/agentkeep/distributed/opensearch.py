@@ -16,5 +16,9 @@ async def opensearch(service: Service, url: str) -> OpenSearchClient:
         await client.request("GET", "/")
         return True
 
-    await service.require("search", check)
+    try:
+        await service.require("search", check)
+    except BaseException:
+        await client.close()
+        raise
     return client

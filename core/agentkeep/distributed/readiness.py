@@ -52,8 +52,9 @@ class Readiness:
             await asyncio.sleep(_PAUSE)
 
     async def _ask(self) -> list[str]:
-        answers = await asyncio.gather(*(_answers(check) for check in self._checks.values()))
-        return [part for part, answered in zip(self._checks, answers, strict=True) if not answered]
+        asked = dict(self._checks)  # more may be added meanwhile
+        answers = await asyncio.gather(*map(_answers, asked.values()))
+        return [part for part, answered in zip(asked, answers, strict=True) if not answered]
 
 
 async def _answers(check: Check) -> bool:
