@@ -28,9 +28,9 @@ RUN cd /build/agentkeep \
  && /opt/agentkeep/bin/python -m compileall -q /opt/agentkeep/lib
 
 FROM python:3.11-slim
-# iptables: for the firewall of sessions, the one service that is given NET_ADMIN.
+# iptables: for the firewall of sessions, the one service that is given NET_ADMIN. libgomp1: for the local model.
 RUN apt-get update -qq \
- && apt-get install -y -qq --no-install-recommends iptables \
+ && apt-get install -y -qq --no-install-recommends iptables libgomp1 \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 10001 agentkeep \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin agentkeep \
