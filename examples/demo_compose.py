@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import boto3
 import urllib3
@@ -90,7 +91,11 @@ class Compose:
             password = self.compose("exec", "-T", "keycloak", "cat", f"/run/secrets/agentkeep/{user}-password").strip()
             form = {"grant_type": "password", "client_id": "demo", "username": user, "password": password}
             answer = urllib3.request(
-                "POST", f"{self.realm}/protocol/openid-connect/token", fields=form, encode_multipart=False, timeout=30
+                "POST",
+                f"{self.realm}/protocol/openid-connect/token",
+                body=urlencode(form),
+                headers={"Content-Type": "application/x-www-form-urlencoded"},
+                timeout=30,
             )
             if answer.status != 200:
                 raise RuntimeError(f"no token for {user}: {answer.data.decode(errors='replace')[:300]}")

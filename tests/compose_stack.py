@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +34,12 @@ PLANES = ("runtime", "gateway", "memory", "identity", "observability")
 IMAGE = "agentkeep:latest"
 _DIGEST = "agentkeep.made-of"
 #: What the image is made of: .dockerignore's list, and the recipe.
-_SOURCES = ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE", "requirements/embedded.txt",
+SOURCES = ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE", "requirements/embedded.txt",
             "core", "runtime", "gateway", "memory", "identity", "observability")  # fmt: skip
+DEMONSTRATION = {
+    "agentkeep-demo/support-agent:latest": "support_agent",
+    "agentkeep-demo/order-service:latest": "order_service",
+}
 _PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 
 
@@ -58,9 +62,10 @@ class ComposeStack:
     def discovery_url(self) -> str:
         return f"{self.issuer}/.well-known/openid-configuration"
 
-    def compose(self, *arguments: str, timeout: float = 600) -> str:
-        """What it prints. AssertionError with what it said, where it fails."""
-        environment = {
+    @property
+    def environment(self) -> dict[str, str]:
+        """In which Compose and `docker` know this deployment."""
+        return {
             **os.environ,
             "DOCKER_HOST": f"unix://{self.engine.socket}",
             "COMPOSE_PROJECT_NAME": "agentkeep",
@@ -69,9 +74,13 @@ class ComposeStack:
             "KEYCLOAK_PORT": str(self.keycloak_port),
             **self.settings,
         }
+
+    def compose(self, *arguments: str, timeout: float = 900) -> str:
+        """What it prints. AssertionError with what it said, where it fails."""
+        files = ("-f", "docker-compose.yml", "-f", "infra/compose/demo.yml")
         ran = subprocess.run(
-            [COMPOSE, "--ansi", "never", "--progress", "plain", *arguments],
-            cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout,
+            [COMPOSE, "--ansi", "never", "--progress", "plain", *files, *arguments],
+            cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
         assert ran.returncode == 0, f"docker-compose {' '.join(arguments)}: {ran.stdout[-2000:]}{ran.stderr[-4000:]}"
         return ran.stdout
@@ -80,7 +89,7 @@ class ComposeStack:
         """Returns when all is healthy, with the seconds it took."""
         began = time.monotonic()
         try:
-            self.compose("up", "--detach", "--wait", "--no-build", "--pull", "never", "--wait-timeout", "550")
+            self.compose("up", "--detach", "--wait", "--no-build", "--pull", "never", "--wait-timeout", "800")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.troubles()}") from None
         return time.monotonic() - began
@@ -138,7 +147,9 @@ def compose_stack(engine: DockerEngine, **settings: str) -> Iterator[ComposeStac
         load(engine.socket, public_images())
     except (ImagesUnavailable, LookupError) as error:
         pytest.skip(f"NOT SHOWN: the compose deployment; its images cannot be made here: {error}")
-    build(engine)
+    build(engine, IMAGE, REPOSITORY, SOURCES)
+    for image, folder in DEMONSTRATION.items():
+        build(engine, image, REPOSITORY / "examples" / folder, ("",))
     stack = ComposeStack(engine, _free_port(), _free_port(), settings)
     stack.down(volumes=True)
     try:
@@ -147,30 +158,25 @@ def compose_stack(engine: DockerEngine, **settings: str) -> Iterator[ComposeStac
         stack.down(volumes=True)
 
 
-def build(engine: DockerEngine) -> None:
-    """Our own image, if it is not there as the sources are now."""
+def build(engine: DockerEngine, image: str, folder: Path, sources: Iterable[str]) -> None:
+    """One of our own images, if it is not there as its sources are now."""
     digest = hashlib.sha256()
-    for source in _SOURCES:
-        path = REPOSITORY / source
-        files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
-        for file in files:
-            if "__pycache__" not in file.parts and file.suffix != ".pyc" and ".mypy_cache" not in file.parts:
-                digest.update(str(file.relative_to(REPOSITORY)).encode() + b"\0" + file.read_bytes())
+    for source in sources:
+        path = folder / source
+        for file in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
+            if not {"__pycache__", ".mypy_cache", ".ruff_cache"} & set(file.parts):
+                digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
     made_of = digest.hexdigest()[:16]
-    inspect = ["docker", "-H", f"unix://{engine.socket}", "image", "inspect", "--format"]
-    found = subprocess.run(
-        [*inspect, f'{{{{index .Config.Labels "{_DIGEST}"}}}}', IMAGE], capture_output=True, text=True
-    )
-    if found.stdout.strip() == made_of:
+    docker = ["docker", "-H", f"unix://{engine.socket}"]
+    inspect = [*docker, "image", "inspect", "--format", f'{{{{index .Config.Labels "{_DIGEST}"}}}}', image]
+    if subprocess.run(inspect, capture_output=True, text=True).stdout.strip() == made_of:
         return
     arguments = [part for name in _PIP if name in os.environ for part in ("--build-arg", f"{name}={os.environ[name]}")]
     ran = subprocess.run(
-        ["docker", "-H", f"unix://{engine.socket}", "build", "--network", "host", "--label", f"{_DIGEST}={made_of}",
-         "--tag", IMAGE, *arguments, str(REPOSITORY)],
+        [*docker, "build", "--network", "host", "--label", f"{_DIGEST}={made_of}", "--tag", image, *arguments, folder],
         env={**os.environ, "DOCKER_BUILDKIT": "0"}, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
-    assert ran.returncode == 0, f"the image cannot be built: {ran.stdout[-3000:]}{ran.stderr[-3000:]}"
-    engine.docker("image", "prune", "--force")
+    assert ran.returncode == 0, f"{image} cannot be built: {ran.stdout[-3000:]}{ran.stderr[-3000:]}"
 
 
 def _free_port() -> int:

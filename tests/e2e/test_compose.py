@@ -8,6 +8,8 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -21,7 +23,7 @@ from urllib.request import urlopen
 import boto3
 import pytest
 from botocore.config import Config
-from compose_stack import PLANES, ComposeStack, compose_stack
+from compose_stack import PLANES, REPOSITORY, ComposeStack, compose_stack
 from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(2400)]
@@ -180,6 +182,8 @@ class TestAsDeployed:
         for name, service in services.items():
             for network in service.get("networks") or ():
                 on.setdefault(network, set()).add(name)
+        for members in on.values():
+            members.discard("orders")  # the demonstration's, which is a tool outside
         assert on["sessions"] == {"runtime"}
         assert on["store"] == {"valkey", *PLANES}
         assert on["search"] == {"opensearch", "memory", "observability"}
@@ -219,6 +223,16 @@ def answered(url: str) -> int:
 
 
 class TestAsUsed:
+    def test_the_scenario_runs_as_it_does_embedded(self, stack: ComposeStack, tmp_path: Path) -> None:
+        """OBS-1, GOV-1, GOV-7, OBS-3, MEM-2: `make demo-compose`, which asserts each step from outside: the trace has
+        it, the audit has it, the policy refused it, the budget stopped it."""
+        ran = subprocess.run(
+            [sys.executable, "examples/demo_compose.py", "--no-build", "--data-dir", tmp_path],
+            cwd=REPOSITORY, env=stack.environment, capture_output=True, text=True, timeout=900,
+        )  # fmt: skip
+        assert ran.returncode == 0, f"{ran.stdout[-6000:]}{ran.stderr[-3000:]}"
+        assert "Everything was right." in ran.stdout and "WRONG" not in ran.stdout
+
     def test_the_edge_changes_and_holds_back_nothing(self, application: Application, agent: str) -> None:
         """EXE-2: large bodies in, streams out piece by piece, ARNs in paths as they were signed."""
         session = str(uuid.uuid4())
