@@ -19,7 +19,17 @@ import pytest
 from images.build import load, public_images
 from images.engine import ImagesUnavailable, docker, engine, exclusively
 
-__all__ = ["PASSWORD", "container_engine", "keycloak_url", "opensearch_url", "valkey_container_url"]
+__all__ = [
+    "KEYCLOAK",
+    "OPENSEARCH",
+    "PASSWORD",
+    "VALKEY",
+    "container_engine",
+    "keycloak_url",
+    "opensearch_url",
+    "start",
+    "valkey_container_url",
+]
 
 #: Of the servers that want one. They listen on the loopback address alone.
 PASSWORD = "of-the-tests-only"
@@ -122,14 +132,18 @@ def keycloak_url(container_engine: Path) -> str:
 
 
 def _port(socket: Path, server: Server) -> int:
-    """Of the server, which the first process to ask starts."""
-    name = f"agentkeep-test-{server.image}"
     try:
-        with exclusively(server.image):
-            running = docker(socket, "ps", "--filter", f"name=^{name}$", "--format", f'{{{{.Label "{PORT}"}}}}')
-            return int(running) if running else _start(socket, name, server)
+        return start(socket, server)
     except ImagesUnavailable as reason:
         pytest.skip(f"NOT SHOWN: what needs {server.image}; {reason}")
+
+
+def start(socket: Path, server: Server) -> int:
+    """The server's port; it runs already if another process asked first. Raises ImagesUnavailable."""
+    name = f"agentkeep-test-{server.image}"
+    with exclusively(server.image):
+        running = docker(socket, "ps", "--filter", f"name=^{name}$", "--format", f'{{{{.Label "{PORT}"}}}}')
+        return int(running) if running else _start(socket, name, server)
 
 
 def _start(socket: Path, name: str, server: Server) -> int:
