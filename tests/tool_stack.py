@@ -44,6 +44,8 @@ from agentkeep.wire import Router
 DEPLOYMENT = Deployment()
 CLOCK = SystemClock()
 SETTINGS = GatewaySettings(allowed_target_hosts=("127.0.0.0/8",))
+#: Not used here, and slow to make for each client.
+_TLS = httpx2.create_ssl_context()
 PERMIT_ALL = "permit(principal, action, resource is AgentCore::Gateway);"
 
 
@@ -181,7 +183,7 @@ async def mcp_client(
     """The official client, unmodified."""
     headers = {"authorization": f"Bearer {token}"} if token else {}
     async with (
-        httpx2.AsyncClient(headers=headers, auth=SigV4(keys) if keys else None, timeout=30) as http,
+        httpx2.AsyncClient(headers=headers, auth=SigV4(keys) if keys else None, timeout=30, verify=_TLS) as http,
         Client(streamable_http_client(url, http_client=http), mode=mode) as client,
     ):
         yield client
