@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from agentkeep.core.errors import StoreUnavailable
@@ -17,6 +17,17 @@ WINDOW: Final = 10_000
 #: How often a deletion is done again where others write meanwhile; seconds that one, or a merge, may take.
 _ATTEMPTS: Final = 3
 _LONG: Final = 300
+#: Seconds from a deletion to its removal from the files.
+MERGE_AFTER = 70.0
+_MERGE: Final = "merge"
+
+_SETTINGS: Final[Mapping[str, Any]] = {
+    "index.auto_expand_replicas": "0-1",
+    # Both so that what is erased leaves the disk: by default segments with few deletions are spared, and deletions are
+    # kept for half a day for replicas that were away, which copy files instead now.
+    "index.merge.policy.expunge_deletes_allowed": 0,
+    "index.soft_deletes.retention_lease.period": "30s",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +58,7 @@ class OpenSearchIndex:
         self._prepared = False
         self._preparing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unmerged = False
 
     async def search(self, body: Mapping[str, Any], routing: str | None = None) -> Found:
         await self._prepare()
@@ -94,10 +106,10 @@ class OpenSearchIndex:
         for item in answer["items"]:
             [outcome] = item.values()
             if "error" in outcome:
-                raise OpenSearchRefusal(outcome["status"], outcome["error"]["type"])
+                raise self._noted(OpenSearchRefusal(outcome["status"], outcome["error"]["type"]))
 
     async def delete(self, query: Mapping[str, Any], routing: str | None = None) -> int:
-        """All that meets the query; returns how many. The files are rid of it soon after."""
+        """All that meets the query; returns how many. The files are rid of it within minutes."""
         await self._prepare()
         path, deleted = f"/{self.name}/_delete_by_query", 0
         for _ in range(_ATTEMPTS):
@@ -114,8 +126,9 @@ class OpenSearchIndex:
             if not answer["version_conflicts"]:  # else somebody writes meanwhile
                 break
         if deleted:
-            # Until segments are merged, what was deleted is still in the files.
-            self._later("POST", f"/{self.name}/_forcemerge", only_expunge_deletes=True)
+            self._unmerged = True
+            if not any(task.get_name() == _MERGE for task in self._tasks):
+                self._begin(self._merge(), _MERGE)
         return deleted
 
     async def start_deleting(
@@ -124,7 +137,10 @@ class OpenSearchIndex:
         """The same without waiting, for what no reader sees any more."""
         await self._prepare()
         path = f"/{self.name}/_delete_by_query"
-        self._later("POST", path, {"query": query}, routing=routing, conflicts="proceed", **parameters)
+        request = self._request(
+            "POST", path, {"query": query}, routing=routing, conflicts="proceed", request_timeout=_LONG, **parameters
+        )
+        self._begin(request, "deletion")
 
     async def mapping(self) -> Mapping[str, Any]:
         """Not to be asked for before the index is there: for `check`."""
@@ -142,26 +158,39 @@ class OpenSearchIndex:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.close()
 
-    def _later(self, method: str, path: str, body: Any = None, **parameters: str | int | bool | None) -> None:
-        """What nobody waits for: by a task here, since those of OpenSearch leave a document each."""
+    def _begin(self, work: Coroutine[Any, Any, object], name: str) -> None:
+        """What nobody waits for: by a task here, since each of OpenSearch's own leaves a document behind."""
 
-        async def ask() -> None:
+        async def run() -> None:
             try:
-                await self._request(method, path, body, request_timeout=_LONG, **parameters)
+                await work
             except StoreUnavailable as error:
-                logger.warning("%s: %s", path, error)
+                logger.warning("%s of %s: %s", name, self.name, error)
 
-        task = asyncio.create_task(ask(), name=path)
+        task = asyncio.create_task(run(), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _merge(self) -> None:
+        """Until segments are merged, what was deleted is still in the files; and for a while it is kept for replicas
+        that fell behind, however often they are merged."""
+        while self._unmerged:
+            self._unmerged = False
+            await self._request("POST", f"/{self.name}/_flush", request_timeout=_LONG)
+            await asyncio.sleep(MERGE_AFTER)
+            await self._request("POST", f"/{self.name}/_forcemerge", only_expunge_deletes=True, request_timeout=_LONG)
+            await self._request("POST", f"/{self.name}/_flush", request_timeout=_LONG)
 
     async def _request(self, method: str, path: str, body: Any = None, **parameters: str | int | bool | None) -> Any:
         try:
             return await self._client.request(method, path, body, **parameters)
         except OpenSearchRefusal as error:
-            if error.kind == "index_not_found_exception":  # made anew by the next call
-                self._prepared = False
-            raise
+            raise self._noted(error) from None
+
+    def _noted(self, error: OpenSearchRefusal) -> OpenSearchRefusal:
+        if error.kind == "index_not_found_exception":  # somebody removed it: the next call makes it anew
+            self._prepared = False
+        return error
 
     async def _prepare(self) -> None:
         if self._prepared:
@@ -180,7 +209,7 @@ class OpenSearchIndex:
         except OpenSearchRefusal as error:
             if error.status != 404:
                 raise
-        settings = {**self._definition["settings"], "index.number_of_shards": self._shards}
+        settings = {**_SETTINGS, **self._definition["settings"], "index.number_of_shards": self._shards}
         body = {**self._definition, "settings": settings, "aliases": {self.name: {"is_write_index": True}}}
         try:
             await self._request("PUT", f"/{self.name}-1", body)

@@ -33,12 +33,7 @@ _REPEATED: Final = round(1 / CONTEXT_WEIGHT)
 
 #: `document` is what comes back; all the rest is what it is found by, and not kept besides.
 INDEX: Final[Mapping[str, Any]] = {
-    "settings": {
-        "index.knn": True,
-        "index.auto_expand_replicas": "0-1",
-        # So that what is erased can be made to leave the disk.
-        "index.merge.policy.expunge_deletes_allowed": 0,
-    },
+    "settings": {"index.knn": True},
     "mappings": {
         "dynamic": "strict",
         "_source": {"includes": ["document", "expires_ms", "batch"]},

@@ -19,7 +19,7 @@ __all__ = ["OpenSearchSpanStore"]
 
 #: A span is kept as it is, and found by these fields only: its attributes are the sender's, of any name and type.
 INDEX: Final[Mapping[str, Any]] = {
-    "settings": {"index.auto_expand_replicas": "0-1"},
+    "settings": {},
     "mappings": {
         "dynamic": "strict",
         "_routing": {"required": True},
