@@ -39,5 +39,5 @@ async def compose(service: Service) -> Composed:
         service.port(WORKLOAD_TOKENS),
         public_url,
     )
-    callers = Callers(Authenticator(keys, service.clock), authorizers, service.port(SESSION_USERS))
+    callers = Callers(Authenticator(keys, service.clock, service.alarm), authorizers, service.port(SESSION_USERS))
     return Composed(plane, keys, mounts=tools.mounts(callers, public_url), start=tools.start, others=control)
