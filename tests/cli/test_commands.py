@@ -56,6 +56,17 @@ def test_deploy_invoke_logs_stop(platform: PlatformProcess, agent: str) -> None:
     assert "to standard error" in log
 
 
+def test_the_budget_of_a_runtimes_sessions(platform: PlatformProcess, tmp_path: Path) -> None:
+    """OBS-3: said at deployment, first or later; shown with what is left."""
+    (tmp_path / "main.py").write_text(LOGGING_AGENT)
+    (tmp_path / "requirements.txt").write_text("bedrock-agentcore==1.25.0\n")
+    for budget in ("12345", "none"):
+        platform.json("deploy", str(tmp_path), "--name", "thrifty", "--token-budget", budget)
+        session = platform.json("invoke", "thrifty", "Hello", "--user", "alice")["session_id"]
+        said = platform.run("usage", session).stdout
+        assert ("12,345 of 12,345 tokens are left" if budget != "none" else "no token budget") in said
+
+
 def test_deploying_again_makes_a_version(platform: PlatformProcess, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(LOGGING_AGENT)
     (tmp_path / "requirements.txt").write_text("bedrock-agentcore==1.25.0\n")
@@ -132,6 +143,7 @@ def test_usage_of_a_session_also_after_its_end(platform: PlatformProcess, agent:
         (("up",), "already runs"),
         (("deploy", str(REPOSITORY / "docs")), "holds none of main.py"),
         (("deploy", str(REPOSITORY / "tests" / "agents" / "echo"), "--env", "novalue"), "is not NAME=VALUE"),
+        (("deploy", str(REPOSITORY / "tests" / "agents" / "echo"), "--token-budget", "lots"), "a number of tokens"),
     ],
 )
 def test_errors_say_what_and_what_to_do(platform: PlatformProcess, arguments: tuple[str, ...], what: str) -> None:

@@ -25,6 +25,7 @@ from agentkeep.cli.users import ISSUER_PATH, fetch_token, last_user
 
 BUCKET = "agentkeep-deploy"
 READY_SECONDS = 600
+BUDGET_TAG = "agentkeep:session-token-budget"
 SESSION_HEADER = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
 AgentName = Annotated[str, typer.Argument(help="The agent's name, id or ARN.")]
 
@@ -41,6 +42,9 @@ def deploy(
     iam: Annotated[
         bool, typer.Option("--iam", help="Callers sign with keys (SigV4) instead of sending a user's token (JWT).")
     ] = False,
+    token_budget: Annotated[
+        str | None, typer.Option(help="Tokens each session may use, or none; default: the deployment's.")
+    ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -73,12 +77,15 @@ def deploy(
             "customJWTAuthorizer": {"discoveryUrl": discovery, "allowedAudience": ["agentkeep"]}
         }
         request["requestHeaderConfiguration"] = {"requestHeaderAllowlist": ["Authorization"]}
+    tags = {BUDGET_TAG: token_budget} if token_budget is not None else {}
     known = _find(deployment, name)
     with progress("installing the agent's packages (once per set of requirements)", as_json):
         if known:
+            if tags:
+                deployment.control.tag_resource(resourceArn=known["agentRuntimeArn"], tags=tags)
             answer = deployment.control.update_agent_runtime(agentRuntimeId=known["agentRuntimeId"], **request)
         else:
-            answer = deployment.control.create_agent_runtime(agentRuntimeName=name, **request)
+            answer = deployment.control.create_agent_runtime(agentRuntimeName=name, tags=tags, **request)
         runtime = _until_ready(deployment, answer["agentRuntimeId"])
     show(
         {key: runtime[key] for key in ("agentRuntimeArn", "agentRuntimeId", "agentRuntimeVersion", "status")}
