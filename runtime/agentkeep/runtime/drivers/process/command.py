@@ -11,11 +11,10 @@ from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.process.bubblewrap import AGENT_HOME, BUNDLE, DEPENDENCIES
 from agentkeep.runtime.drivers.process.interpreter import Interpreter
 
-__all__ = ["INSTRUMENTED", "Work", "check_entry_point", "instruments_itself", "plan_work", "reason_for_cold"]
+__all__ = ["Work", "check_entry_point", "instruments_itself", "plan_work", "reason_for_cold"]
 
 INSTRUMENT = "opentelemetry-instrument"
 DISTRIBUTION = "aws_opentelemetry_distro-*.dist-info"
-INSTRUMENTED = "its OpenTelemetry distribution must run before any library is imported"
 # Read when an interpreter or a library is loaded: a session that sets one needs an interpreter of its own.
 _START_TIME = ("PYTHON", "LD_", "MALLOC_", "GLIBC_TUNABLES", "OMP_", "OPENBLAS_", "MKL_", "OPENSSL_", "SSL_CERT_")
 _HONOURED_LATER = frozenset(
@@ -25,13 +24,15 @@ _HONOURED_LATER = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`command`, where set, is executed in the sealed process; else `script` runs in the fork itself."""
+    """`command`, where set, is executed in the sealed process; else `script` runs in the fork itself, `instrument`:
+    after OpenTelemetry's automatic instrumentation."""
 
     environment: dict[str, str]
     folder: str
     path: tuple[str, ...]
     script: str
     command: tuple[str, ...] | None
+    instrument: bool = False
 
 
 def check_entry_point(version: VersionSpec) -> None:
@@ -82,9 +83,14 @@ def _observed(given: Mapping[str, str]) -> bool:
 
 
 def plan_work(
-    version: VersionSpec, given: Mapping[str, str], interpreter: Interpreter, cold_reason: str
+    version: VersionSpec,
+    given: Mapping[str, str],
+    interpreter: Interpreter,
+    cold_reason: str,
+    instruments: bool = False,
 ) -> tuple[Work, str]:
-    """What to run and, where it cannot run in a fork with its libraries preloaded, why."""
+    """What to run and, where it cannot run in a fork with its libraries preloaded, why. `instruments`: as
+    `instruments_itself` says."""
     folder = str(Path(BUNDLE, _script(version)).parent)
     path = tuple(dict.fromkeys([folder, BUNDLE, *([DEPENDENCIES] if version.dependencies else [])]))
     environment = {
@@ -105,9 +111,10 @@ def plan_work(
     script = str(Path(BUNDLE, _script(version)))
     python = str(interpreter.executable)
     command: tuple[str, ...] | None = None
-    if version.entry_point[0] == INSTRUMENT or (cold_reason == INSTRUMENTED and _observed(given)):
+    instrument = instruments and _observed(given)
+    if version.entry_point[0] == INSTRUMENT or (reason and instrument):
         start = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"
         command = (python, "-c", start, python, script)
     elif reason:
         command = (python, script)
-    return Work(environment, BUNDLE, path, script, command), reason
+    return Work(environment, BUNDLE, path, script, command, instrument and command is None), reason

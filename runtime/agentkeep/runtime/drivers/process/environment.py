@@ -146,7 +146,9 @@ class ProcessEnvironment:
     async def _send_work(self) -> None:
         server = self._server
         assert server.interpreter is not None
-        work, cold = plan_work(self.spec.version, self.spec.environment, server.interpreter, server.cold_reason)
+        work, cold = plan_work(
+            self.spec.version, self.spec.environment, server.interpreter, server.cold_reason, server.instruments
+        )
         if cold and not server.cold_reason:
             logger.info("session %s starts cold: %s", self.session.session_id, cold)
         with memory_file(asdict(work)) as file:

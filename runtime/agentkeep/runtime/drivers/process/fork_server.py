@@ -16,7 +16,7 @@ from agentkeep.core.errors import EnvironmentStartFailed, SandboxUnavailable
 from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.process import bubblewrap, seccomp
 from agentkeep.runtime.drivers.process.channel import Channel, memory_file
-from agentkeep.runtime.drivers.process.command import INSTRUMENTED, instruments_itself, reason_for_cold
+from agentkeep.runtime.drivers.process.command import instruments_itself, reason_for_cold
 from agentkeep.runtime.drivers.process.evidence import NotSealed, inspect_fork_server
 from agentkeep.runtime.drivers.process.interpreter import Interpreter, find_interpreter
 from agentkeep.runtime.drivers.process.log_pipe import LogPipe
@@ -43,6 +43,7 @@ class ForkServer:
         self.started_at = 0.0
         self.idle_since = 0.0
         self.cold_reason = reason_for_cold(version)
+        self.instruments = False
         self.interpreter: Interpreter | None = None
         self._etc = etc
         self._channel = Channel()
@@ -81,9 +82,10 @@ class ForkServer:
         assert version.bundle is not None
         self.interpreter = await find_interpreter(version.python)
         filters = await in_thread(seccomp.filters)
-        if not self.cold_reason and await in_thread(instruments_itself, version):
-            self.cold_reason = INSTRUMENTED
-        preload = await in_thread(modules_for, version.dependencies) if not self.cold_reason else []
+        self.instruments = await in_thread(instruments_itself, version)
+        preload = []
+        if not self.cold_reason:
+            preload = await in_thread(modules_for, version.dependencies, self.instruments)
         command = await in_thread(
             bubblewrap.command,
             interpreter=self.interpreter,

@@ -52,13 +52,25 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def modules_for(dependencies: Path | None) -> list[str]:
-    """What a fork server of a version with these dependencies imports. Reads the folder: call it in a thread."""
+#: What OpenTelemetry's instrumentation must meet unimported: it puts other classes in these libraries' places, and
+#: OpenTelemetry itself reads its environment at import.
+INSTRUMENTED = frozenset(
+    {"starlette", "fastapi", "bedrock-agentcore", "mcp", "langchain-core", "langgraph", "langgraph-checkpoint-aws"}
+    | {"langchain-aws", "strands-agents", "openai", "httpx", "requests", "opentelemetry-api"}
+)
+
+
+def modules_for(dependencies: Path | None, instrumented: bool = False) -> list[str]:
+    """What a fork server of a version with these dependencies imports. Reads the folder: call it in a thread.
+
+    `instrumented`: each session runs OpenTelemetry's automatic instrumentation before its script."""
     modules = list(STANDARD)
     if dependencies is None:
         return modules
     installed = {_normal(path.name.partition("-")[0]): path for path in dependencies.glob("*.dist-info")}
     for name, of_library in LIBRARIES.items():
+        if instrumented and name in INSTRUMENTED:
+            continue
         path = installed.get(name)
         if path is not None and not (path / "direct_url.json").exists():
             modules.extend(of_library)

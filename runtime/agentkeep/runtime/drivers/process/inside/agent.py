@@ -13,7 +13,8 @@ from typing import Any
 
 def run(work: dict[str, Any]) -> None:
     """`work`: `environment`, `folder` (working directory), `path` (entries before the standard library), `script`,
-    and `command`: where set, it is executed instead, as a fresh interpreter."""
+    `command`: where set, it is executed instead, as a fresh interpreter, and `instrument`: whether the agent's
+    OpenTelemetry distribution goes first."""
     os.environ.clear()
     os.environ.update(work["environment"])
     time.tzset()
@@ -29,7 +30,19 @@ def run(work: dict[str, Any]) -> None:
     _forget_cached_environment()
     for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
         del sys.modules[name]
+    if work["instrument"]:
+        _instrument()
     _run_script(work["script"])
+
+
+def _instrument() -> None:
+    """As `opentelemetry-instrument` does before a script; the exporters' threads start here, after the fork."""
+    try:
+        from opentelemetry.instrumentation.auto_instrumentation import initialize
+    except ImportError as error:  # an agent without telemetry is better than none
+        sys.stderr.write(f"OpenTelemetry's instrumentation cannot be loaded: {error}\n")
+    else:
+        initialize()
 
 
 def _run_script(script: str) -> None:
