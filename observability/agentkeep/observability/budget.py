@@ -92,7 +92,7 @@ def _refusal(standing: Standing, input_tokens: int, output_tokens: int) -> str:
     else:
         advice = "End the conversation gracefully, or begin a new session."
     return (
-        f"The token budget of this session is reached: {standing.used:,} of {standing.budget:,} tokens are used or set "
-        f"aside for calls under way, and this call may use {input_tokens + output_tokens:,} ({input_tokens:,} of input, "
-        f"{output_tokens:,} of output). The model was not called. {advice}"
+        f"The token budget of this session is reached: {standing.used:,} of {standing.budget:,} tokens are used or "
+        f"set aside for calls under way, and this call may use {input_tokens + output_tokens:,} ({input_tokens:,} of "
+        f"input, {output_tokens:,} of output). The model was not called. {advice}"
     )
