@@ -78,7 +78,8 @@ def _price(text: str) -> Price:
         numbers = [Decimal(amount) for amount in amounts.split("/")]
     except InvalidOperation:
         numbers = []
-    if not equals or "/" not in pattern or not 2 <= len(numbers) <= 4 or any(not (n.is_finite() and 0 <= n < 10**9) for n in numbers):
+    sane = all(number.is_finite() and 0 <= number < 10**9 for number in numbers)
+    if not equals or "/" not in pattern or not 2 <= len(numbers) <= 4 or not sane:
         raise ValueError(
             f"{text!r} is no price: provider/model=input/output[/cache read[/cache write]], US dollars for a million "
             "tokens, e.g. openai/my-model=0.5/1.5"
