@@ -247,5 +247,5 @@ async def test_a_provider_may_be_reached_by_another_address(provider: Any) -> No
 
 @pytest.mark.parametrize("text", ["x", "http://a", "http://a=b", "ftp://a=http://b", "http://a?x=http://b"])
 def test_addresses_that_cannot_be_meant_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="PROVIDER_ADDRESSES|provider_addresses|two URLs"):
+    with pytest.raises(ValueError, match="two URLs"):
         IdentitySettings(provider_addresses=text)
