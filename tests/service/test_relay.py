@@ -333,27 +333,28 @@ def stated(token: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("headers", "believed"),
+    ("make", "believed"),
     [
-        (stated(credentials("runtime").token("memory", SESSION)), True),
-        (stated(credentials("runtime", Later(-55)).token("memory", SESSION)), True),
-        (stated(credentials("runtime", Later(-70)).token("memory", SESSION)), False),  # expired
-        (stated(credentials("runtime", Later(60)).token("memory", SESSION)), False),  # not yet
-        (stated(credentials("runtime").token("gateway", SESSION)), False),  # for another service
-        (stated(credentials("gateway").token("memory", SESSION)), False),  # who has no listeners
-        (stated(credentials("runtime", key=KEYS["gateway"]).token("memory", SESSION)), False),
-        (stated(credentials("runtime", key=OKPKey.generate_key("Ed25519")).token("memory", SESSION)), False),
-        (stated(credentials("runtime").token("memory")), False),  # a call, not a statement
-        (stated("eyJhbGciOiJub25lIn0.e30."), False),
-        (stated(""), False),
-        (stated("a" * 5000), False),
-        ({"authorization": f"Bearer {credentials('runtime').token('memory')}"}, False),  # calls have no session
-        ({"authorization": f"Bearer {credentials('runtime').token('memory', SESSION)}"}, False),
-        ({}, False),
+        (lambda: stated(credentials("runtime").token("memory", SESSION)), True),
+        (lambda: stated(credentials("runtime", Later(-55)).token("memory", SESSION)), True),
+        (lambda: stated(credentials("runtime", Later(-70)).token("memory", SESSION)), False),  # expired
+        (lambda: stated(credentials("runtime", Later(60)).token("memory", SESSION)), False),  # not yet
+        (lambda: stated(credentials("runtime").token("gateway", SESSION)), False),  # for another service
+        (lambda: stated(credentials("gateway").token("memory", SESSION)), False),  # who has no listeners
+        (lambda: stated(credentials("runtime", key=KEYS["gateway"]).token("memory", SESSION)), False),
+        (lambda: stated(credentials("runtime", key=OKPKey.generate_key("Ed25519")).token("memory", SESSION)), False),
+        (lambda: stated(credentials("runtime").token("memory")), False),  # a call, not a statement
+        (lambda: stated("eyJhbGciOiJub25lIn0.e30."), False),
+        (lambda: stated(""), False),
+        (lambda: stated("a" * 5000), False),
+        (lambda: {"authorization": f"Bearer {credentials('runtime').token('memory')}"}, False),  # calls have no session
+        (lambda: {"authorization": f"Bearer {credentials('runtime').token('memory', SESSION)}"}, False),
+        (lambda: {}, False),
     ],
 )
-async def test_whose_statements_are_believed(headers: dict[str, str], believed: bool) -> None:
+async def test_whose_statements_are_believed(make: Callable[[], dict[str, str]], believed: bool) -> None:
     """IDN-2. Those that are, again and again until they expire."""
+    headers = make()
     async with serving("memory", {}) as service, httpx.AsyncClient(base_url=service.url, trust_env=False) as http:
         for _ in range(2):
             answer = await http.post("/v1/x", headers=headers)
