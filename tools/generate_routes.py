@@ -18,19 +18,25 @@ HEAD = """\
 map $uri $agentkeep_plane {
     default runtime;  # which answers that nothing has this path
 """
+#: AgentCore's form of a gateway's address: the gateway is in the host's name.
+HOSTS = r"""map $host $agentkeep_service {
+    default $agentkeep_plane;
+    "~^[0-9a-z-]+\.gateway\." gateway;
+}
+"""
 
 
 def text() -> str:
     lines = [HEAD]
     for plane in PLANES:
-        names = sorted(name for name, owner in PREFIXES.items() if owner == plane)
+        names = sorted(name.replace(".", r"\.") for name, owner in PREFIXES.items() if owner == plane)
         lines.append(f"    ~^/(?:{'|'.join(names)})(?:/|$) {plane};\n")
     for plane in PLANES:
         kinds = "|".join(sorted(kind for kind, owner in RESOURCES.items() if owner == plane))
         if kinds:
             arn = f"arn:[^:/]*:bedrock-agentcore:[^:/]*:[^:/]*:(?:{kinds})(?:/|$)"
             lines.append(f"    ~^/(?:{'|'.join(BY_RESOURCE)})/{arn} {plane};\n")
-    return "".join([*lines, "}\n"])
+    return "".join([*lines, "}\n", HOSTS])
 
 
 def main() -> int:

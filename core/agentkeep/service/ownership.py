@@ -19,7 +19,7 @@ _OWNED: Final[Mapping[str, str]] = {
     "runtime": "runtimes harnesses capacity-providers configuration-bundles browsers browser-profiles code-interpreters"
     " credentials artifacts sessions logs",
     "gateway": "gateways model guardrail policy-engines policy-engine-summaries registries registry-records web-search"
-    " catalogue audit",
+    " catalogue audit .well-known",
     "memory": "memories",
     "identity": "identities payments",
     "observability": "v1 usage traces alerts budgets evaluations evaluators online-evaluation-configs datasets"
