@@ -336,7 +336,7 @@ def stated(token: str) -> dict[str, str]:
     ("make", "believed"),
     [
         (lambda: stated(credentials("runtime").token("memory", SESSION)), True),
-        (lambda: stated(credentials("runtime", Later(-55)).token("memory", SESSION)), True),
+        (lambda: stated(credentials("runtime", Later(-45)).token("memory", SESSION)), True),
         (lambda: stated(credentials("runtime", Later(-70)).token("memory", SESSION)), False),  # expired
         (lambda: stated(credentials("runtime", Later(60)).token("memory", SESSION)), False),  # not yet
         (lambda: stated(credentials("runtime").token("gateway", SESSION)), False),  # for another service
@@ -349,7 +349,7 @@ def stated(token: str) -> dict[str, str]:
         (lambda: stated("a" * 5000), False),
         (lambda: {"authorization": f"Bearer {credentials('runtime').token('memory')}"}, False),  # calls have no session
         (lambda: {"authorization": f"Bearer {credentials('runtime').token('memory', SESSION)}"}, False),
-        (lambda: {}, False),
+        (dict, False),
     ],
 )
 async def test_whose_statements_are_believed(make: Callable[[], dict[str, str]], believed: bool) -> None:
