@@ -55,11 +55,13 @@ generate: setup-dev  ## Write generated files anew (types, compatibility table, 
 check: lint  ## Lint, types and the quick tests, in under five minutes
 	$(PY) -m pytest -n $(JOBS) -m "not slow and not official"
 
+# Tests that share the one Docker engine with the one session endpoint run in one process, after each other.
+GROUPED := --dist loadgroup
 # A test that fails is run again, and named (R): machines are noisy. One named there twice is a defect to mend.
 AGAIN := --reruns 2 --reruns-delay 2 -rR
 
 test: lint  ## Everything CI runs
-	COVERAGE_FILE=.coverage $(PY) -m pytest -n $(JOBS) $(AGAIN) --cov --cov-report=term -m "not official"
+	COVERAGE_FILE=.coverage $(PY) -m pytest -n $(JOBS) $(GROUPED) $(AGAIN) --cov --cov-report=term -m "not official"
 	$(PY) -m pytest -n $(JOBS) $(AGAIN) -m official
 
 bench: setup-dev  ## Benchmarks; figures are appended to benchmarks/history.jsonl

@@ -26,7 +26,7 @@ from botocore.config import Config
 from compose_stack import PLANES, REPOSITORY, ComposeStack, compose_stack
 from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
 
-pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(2400), pytest.mark.xdist_group("docker")]
 
 ISOLATION = Path(__file__).parents[1] / "isolation"
 SESSIONS = 20

@@ -14,7 +14,7 @@ import pytest
 from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
 from platform_process import PlatformProcess, running_platform
 
-pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600), pytest.mark.xdist_group("docker")]
 
 AGENT = b"""
 import os, uuid

@@ -21,7 +21,7 @@ from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import Environment, VersionSpec
 from agentkeep.testing.driver import make_spec, request
 
-pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600), pytest.mark.xdist_group("docker")]
 
 HERE = Path(__file__).parent
 SESSIONS = 20

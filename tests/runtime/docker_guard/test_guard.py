@@ -27,7 +27,7 @@ from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import Driver, Severity, VersionSpec
 from agentkeep.testing.driver import AGENT, LIMITS, DriverContract, make_spec
 
-pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600), pytest.mark.xdist_group("docker")]
 
 NAME = "agentkeep-00000000000000aa"
 STRANGER = "agentkeep-00000000000000bb"  # has such a name, and not the label

@@ -14,7 +14,7 @@ from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import Driver, VersionSpec
 from agentkeep.testing.driver import AGENT, DriverContract, make_spec
 
-pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600), pytest.mark.xdist_group("docker")]
 
 
 @pytest.fixture(scope="module")

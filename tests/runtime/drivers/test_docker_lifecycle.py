@@ -23,7 +23,7 @@ from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import Severity, VersionSpec
 from agentkeep.testing.driver import AGENT, LIMITS, Answer, Log, ask, make_spec, request
 
-needs_engine = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600)]
+needs_engine = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600), pytest.mark.xdist_group("docker")]
 
 
 class Engine:

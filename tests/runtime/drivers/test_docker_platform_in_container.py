@@ -21,7 +21,7 @@ from agentkeep.runtime.drivers.docker.isolation import STALE, read_report, write
 from agentkeep.runtime.drivers.docker.network import BRIDGE, HOST, NETWORK, SUBNET
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 
-needs_engine = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600)]
+needs_engine = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600), pytest.mark.xdist_group("docker")]
 
 
 def listing() -> str:
