@@ -452,7 +452,7 @@ class TestAsKilled:
     def test_down_and_up_lose_nothing(self, application: Application, agent: str, stack: ComposeStack) -> None:
         """Resources, events, keys, users' passwords: all are in volumes. Sessions end, and leave no container."""
         memory = application.control.create_memory(name=f"kept_{uuid.uuid4().hex[:8]}", eventExpiryDuration=30)
-        asked = {"memoryId": memory["memory"]["id"], "actorId": "bob", "sessionId": "chat"}
+        asked = {"memoryId": memory["memory"]["id"], "actorId": "alice", "sessionId": "kept"}
         application.data.create_event(**asked, eventTimestamp=time.time(), payload=[{"blob": {"kept": True}}])
         application.invoke(agent, str(uuid.uuid4()))
         operator, password = application.operator, stack.token("alice")
