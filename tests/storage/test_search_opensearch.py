@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from agentkeep.core.errors import StoreUnavailable
-from agentkeep.storage import opensearch_index, search_opensearch_scores
+from agentkeep.storage import search_opensearch_scores
 from agentkeep.storage.opensearch import OpenSearchClient
 from agentkeep.storage.search import Beneath, Document, Selection
 from agentkeep.storage.search_opensearch import OpenSearchSearchStore
@@ -268,22 +268,6 @@ async def test_of_a_batch_that_fails_nothing_is_left(search_store: OpenSearchSea
     hits = await search_store.search(ALICE, text="former", vector=vector(0, 1, 0, 0))
     assert [(hit.document.id, hit.similarity) for hit in hits] == [("old", pytest.approx(1))]
     assert hits[0].lexical == pytest.approx(1, abs=0.01)
-
-
-async def test_what_is_erased_leaves_the_disk(
-    search_store: OpenSearchSearchStore, index: str, client: OpenSearchClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MEM-4, right to erasure: segments are merged until no deleted document is in them."""
-    monkeypatch.setattr(opensearch_index, "MERGE_AFTER", 65.0)
-    await search_store.upsert(BOB, [document(f"b{number}", "tea") for number in range(50)])
-    await search_store.upsert(ALICE, [document("a", "tea")])
-    assert await search_store.delete_partition(ALICE) == 1
-    async with asyncio.timeout(200):
-        while True:
-            segments = await client.request("GET", f"/_cat/segments/{index}", format="json")
-            if sum(int(each["docs.deleted"]) for each in segments) == 0:
-                break
-            await asyncio.sleep(1)
 
 
 async def test_a_server_that_is_away_or_slow() -> None:

@@ -17,16 +17,8 @@ WINDOW: Final = 10_000
 #: How often a deletion is done again where others write meanwhile; seconds that one, or a merge, may take.
 _ATTEMPTS: Final = 3
 _LONG: Final = 300
-#: Seconds from a deletion to its removal from the files.
-MERGE_AFTER = 70.0
-_MERGE: Final = "merge"
-
 _SETTINGS: Final[Mapping[str, Any]] = {
     "index.auto_expand_replicas": "0-1",
-    # Both so that what is erased leaves the disk: by default segments with few deletions are spared, and deletions are
-    # kept for half a day for replicas that were away, which copy files instead now.
-    "index.merge.policy.expunge_deletes_allowed": 0,
-    "index.soft_deletes.retention_lease.period": "30s",
 }
 
 logger = logging.getLogger(__name__)
@@ -58,7 +50,6 @@ class OpenSearchIndex:
         self._prepared = False
         self._preparing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unmerged = False
 
     async def search(self, body: Mapping[str, Any], routing: str | None = None) -> Found:
         await self._prepare()
@@ -109,7 +100,7 @@ class OpenSearchIndex:
                 raise self._noted(OpenSearchRefusal(outcome["status"], outcome["error"]["type"]))
 
     async def delete(self, query: Mapping[str, Any], routing: str | None = None) -> int:
-        """All that meets the query; returns how many. The files are rid of it within minutes."""
+        """All that meets the query; returns how many. Lucene's files are rid of it as segments are merged."""
         await self._prepare()
         path, deleted = f"/{self.name}/_delete_by_query", 0
         for _ in range(_ATTEMPTS):
@@ -125,10 +116,6 @@ class OpenSearchIndex:
                 raise StoreUnavailable("OpenSearch could not delete all there was to delete: try again")
             if not answer["version_conflicts"]:  # else somebody writes meanwhile
                 break
-        if deleted:
-            self._unmerged = True
-            if not any(task.get_name() == _MERGE for task in self._tasks):
-                self._begin(self._merge(), _MERGE)
         return deleted
 
     async def start_deleting(
@@ -170,16 +157,6 @@ class OpenSearchIndex:
         task = asyncio.create_task(run(), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _merge(self) -> None:
-        """Until segments are merged, what was deleted is still in the files; and for a while it is kept for replicas
-        that fell behind, however often they are merged."""
-        while self._unmerged:
-            self._unmerged = False
-            await self._request("POST", f"/{self.name}/_flush", request_timeout=_LONG)
-            await asyncio.sleep(MERGE_AFTER)
-            await self._request("POST", f"/{self.name}/_forcemerge", only_expunge_deletes=True, request_timeout=_LONG)
-            await self._request("POST", f"/{self.name}/_flush", request_timeout=_LONG)
 
     async def _request(self, method: str, path: str, body: Any = None, **parameters: str | int | bool | None) -> Any:
         try:
