@@ -92,6 +92,8 @@ def _lines(story: Any, most: int | None) -> Iterator[Text]:
     yield Text(printable(f"agent {session['runtime_id']}{who}, begun {_date(story['begun'])}"), style="dim")
     yield Text()
     for event in story["events"]:
+        if event["details"].get("memory.session.id") == session["session_id"]:
+            del event["details"]["memory.session.id"]  # another session's would be worth telling
         yield from _event(event, story["begun"], most)
     yield Text()
     yield Text(_summary(story), style="bold")
@@ -113,7 +115,12 @@ def _event(event: Any, begun: str, most: int | None) -> Iterator[Text]:
     if event["reason"]:
         yield Text(f"{margin}{status}: {printable(event['reason'])}", style=STYLES[status])
     for label, member in (("in ", "input"), ("out", "output")):
-        for said in _said(event[member]):
+        value = event[member]
+        if most is not None and label == "in " and _is_conversation(value) and len(value) > 1:
+            # What came before was said by the steps before.
+            yield Text(f"{margin}in  … {len(value) - 1} earlier", style="dim")
+            value = value[-1:]
+        for said in _said(value):
             text = printable(said)
             if most is not None:
                 text = " ".join(text.split())
@@ -142,12 +149,16 @@ def _said(value: Any) -> Iterator[str]:
         return
     if isinstance(value, str):
         yield _of_events(value)
-    elif isinstance(value, list) and all(isinstance(message, dict) and "parts" in message for message in value):
+    elif _is_conversation(value):
         for message in value:
             for part in message["parts"]:
                 yield _part(message.get("role", ""), part)
     else:
         yield json.dumps(value, ensure_ascii=False)
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(message, dict) and "parts" in message for message in value)
 
 
 def _part(role: str, part: Any) -> str:
