@@ -60,7 +60,10 @@ GROUPED := --dist loadgroup
 # A test that fails is run again, and named (R): machines are noisy. One named there twice is a defect to mend.
 AGAIN := --reruns 2 --reruns-delay 2 -rR
 
-test: lint  ## Everything CI runs
+images: setup-dev  ## Build the images tests need from package registries (kept in /var/tmp)
+	@$(PY) tests/images/build.py || echo "!! no images: tests that need Docker will say NOT SHOWN"
+
+test: lint images  ## Everything CI runs
 	COVERAGE_FILE=.coverage $(PY) -m pytest -n $(JOBS) $(GROUPED) $(AGAIN) --cov --cov-report=term -m "not official"
 	$(PY) -m pytest -n $(JOBS) $(AGAIN) -m official
 
