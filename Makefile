@@ -7,7 +7,7 @@ JOBS ?= 2
 
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo .venv/bin/docker-compose)
 
-.PHONY: help setup setup-dev run demo compose-up compose-down demo-compose test check lint generate bench clean
+.PHONY: help setup setup-dev run demo compose-up compose-down demo-compose images test check lint generate bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
