@@ -114,7 +114,7 @@ class ToolCalls:
             try:
                 result = await self._call(attempt)
             except StoreUnavailable:
-                logger.warning("request %s: %s was not called: the store does not answer", inbound.request_id, name)
+                logger.warning("request %s: %r was not called: the store does not answer", inbound.request_id, name)
                 result = refusal(
                     "ServiceUnavailableException",
                     "ServiceUnavailableException - The tool was not called: whether it may be, and that it is, cannot "
@@ -213,7 +213,7 @@ class ToolCalls:
         return result
 
     def _failed(self, attempt: _Attempt, failure: TargetError) -> CallToolResult:
-        logger.warning("request %s: %s failed: %s", attempt.inbound.request_id, attempt.name, failure)
+        logger.warning("request %s: %r failed: %r", attempt.inbound.request_id, attempt.name, failure)
         if isinstance(failure, TargetTimeout | TargetRefused):
             # What an agent, or whoever runs it, can do something about.
             return refusal(failure.code, f"{failure.code} - {failure}")
@@ -232,7 +232,7 @@ class ToolCalls:
             await self._trail.end(intent, outcome)
         except StoreUnavailable:
             logger.error(
-                "request %s: the outcome of %s (%s) is not in the audit trail: the store does not answer",
+                "request %s: the outcome of %r (%s) is not in the audit trail: the store does not answer",
                 attempt.inbound.request_id, attempt.name, outcome.status,
             )  # fmt: skip
 

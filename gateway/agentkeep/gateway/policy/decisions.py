@@ -112,7 +112,8 @@ class PolicyDecisions:
             return Decision(False, f"The call cannot be judged by policy: {error}.", log_only=log_only)
         except Exception:
             # Whatever went wrong, and whoever made it go wrong: it must not become an answer of yes, or a crash.
-            logger.exception("a policy decision failed: gateway %s, tool %s%s%s", gateway.id, target, SEPARATOR, tool)
+            name = f"{target}{SEPARATOR}{tool}"
+            logger.exception("a policy decision failed: gateway %s, tool %r", gateway.id, name)
             return Decision(False, _FAILED)
 
     async def visible(self, gateway: GatewayRecord, caller: Caller, tools: Iterable[str]) -> set[str]:
@@ -142,7 +143,7 @@ class PolicyDecisions:
             request = self._request(principal, gateway, target, tool, applicable, None)
             return _evaluate(request, applicable.possible, self._entities_for(principal, target, tool))[0]
         except Exception:
-            logger.exception("a tool could not be judged and is not listed: gateway %s, tool %s", gateway.id, name)
+            logger.exception("a tool could not be judged and is not listed: gateway %s, tool %r", gateway.id, name)
             return False
 
     async def _engine(self, gateway: GatewayRecord) -> PreparedPolicies | Decision:
