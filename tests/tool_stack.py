@@ -114,6 +114,7 @@ class ToolStack:
         policies: Sequence[str] = (PERMIT_ALL,),
         *,
         jwt: bool = True,
+        secured: bool = True,
         credentials: Sequence[Mapping[str, Any]] = (),
         limits: Sequence[tuple[Sequence[str], Sequence[Mapping[str, Any]]]] = (),
         mode: str = "ENFORCE",
@@ -123,7 +124,8 @@ class ToolStack:
         id_, engine, now = resource_id("gw", LOWER_ALPHANUMERIC), resource_id("engine", LOWER_ALPHANUMERIC), CLOCK.now()
         authorizer = {"discoveryUrl": self.issuer.discovery_url, "allowedClients": ["agentkeep"]}
         gateway = GatewayRecord(
-            id_, DEPLOYMENT.arn(f"gateway/{id_}"), "gw", "READY", "CUSTOM_JWT" if jwt else "AWS_IAM",
+            id_, DEPLOYMENT.arn(f"gateway/{id_}"), "gw", "READY",
+            ("CUSTOM_JWT" if jwt else "AWS_IAM") if secured else "NONE",
             authorizer if jwt else None, engine, mode, now, now, document or {},
         )  # fmt: skip
         writes = [Put(layout.GATEWAYS, id_, layout.encode(gateway)), layout.revise(layout.gateway_revision(id_))]

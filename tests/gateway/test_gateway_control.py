@@ -111,10 +111,19 @@ async def test_a_gateway_from_creation_to_deletion(control: ControlStack) -> Non
     assert await control.gateway("Shop")  # the name is free
 
 
+async def test_a_gateway_with_authorizer_none_says_that_it_serves_nobody(control: ControlStack) -> None:
+    """IDN-5: scripts that make one first and secure it then go on working; what it is meanwhile, it says."""
+    made = await control.gateway("Open", authorizerType="NONE")
+    assert made["authorizerType"] == "NONE" and "nobody is served" in made["statusReasons"][0]
+    members = {"gatewayIdentifier": made["gatewayId"]}
+    await control("update_gateway", **members, name="Open", roleArn=ROLE, authorizerType="AWS_IAM")
+    assert "statusReasons" not in await control("get_gateway", **members)
+
+
 @pytest.mark.parametrize(
     ("members", "match"),
     [
-        ({"authorizerType": "NONE"}, "NONE would let anyone call"),
+        ({"authorizerType": "NONE", "authorizerConfiguration": JWT}, "leave it out"),
         ({"authorizerType": "AUTHENTICATE_ONLY"}, "AUTHENTICATE_ONLY is not supported"),
         ({"authorizerType": "CUSTOM_JWT"}, "must have a customJWTAuthorizer"),
         ({"authorizerType": "AWS_IAM", "authorizerConfiguration": JWT}, "leave it out"),

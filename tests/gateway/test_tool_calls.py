@@ -207,6 +207,17 @@ async def test_who_is_not_known_learns_nothing(stack: ToolStack, orders: OrdersS
     assert await calls_of(stack, f"gateway={ids[0]}") == []
 
 
+async def test_a_gateway_with_authorizer_none_serves_nobody(stack: ToolStack, orders: OrdersService) -> None:
+    """IDN-5: not the unknown, not a user, not even an operator; what is behind it is never called."""
+    gateway = await stack.gateway({"Orders": openapi(orders)}, secured=False)
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    for headers in ({}, {"authorization": f"Bearer {await stack.token('alice')}"}):
+        async with stack.http.post(stack.mcp_url(gateway), json=body, headers=headers) as response:
+            assert response.status == 401
+    status, _ = await stack.operate("POST", f"/gateways/{gateway.id}/mcp", body)
+    assert status == 401 and orders.asked == []
+
+
 async def test_clients_find_out_where_to_get_a_token(stack: ToolStack, orders: OrdersService) -> None:
     gateway = await stack.gateway({"Orders": openapi(orders)})
     async with stack.http.post(stack.mcp_url(gateway), json={}) as response:

@@ -7,7 +7,7 @@ A record is at rest by the time it is stored; an operation that the service answ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from agentkeep.gateway.records import (
     GatewayRecord,
@@ -20,8 +20,16 @@ from agentkeep.gateway.records import (
 __all__ = ["engine", "gateway", "gateway_summary", "policy", "rate_limit", "target", "target_summary", "without"]
 
 
+#: IDN-5: such a gateway may be made and configured, as by scripts that secure it afterwards; its tools are nobody's.
+_NOBODY: Final = (
+    "authorizerType NONE: nobody unauthenticated calls tools here, so nobody is served. Secure the gateway by "
+    "UpdateGateway with AWS_IAM (SigV4) or CUSTOM_JWT"
+)
+
+
 def gateway(record: GatewayRecord, url: str, status: str | None = None) -> dict[str, Any]:
     return {
+        **({"statusReasons": [_NOBODY]} if record.authorizer_type == "NONE" else {}),
         **record.document,
         "gatewayArn": record.arn,
         "gatewayId": record.id,

@@ -53,18 +53,12 @@ async def check_gateway(request: Mapping[str, Any], authorizers: Authorizers) ->
             faults.append(FieldError("authorizerConfiguration", "must have a customJWTAuthorizer with CUSTOM_JWT"))
         case "CUSTOM_JWT":
             pass
-        case "AWS_IAM" if request.get("authorizerConfiguration"):
+        case "AWS_IAM" | "NONE" if request.get("authorizerConfiguration"):
             faults.append(FieldError("authorizerConfiguration", "is for authorizerType CUSTOM_JWT; leave it out"))
-        case "AWS_IAM":
+        case (
+            "AWS_IAM" | "NONE"
+        ):  # nobody is served by a gateway with NONE (mcp/inbound.py), which says so (documents.py)
             pass
-        case "NONE":
-            faults.append(
-                FieldError(
-                    "authorizerType",
-                    "NONE would let anyone call the gateway's tools, which agentkeep does not offer; use AWS_IAM "
-                    "(SigV4) or CUSTOM_JWT",
-                )
-            )
         case other:
             faults.append(FieldError("authorizerType", f"{other} {_NOT_YET}: use AWS_IAM (SigV4) or CUSTOM_JWT"))
     if faults:
