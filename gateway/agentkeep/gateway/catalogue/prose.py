@@ -88,6 +88,8 @@ def _words(node: Mapping[str, Any]) -> str:
             return f"it is not so that {_operand(operand['arg'], '!')}"
         case "has":
             return f"{_term(operand['left'])} has {operand['attr']}"
+        case "hasTag" if operand["right"].get("Value") in (AGENT_TAG, SESSION_TAG):
+            return "an agent calls"
         case "hasTag":
             return f"the user's token has a claim {_term(operand['right'])}"
         case "like":
