@@ -38,6 +38,7 @@ from agentkeep.service.authentication import Authenticator
 from agentkeep.service.front import Front, Server
 from agentkeep.service.mounts import Access, Mount
 from agentkeep.storage.interface import Put
+from agentkeep.storage.records import encode
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 from agentkeep.wire import Router
 
@@ -128,25 +129,25 @@ class ToolStack:
             ("CUSTOM_JWT" if jwt else "AWS_IAM") if secured else "NONE",
             authorizer if jwt else None, engine, mode, now, now, document or {},
         )  # fmt: skip
-        writes = [Put(layout.GATEWAYS, id_, layout.encode(gateway)), layout.revise(layout.gateway_revision(id_))]
+        writes = [Put(layout.GATEWAYS, id_, encode(gateway)), layout.revise(layout.gateway_revision(id_))]
         for name, configuration in targets.items():
             made = TargetRecord(id_, suffix(), name, "READY", configuration, credentials, (), now, now)
             listed = replace(made, tools=tuple(await self.lister.list_tools(made)))
-            writes.append(Put(layout.targets(id_), listed.id, layout.encode(listed)))
+            writes.append(Put(layout.targets(id_), listed.id, encode(listed)))
         for number, (keys, entries) in enumerate(limits):
             limit = RateLimitRecord(id_, f"rl-{number}", keys, entries, now, now)
-            writes.append(Put(layout.rate_limits(id_), limit.id, layout.encode(limit)))
+            writes.append(Put(layout.rate_limits(id_), limit.id, encode(limit)))
         made_engine = PolicyEngineRecord(
             engine, DEPLOYMENT.arn(f"policy-engine/{engine}"), "engine", "ACTIVE", now, now
         )
         writes += [
-            Put(layout.ENGINES, engine, layout.encode(made_engine)),
+            Put(layout.ENGINES, engine, encode(made_engine)),
             layout.revise(layout.engine_revision(engine)),
         ]
         for number, statement in enumerate(policies):
             said = statement.replace("GATEWAY_ARN", gateway.arn)
             policy = PolicyRecord(engine, f"policy-{number}", f"p{number}", said, "ACTIVE", "ACTIVE", now, now)
-            writes.append(Put(layout.policies(engine), policy.id, layout.encode(policy)))
+            writes.append(Put(layout.policies(engine), policy.id, encode(policy)))
         await self.store.transact(writes)
         return gateway
 

@@ -20,6 +20,7 @@ from agentkeep.gateway.policy.decisions import Decision, PolicyDecisions
 from agentkeep.gateway.policy.validation import findings
 from agentkeep.gateway.records import GatewayRecord, PolicyEngineRecord, PolicyRecord, TargetRecord, Tool
 from agentkeep.storage.interface import Put
+from agentkeep.storage.records import encode
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 CLOCK = SystemClock()
@@ -98,15 +99,15 @@ class Shop:
         engine = PolicyEngineRecord(ENGINE, Deployment().arn(f"policy-engine/{ENGINE}"), "rules", "ACTIVE", NOW, NOW)
         await self.store.delete_partition(layout.policies(ENGINE))
         writes = [
-            Put(layout.GATEWAYS, self.gateway.id, layout.encode(self.gateway)),
-            Put(layout.targets(self.gateway.id), target.id, layout.encode(target)),
-            Put(layout.ENGINES, ENGINE, layout.encode(engine)),
+            Put(layout.GATEWAYS, self.gateway.id, encode(self.gateway)),
+            Put(layout.targets(self.gateway.id), target.id, encode(target)),
+            Put(layout.ENGINES, ENGINE, encode(engine)),
             layout.revise(layout.gateway_revision(self.gateway.id)),
             layout.revise(layout.engine_revision(ENGINE)),
         ]
         for number, one in enumerate(policies):
             record = one if isinstance(one, PolicyRecord) else policy(number, one)
-            writes.append(Put(layout.policies(ENGINE), record.id, layout.encode(record)))
+            writes.append(Put(layout.policies(ENGINE), record.id, encode(record)))
         await self.store.transact(writes)
         return self
 

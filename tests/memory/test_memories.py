@@ -291,7 +291,7 @@ async def test_tags(operator: Client, memory: str) -> None:
     await operator.tag_resource(resourceArn=arn, tags={"team": "b"})
     await operator.untag_resource(resourceArn=arn, tagKeys=["env", "never there"])
     assert await operator.list_tags_for_resource(resourceArn=arn) == {"tags": {"team": "b"}}
-    with pytest.raises(ValidationException, match="at most 50"):
+    with pytest.raises(ServiceQuotaExceededException, match="at most 50"):
         await operator.tag_resource(resourceArn=arn, tags={f"k{n}": "" for n in range(50)})
     with pytest.raises(ResourceNotFoundException):
         await operator.list_tags_for_resource(resourceArn=arn + "x")

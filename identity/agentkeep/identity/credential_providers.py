@@ -26,7 +26,7 @@ from agentkeep.core.errors import (
 from agentkeep.core.identifiers import Deployment, suffix
 from agentkeep.core.pages import place
 from agentkeep.core.pages import token as page_token
-from agentkeep.identity.tags import merged, refuse_reserved, without
+from agentkeep.core.tags import merged, refuse_reserved, without
 from agentkeep.identity.token_vault import VAULT, TokenVault
 from agentkeep.storage.interface import ABSENT, PRESENT, Delete, KeyValueStore, Put, Write, partition
 

@@ -20,7 +20,7 @@ from agentkeep.core.errors import (
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.pages import place
 from agentkeep.core.pages import token as page_token
-from agentkeep.identity.tags import merged, refuse_reserved, without
+from agentkeep.core.tags import merged, refuse_reserved, without
 from agentkeep.storage.interface import ABSENT, Delete, KeyValueStore, Put, partition
 
 __all__ = ["WorkloadIdentities", "WorkloadIdentity"]

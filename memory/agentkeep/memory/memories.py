@@ -22,6 +22,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.identifiers import Arn, Deployment, resource_id
 from agentkeep.core.pages import place, token
+from agentkeep.core.tags import merged, without
 from agentkeep.memory.strategies import Strategy, StrategyType, change, declare
 from agentkeep.storage.interface import (
     ABSENT,
@@ -45,7 +46,6 @@ _LIVE: Final = partition("memory", "live")
 
 _ATTEMPTS: Final = 5
 _MOST_STRATEGIES: Final = 6  # the service's quota
-_MOST_TAGS: Final = 50
 _MOST_INDEXED_KEYS: Final = 10
 _CACHED: Final = 10_000
 
@@ -175,7 +175,7 @@ class Memories:
             indexed_keys=_unique(request.get("indexedKeys", []), "indexedKeys"),
             namespace_keys=_unique(request["namespaceKeys"], "namespaceKeys") if "namespaceKeys" in request else None,
             stream_delivery=request.get("streamDeliveryResources"),
-            tags=_checked_tags(request.get("tags", {})),
+            tags=merged({}, request.get("tags", {})),
         )
         memory = _with_strategies(memory, request.get("memoryStrategies", []), "memoryStrategies", now)
         writes = [
@@ -242,12 +242,12 @@ class Memories:
         return found
 
     async def tag(self, memory_id: str, tags: Mapping[str, str]) -> None:
-        await self._change(memory_id, lambda memory: replace(memory, tags=_checked_tags({**memory.tags, **tags})))
+        await self._change(memory_id, lambda memory: replace(memory, tags=merged(memory.tags, tags)))
 
     async def untag(self, memory_id: str, keys: Sequence[str]) -> None:
         await self._change(
             memory_id,
-            lambda memory: replace(memory, tags={key: memory.tags[key] for key in memory.tags if key not in keys}),
+            lambda memory: replace(memory, tags=without(memory.tags, keys)),
         )
 
     async def _change(
@@ -348,14 +348,3 @@ def _unique(keys: Sequence[Mapping[str, Any]], member: str) -> Sequence[Mapping[
     if message is not None:
         raise ValidationException(f"{member} {message}", fields=[FieldError(member, message)])
     return keys
-
-
-def _checked_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
-    message = None
-    if len(tags) > _MOST_TAGS:
-        message = f"a resource has at most {_MOST_TAGS} tags"
-    elif any(key.lower().startswith("aws:") for key in tags):
-        message = "tag keys beginning with aws: are reserved"
-    if message is not None:
-        raise ValidationException(f"tags: {message}", fields=[FieldError("tags", message)])
-    return tags

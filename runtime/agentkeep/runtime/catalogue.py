@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TypeVar
 
-from agentkeep.core.errors import ConditionFailed, ResourceNotFoundException
+from agentkeep.core.errors import ResourceNotFoundException
 from agentkeep.core.identifiers import Deployment
-from agentkeep.runtime.records import AgentRuntime, Endpoint, Stored, Version, decode, encode
-from agentkeep.storage.interface import ANY, Check, Delete, Expected, KeyValueStore, Once, Put, partition
+from agentkeep.runtime.records import AgentRuntime, Endpoint, Version
+from agentkeep.storage.interface import ANY, Check, Delete, Expected, KeyValueStore, Put, partition
+from agentkeep.storage.records import Stored, all_of, encode, find, page_of
 
-__all__ = ["Catalogue", "replayed"]
+__all__ = ["Catalogue"]
 
 RUNTIMES = partition("runtime", "runtimes")
 NAMES = partition("runtime", "names")
 TAGS = partition("runtime", "tags")
 POLICIES = partition("runtime", "policies")
-
-R = TypeVar("R")
 
 
 def _versions(runtime_id: str) -> str:
@@ -44,7 +42,7 @@ class Catalogue:
     # Reading.
 
     async def find_runtime(self, runtime_id: str) -> Stored[AgentRuntime] | None:
-        return await self._find(AgentRuntime, RUNTIMES, runtime_id)
+        return await find(self.store, AgentRuntime, RUNTIMES, runtime_id)
 
     async def runtime(self, runtime_id: str) -> Stored[AgentRuntime]:
         found = await self.find_runtime(runtime_id)
@@ -53,7 +51,7 @@ class Catalogue:
         return found
 
     async def find_version(self, runtime_id: str, number: int) -> Stored[Version] | None:
-        return await self._find(Version, _versions(runtime_id), _version_key(number))
+        return await find(self.store, Version, _versions(runtime_id), _version_key(number))
 
     async def version(self, runtime_id: str, number: int) -> Stored[Version]:
         found = await self.find_version(runtime_id, number)
@@ -62,7 +60,7 @@ class Catalogue:
         return found
 
     async def find_endpoint(self, runtime_id: str, name: str) -> Stored[Endpoint] | None:
-        return await self._find(Endpoint, _endpoints(runtime_id), name)
+        return await find(self.store, Endpoint, _endpoints(runtime_id), name)
 
     async def endpoint(self, runtime_id: str, name: str) -> Stored[Endpoint]:
         found = await self.find_endpoint(runtime_id, name)
@@ -71,40 +69,22 @@ class Catalogue:
         return found
 
     async def runtimes(self, after: str | None, limit: int) -> list[Stored[AgentRuntime]]:
-        return await self._page(AgentRuntime, RUNTIMES, after, limit)
+        return await page_of(self.store, AgentRuntime, RUNTIMES, after, limit)
 
     async def versions(self, runtime_id: str, after: str | None, limit: int) -> list[Stored[Version]]:
-        return await self._page(Version, _versions(runtime_id), after, limit)
+        return await page_of(self.store, Version, _versions(runtime_id), after, limit)
 
     async def endpoints(self, runtime_id: str, after: str | None, limit: int) -> list[Stored[Endpoint]]:
-        return await self._page(Endpoint, _endpoints(runtime_id), after, limit)
+        return await page_of(self.store, Endpoint, _endpoints(runtime_id), after, limit)
 
     def all_runtimes(self) -> AsyncIterator[Stored[AgentRuntime]]:
-        return self._all(AgentRuntime, RUNTIMES)
+        return all_of(self.store, AgentRuntime, RUNTIMES)
 
     def all_versions(self, runtime_id: str) -> AsyncIterator[Stored[Version]]:
-        return self._all(Version, _versions(runtime_id))
+        return all_of(self.store, Version, _versions(runtime_id))
 
     def all_endpoints(self, runtime_id: str) -> AsyncIterator[Stored[Endpoint]]:
-        return self._all(Endpoint, _endpoints(runtime_id))
-
-    async def _find(self, kind: type[R], where: str, sort: str) -> Stored[R] | None:
-        raw = await self.store.get(where, sort)
-        return None if raw is None else Stored(decode(kind, raw), raw)
-
-    async def _page(self, kind: type[R], where: str, after: str | None, limit: int) -> list[Stored[R]]:
-        items = await self.store.query(where, after=after, limit=limit)
-        return [Stored(decode(kind, item.value), item.value) for item in items]
-
-    async def _all(self, kind: type[R], where: str) -> AsyncIterator[Stored[R]]:
-        after: str | None = None
-        while True:
-            items = await self.store.query(where, after=after, limit=100)
-            for item in items:
-                yield Stored(decode(kind, item.value), item.value)
-            if len(items) < 100:
-                return
-            after = items[-1].sort
+        return all_of(self.store, Endpoint, _endpoints(runtime_id))
 
     # Writes, to be put together into one transaction.
 
@@ -152,18 +132,3 @@ class Catalogue:
 
 def _version_key(number: int) -> str:
     return f"{number:05d}"
-
-
-async def replayed(store: KeyValueStore, once: Once | None) -> bytes | None:
-    """What the client token made, if an equal request has spent it; asks without spending it.
-
-    For refusals that depend on what the first request changed: a retry must get the first answer, not the refusal.
-    Token checks come before conditions, and this condition is never met.
-    """
-    if once is None:
-        return None
-    try:
-        found = await store.transact([Check(RUNTIMES, "-", b"never")], once=once)
-    except ConditionFailed:
-        return None
-    return found.reference if found is not None else None

@@ -16,10 +16,11 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.identifiers import resource_id
-from agentkeep.runtime.catalogue import TAGS, Catalogue, replayed
-from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Endpoint, Status, Stored
+from agentkeep.runtime.catalogue import TAGS, Catalogue
+from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Endpoint, Status
 from agentkeep.runtime.runtimes import once
 from agentkeep.storage.interface import ABSENT, Put, Write
+from agentkeep.storage.records import Stored, replayed
 
 __all__ = ["Endpoints"]
 

@@ -22,8 +22,9 @@ from agentkeep.core.ports import WorkloadTokens
 from agentkeep.runtime.artifacts import ArtifactError
 from agentkeep.runtime.catalogue import POLICIES, TAGS, Catalogue
 from agentkeep.runtime.prepared import PreparedVersions
-from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Artifact, Endpoint, Status, Stored, Version
+from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Artifact, Endpoint, Status, Version
 from agentkeep.storage.interface import Delete, Write
+from agentkeep.storage.records import Stored
 
 __all__ = ["Provisioning"]
 

@@ -7,12 +7,10 @@ CREATING ─▶ READY | CREATE_FAILED        READY, *_FAILED ─▶ UPDATING ─
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
-
-from pydantic import TypeAdapter
+from typing import Any
 
 from agentkeep.core.call import SessionRef, User
 
@@ -26,10 +24,7 @@ __all__ = [
     "SessionRecord",
     "SessionState",
     "Status",
-    "Stored",
     "Version",
-    "decode",
-    "encode",
 ]
 
 
@@ -179,31 +174,3 @@ class SessionRecord:
     @property
     def user(self) -> User | None:
         return None if self.user_id is None else User(self.user_id, self.user_issuer, self.user_claims)
-
-
-R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class Stored(Generic[R]):
-    """A record and the bytes it was read from: what a conditional write expects to find."""
-
-    record: R
-    raw: bytes = field(repr=False)
-
-    def but(self, **changes: Any) -> R:
-        return replace(self.record, **changes)  # type: ignore[type-var]
-
-
-def encode(record: object) -> bytes:
-    return _ADAPTERS[type(record)].dump_json(record)
-
-
-def decode(kind: type[R], raw: bytes) -> R:
-    record: R = _ADAPTERS[kind].validate_json(raw)
-    return record
-
-
-_ADAPTERS: Mapping[type, TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (AgentRuntime, Version, Endpoint, SessionRecord)
-}

@@ -19,9 +19,10 @@ from agentkeep.core.errors import (
     ServiceQuotaExceededException,
 )
 from agentkeep.core.identifiers import resource_id
-from agentkeep.runtime.catalogue import TAGS, Catalogue, replayed
-from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Endpoint, Status, Stored, Version
+from agentkeep.runtime.catalogue import TAGS, Catalogue
+from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Endpoint, Status, Version
 from agentkeep.storage.interface import ABSENT, Once, Put, Write
+from agentkeep.storage.records import Stored, replayed
 
 __all__ = ["Runtimes", "once"]
 

@@ -18,10 +18,10 @@ from agentkeep.core.errors import (
     ResourceNotFoundException,
     RetryableConflictException,
 )
-from agentkeep.runtime.catalogue import replayed
-from agentkeep.runtime.records import EndReason, SessionRecord, SessionState, Stored, decode, encode
+from agentkeep.runtime.records import EndReason, SessionRecord, SessionState
 from agentkeep.runtime.runtimes import once
 from agentkeep.storage.interface import ABSENT, Check, Delete, Expected, KeyValueStore, Put, Write, partition
+from agentkeep.storage.records import Stored, decode, encode, replayed
 
 __all__ = ["LeaseLost", "SessionTable", "in_progress", "other_user"]
 

@@ -6,21 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 
 import orjson
 
-from agentkeep.core.errors import (
-    ConditionFailed,
-    FieldError,
-    ResourceNotFoundException,
-    ServiceQuotaExceededException,
-)
+from agentkeep.core.errors import ConditionFailed, FieldError, ResourceNotFoundException
 from agentkeep.core.identifiers import Arn
+from agentkeep.core.tags import merged, refuse_reserved, without
 from agentkeep.runtime.budgets import BUDGET_TAG, token_budget
 from agentkeep.runtime.catalogue import TAGS, Catalogue
 from agentkeep.runtime.rules import invalid
 from agentkeep.storage.interface import ABSENT, Put
 
 __all__ = ["Tags"]
-
-MOST = 50
 
 
 class Tags:
@@ -51,17 +45,10 @@ class Tags:
         """Raises ServiceQuotaExceededException beyond 50 tags."""
         check_tags(tags)
 
-        def change(found: dict[str, str]) -> dict[str, str]:
-            changed = found | dict(tags)
-            if len(changed) > MOST:
-                raise ServiceQuotaExceededException(f"A resource has at most {MOST} tags.")
-            return changed
-
-        await self._change(arn, change)
+        await self._change(arn, lambda found: merged(found, tags))
 
     async def remove(self, arn: str, keys: Iterable[str]) -> None:
-        gone = frozenset(keys)
-        await self._change(arn, lambda found: {key: value for key, value in found.items() if key not in gone})
+        await self._change(arn, lambda found: without(found, keys))
 
     async def _change(self, arn: str, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
         await self.resource(arn)
@@ -81,11 +68,9 @@ class Tags:
 
 def check_tags(tags: Mapping[str, str]) -> None:
     """Raises ValidationException for keys AWS keeps for itself, and for a budget that is none."""
-    faults = [FieldError(f"tags.{key}", "keys beginning with aws: are reserved") for key in tags if key[:4] == "aws:"]
+    refuse_reserved(tags)
     if BUDGET_TAG in tags:
         try:
             token_budget(tags[BUDGET_TAG])
         except ValueError as error:
-            faults.append(FieldError(f"tags.{BUDGET_TAG}", str(error)))
-    if faults:
-        raise invalid(*faults)
+            raise invalid(FieldError(f"tags.{BUDGET_TAG}", str(error))) from None

@@ -19,12 +19,13 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.identifiers import LOWER_ALPHANUMERIC, Arn, Deployment, resource_id
 from agentkeep.core.ports import Authorizers, WorkloadTokens
+from agentkeep.core.tags import refuse_reserved
 from agentkeep.gateway.control import layout
-from agentkeep.gateway.control.layout import Stored, encode, engine_revision, find, gateway_revision, revise
+from agentkeep.gateway.control.layout import engine_revision, gateway_revision, revise
 from agentkeep.gateway.control.rules import check_gateway, invalid
-from agentkeep.gateway.control.tags import check_tags
 from agentkeep.gateway.records import GatewayRecord
 from agentkeep.storage.interface import ABSENT, PRESENT, Check, Delete, KeyValueStore, Once, Put, Write
+from agentkeep.storage.records import Stored, encode, find, page_of
 
 __all__ = ["Gateways"]
 
@@ -64,7 +65,7 @@ class Gateways:
         """From a CreateGatewayRequest. Raises ValidationException, ConflictException (the name is used),
         ServiceQuotaExceededException."""
         await check_gateway(request, self._authorizers)
-        check_tags(request.get("tags", {}))
+        refuse_reserved(request.get("tags", {}))
         name = request["name"]
         gateway_id = resource_id(name.lower(), LOWER_ALPHANUMERIC)
         engine_id = await self._engine(request)
@@ -162,7 +163,7 @@ class Gateways:
         return found
 
     async def page(self, after: str | None, limit: int) -> list[GatewayRecord]:
-        return await layout.page_of(self._store, GatewayRecord, layout.GATEWAYS, after, limit)
+        return [found.record for found in await page_of(self._store, GatewayRecord, layout.GATEWAYS, after, limit)]
 
     # Inside.
 

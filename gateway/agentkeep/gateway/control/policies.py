@@ -16,12 +16,13 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.identifiers import LOWER_ALPHANUMERIC, Deployment, resource_id
 from agentkeep.gateway.control import layout
-from agentkeep.gateway.control.layout import Stored, all_of, encode, engine_revision, find, replayed, revise
+from agentkeep.gateway.control.layout import engine_revision, revise
 from agentkeep.gateway.control.rules import invalid
 from agentkeep.gateway.policy.language import parse
 from agentkeep.gateway.policy.validation import findings
 from agentkeep.gateway.records import PolicyRecord, TargetRecord
 from agentkeep.storage.interface import ABSENT, PRESENT, Check, Delete, KeyValueStore, Once, Put, Write
+from agentkeep.storage.records import Stored, all_of, encode, find, page_of, replayed
 
 __all__ = ["Policies"]
 
@@ -145,7 +146,9 @@ class Policies:
         await self._require(engine_id)
         found: list[PolicyRecord] = []
         while len(found) < limit:
-            items = await layout.page_of(self._store, PolicyRecord, layout.policies(engine_id), after, _PAGE)
+            items = [
+                one.record for one in await page_of(self._store, PolicyRecord, layout.policies(engine_id), after, _PAGE)
+            ]
             found += [one for one in items if scope is None or _is_about(one, scope)]
             if len(items) < _PAGE:
                 break
@@ -167,7 +170,7 @@ class Policies:
                 continue
             if await self._store.get(layout.GATEWAYS, gateway_id) is not None:
                 targets = layout.targets(gateway_id)
-                gateways[arn] = [one async for one in all_of(self._store, TargetRecord, targets)]
+                gateways[arn] = [one.record async for one in all_of(self._store, TargetRecord, targets)]
         attached = [arn for arn in attached if arn in gateways]
         return await findings(statement, gateways, attached, semantic=mode != "IGNORE_ALL_FINDINGS")
 

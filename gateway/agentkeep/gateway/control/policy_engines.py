@@ -17,12 +17,13 @@ from agentkeep.core.errors import (
     ServiceQuotaExceededException,
 )
 from agentkeep.core.identifiers import LOWER_ALPHANUMERIC, Deployment, resource_id
+from agentkeep.core.tags import refuse_reserved
 from agentkeep.gateway.control import layout
-from agentkeep.gateway.control.layout import Stored, encode, engine_revision, find, revise
+from agentkeep.gateway.control.layout import engine_revision, revise
 from agentkeep.gateway.control.rules import invalid
-from agentkeep.gateway.control.tags import check_tags
 from agentkeep.gateway.records import PolicyEngineRecord
 from agentkeep.storage.interface import ABSENT, Delete, KeyValueStore, Once, Put, Write
+from agentkeep.storage.records import Stored, encode, find, page_of
 
 __all__ = ["PolicyEngines"]
 
@@ -41,7 +42,7 @@ class PolicyEngines:
         ServiceQuotaExceededException."""
         if request.get("encryptionKeyArn") is not None:
             raise invalid(FieldError("encryptionKeyArn", "is not supported by agentkeep yet; leave it out"))
-        check_tags(request.get("tags", {}))
+        refuse_reserved(request.get("tags", {}))
         if len(await self._store.query(layout.ENGINES, limit=_MOST)) == _MOST:
             raise ServiceQuotaExceededException(f"There are {_MOST} policy engines, the most allowed; delete one.")
         name, now = request["name"], self._clock.now()
@@ -116,7 +117,7 @@ class PolicyEngines:
         return found
 
     async def page(self, after: str | None, limit: int) -> list[PolicyEngineRecord]:
-        return await layout.page_of(self._store, PolicyEngineRecord, layout.ENGINES, after, limit)
+        return [found.record for found in await page_of(self._store, PolicyEngineRecord, layout.ENGINES, after, limit)]
 
 
 def _described(description: str | None) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.identifiers import LOWER_ALPHANUMERIC, suffix
 from agentkeep.gateway.control import layout
-from agentkeep.gateway.control.layout import Stored, encode, find, gateway_revision, replayed, revise
+from agentkeep.gateway.control.layout import gateway_revision, revise
 from agentkeep.gateway.control.rules import invalid
 from agentkeep.gateway.records import RateLimitRecord
 from agentkeep.storage.interface import ABSENT, PRESENT, Check, Delete, KeyValueStore, Once, Put, Write
+from agentkeep.storage.records import Stored, encode, find, page_of, replayed
 
 __all__ = ["GatewayRateLimits"]
 
@@ -110,7 +111,10 @@ class GatewayRateLimits:
 
     async def page(self, gateway_id: str, after: str | None, limit: int) -> list[RateLimitRecord]:
         await self._require(gateway_id)
-        return await layout.page_of(self._store, RateLimitRecord, layout.rate_limits(gateway_id), after, limit)
+        return [
+            found.record
+            for found in await page_of(self._store, RateLimitRecord, layout.rate_limits(gateway_id), after, limit)
+        ]
 
     # Inside.
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from agentkeep.gateway.control import layout
-from agentkeep.gateway.control.layout import Revision, all_of, decode, engine_revision, gateway_revision
+from agentkeep.gateway.control.layout import Revision, engine_revision, gateway_revision
 from agentkeep.gateway.records import GatewayRecord, PolicyRecord, RateLimitRecord, TargetRecord
 from agentkeep.storage.interface import KeyValueStore
+from agentkeep.storage.records import all_of, decode
 
 __all__ = ["StoredResources"]
 
@@ -54,15 +55,15 @@ class StoredResources:
         raw = await self._store.get(layout.GATEWAYS, gateway_id)
         if raw is None:
             return None
-        targets = [one async for one in all_of(self._store, TargetRecord, layout.targets(gateway_id))]
-        limits = [one async for one in all_of(self._store, RateLimitRecord, layout.rate_limits(gateway_id))]
+        targets = [one.record async for one in all_of(self._store, TargetRecord, layout.targets(gateway_id))]
+        limits = [one.record async for one in all_of(self._store, RateLimitRecord, layout.rate_limits(gateway_id))]
         targets.sort(key=lambda target: (target.created_at, target.id))
         return _Gateway(decode(GatewayRecord, raw), tuple(targets), tuple(limits))
 
     async def _read_policies(self, engine_id: str) -> Sequence[PolicyRecord] | None:
         if await self._store.get(layout.ENGINES, engine_id) is None:
             return None
-        return tuple([one async for one in all_of(self._store, PolicyRecord, layout.policies(engine_id))])
+        return tuple([one.record async for one in all_of(self._store, PolicyRecord, layout.policies(engine_id))])
 
 
 class _Copies(Generic[T]):

@@ -7,20 +7,14 @@ from typing import Final
 
 import orjson
 
-from agentkeep.core.errors import (
-    ConditionFailed,
-    FieldError,
-    ResourceNotFoundException,
-    ServiceQuotaExceededException,
-)
+from agentkeep.core.errors import ConditionFailed, ResourceNotFoundException
 from agentkeep.core.identifiers import Arn, Deployment
+from agentkeep.core.tags import merged, without
 from agentkeep.gateway.control import layout
-from agentkeep.gateway.control.rules import invalid
 from agentkeep.storage.interface import ABSENT, PRESENT, Check, KeyValueStore, Put
 
-__all__ = ["Tags", "check_tags"]
+__all__ = ["Tags"]
 
-_MOST: Final = 50
 _OWNERS: Final = {"gateway": layout.GATEWAYS, "policy-engine": layout.ENGINES}
 
 
@@ -38,19 +32,10 @@ class Tags:
 
     async def add(self, arn: str, tags: Mapping[str, str]) -> None:
         """Raises ServiceQuotaExceededException beyond 50 tags."""
-        check_tags(tags)
-
-        def change(found: dict[str, str]) -> dict[str, str]:
-            changed = found | dict(tags)
-            if len(changed) > _MOST:
-                raise ServiceQuotaExceededException(f"A resource has at most {_MOST} tags.")
-            return changed
-
-        await self._change(arn, change)
+        await self._change(arn, lambda found: merged(found, tags))
 
     async def remove(self, arn: str, keys: Iterable[str]) -> None:
-        gone = frozenset(keys)
-        await self._change(arn, lambda found: {key: value for key, value in found.items() if key not in gone})
+        await self._change(arn, lambda found: without(found, keys))
 
     async def _change(self, arn: str, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
         where, id = self._owner(arn)
@@ -78,17 +63,6 @@ class Tags:
         if parsed is None or where is None or arn != self._deployment.arn(f"{parsed.kind}/{parsed.id}"):
             raise _missing(arn)
         return where, parsed.id
-
-
-def check_tags(tags: Mapping[str, str]) -> None:
-    """Raises ValidationException for keys AWS keeps for itself."""
-    faults = [
-        FieldError(f"tags.{key}", "is reserved, as all keys beginning with aws:")
-        for key in tags
-        if key[:4].lower() == "aws:"
-    ]
-    if faults:
-        raise invalid(*faults)
 
 
 def _missing(arn: str) -> ResourceNotFoundException:

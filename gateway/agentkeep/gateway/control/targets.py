@@ -24,10 +24,11 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.identifiers import suffix
 from agentkeep.gateway.control import layout
-from agentkeep.gateway.control.layout import Stored, encode, find, gateway_revision, replayed, revise
+from agentkeep.gateway.control.layout import gateway_revision, revise
 from agentkeep.gateway.control.rules import check_target, invalid
 from agentkeep.gateway.records import TargetRecord, Tool, ToolLister
 from agentkeep.storage.interface import ABSENT, PRESENT, Check, Delete, KeyValueStore, Once, Put, Write
+from agentkeep.storage.records import Stored, encode, find, page_of, replayed
 
 __all__ = ["GatewayTargets"]
 
@@ -160,7 +161,9 @@ class GatewayTargets:
 
     async def page(self, gateway_id: str, after: str | None, limit: int) -> list[TargetRecord]:
         await self._require(gateway_id)
-        return await layout.page_of(self._store, TargetRecord, layout.targets(gateway_id), after, limit)
+        return [
+            found.record for found in await page_of(self._store, TargetRecord, layout.targets(gateway_id), after, limit)
+        ]
 
     # Inside.
 
