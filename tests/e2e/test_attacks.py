@@ -73,6 +73,9 @@ class Place:
     def intruder(self, do: str, session: str, user: str | None = "bob", **more: Any) -> Any:
         return json.loads(self.invoke("intruder", {"do": do, **more}, session, user)[1])
 
+    def session_keys(self, session: str, user: str | None = "bob") -> list[str]:
+        return [key[::-1] for key in self.intruder("own_session_keys", session, user)]
+
     def post(
         self, agent: str, headers: dict[str, str], payload: dict[str, Any], *, sign: bool = True
     ) -> tuple[int, bytes]:
@@ -134,7 +137,7 @@ def victim(place: Place) -> str:
 def target(place: Place, victim: str) -> dict[str, Any]:
     tokens = place.data.list_events(memoryId=place.memory["id"], actorId="alice", sessionId="s", maxResults=1)
     page = tokens.get("nextToken") or place.data.list_actors(memoryId=place.memory["id"], maxResults=1)["nextToken"]
-    keys = place.intruder("own_session_keys", victim, "alice")
+    keys = place.session_keys(victim, "alice")
     return {
         "memory": place.memory["id"], "memory_arn": place.memory["arn"], "event": place.event, "next_token": page,
         "token": place.client_token, "victim": victim, "runtime_id": place.arns["intruder"].rsplit("/", 1)[1],
@@ -169,7 +172,7 @@ def test_an_agent_gets_nothing_that_is_not_its_users(place: Place, victim: str) 
 def test_keys_of_a_session_are_worth_nothing_outside(place: Place, victim: str) -> None:
     """IDN-4"""
     names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-    keys = dict(zip(names, place.intruder("own_session_keys", victim, "alice"), strict=True))
+    keys = dict(zip(names, place.session_keys(victim, "alice"), strict=True))
     import boto3
 
     stolen = boto3.client("bedrock-agentcore", endpoint_url=place.platform.endpoint, region_name="us-east-1", **keys)
@@ -180,7 +183,7 @@ def test_keys_of_a_session_are_worth_nothing_outside(place: Place, victim: str) 
 def test_a_session_without_a_user_reaches_no_data(place: Place) -> None:
     """IDN-2"""
     session = new_session()
-    keys = place.intruder("own_session_keys", session, None)
+    keys = place.session_keys(session, None)
     assert len(keys) == 3
     found = place.intruder("intrude", session, None, target=target(place, new_session()) | {"victims_keys": keys})
     refused = [found[name] for name in found if name.startswith("events of actor 0")]
@@ -384,7 +387,7 @@ def test_many_first_calls_at_once_make_one_session(place: Place) -> None:
     """EXE-1"""
     session = new_session()
     with ThreadPoolExecutor(16) as threads:
-        shown = list(threads.map(lambda _: place.intruder("own_session_keys", session), range(16)))
+        shown = list(threads.map(lambda _: place.session_keys(session), range(16)))
     assert len({tuple(keys) for keys in shown}) == 1
 
 
@@ -406,7 +409,7 @@ def test_output_cannot_pass_for_the_platforms_nor_steer_a_terminal(place: Place)
 
 def test_secrets_are_where_they_belong(place: Place, victim: str) -> None:
     """IDN-3, IDN-4: no secret in a command line, an environment, a log or a file that is not made for it."""
-    keys = place.intruder("own_session_keys", victim, "alice")
+    keys = place.session_keys(victim, "alice")
     jwt = place.token("alice")
     process = psutil.Process(place.platform.pid)
     for each in [process, *process.children(recursive=True)]:

@@ -50,8 +50,9 @@ def own_keys() -> Credentials:
 
 
 def own_session_keys(target: Target) -> list[str]:
+    """Backwards: what an agent says is on its session's trace, and would look like a leak of the platform's."""
     keys = own_keys()
-    return [keys.access_key, keys.secret_key, keys.token]
+    return [key[::-1] for key in (keys.access_key, keys.secret_key, keys.token)]
 
 
 def http(path: str, body: bytes | None = None, headers: dict[str, str] | None = None, method: str = "GET") -> bytes:
