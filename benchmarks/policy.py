@@ -34,6 +34,7 @@ from agentkeep.gateway.records import (
     Tool,
 )
 from agentkeep.storage.interface import Put
+from agentkeep.storage.records import encode
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 CALLS = 2000
@@ -120,10 +121,10 @@ async def run(store: ValkeyKeyValueStore) -> dict[str, Any]:
         await store.delete_partition(layout.policies(ENGINE))
         await store.transact(
             [
-                Put(layout.GATEWAYS, gateway.id, layout.encode(gateway)),
-                Put(layout.ENGINES, ENGINE, layout.encode(engine)),
-                Put(layout.targets(gateway.id), target.id, layout.encode(target)),
-                *(Put(layout.policies(ENGINE), one.id, layout.encode(one)) for one in made),
+                Put(layout.GATEWAYS, gateway.id, encode(gateway)),
+                Put(layout.ENGINES, ENGINE, encode(engine)),
+                Put(layout.targets(gateway.id), target.id, encode(target)),
+                *(Put(layout.policies(ENGINE), one.id, encode(one)) for one in made),
                 layout.revise(layout.gateway_revision(gateway.id)),
                 layout.revise(layout.engine_revision(ENGINE)),
             ]

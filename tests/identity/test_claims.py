@@ -14,7 +14,8 @@ from agentkeep.identity.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.runtime.records import EndReason, SessionRecord, SessionState, decode, encode
+from agentkeep.runtime.records import EndReason, SessionRecord, SessionState
+from agentkeep.storage.records import decode, encode
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 SESSION = SessionRef("support-0123456789", "session-" + "1" * 32)
