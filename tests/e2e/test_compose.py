@@ -7,10 +7,8 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,13 +20,13 @@ from urllib.request import urlopen
 
 import boto3
 import pytest
+from attacked_sessions import container_agent, host_port, leaks, masked, own_addresses  # noqa: F401 -- a fixture
 from botocore.config import Config
 from compose_stack import PLANES, REPOSITORY, ComposeStack, compose_stack
 from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(2400), pytest.mark.xdist_group("docker")]
 
-ISOLATION = Path(__file__).parents[1] / "isolation"
 SESSIONS = 20
 AGENT = b"""
 import os, time, uuid
@@ -292,31 +290,15 @@ def bearer(stack: ComposeStack, arn: str, token: str, session: str) -> tuple[int
         return error.code, error.read()
 
 
-@pytest.fixture
-def host_port() -> Iterator[int]:
-    """Something the host serves on all its addresses."""
-    server = socket.create_server(("0.0.0.0", 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                client, _ = server.accept()
-            except OSError:
-                return
-            client.close()
-
-    threading.Thread(target=serve, daemon=True).start()
-    yield server.getsockname()[1]
-    server.shutdown(socket.SHUT_RDWR)
-    server.close()
-
-
 class TestAsAttacked:
-    def test_twenty_sessions_leak_nothing(self, application: Application, stack: ComposeStack, host_port: int) -> None:
+    def test_twenty_sessions_leak_nothing(
+        self,
+        application: Application,
+        stack: ComposeStack,
+        host_port: int,  # noqa: F811
+    ) -> None:
         """EXE-1, EXE-5: neither another session's, the planes', the stores', the host's nor the engine's anything."""
-        files = {name: (ISOLATION / name).read_bytes() for name in ("agent.py", "attacks.py", "docker_attacks.py")}
-        files["agent.py"] = files["agent.py"].replace(b"import attacks\n", b"import attacks\nimport docker_attacks\n")
-        arn = application.deploy(stack.engine.image("isolation", files, packages=SDK))
+        arn = application.deploy(stack.engine.image("isolation", container_agent(), packages=SDK))
         services = [
             f"{network['IPAddress']}:{port}"
             for service, port in (("valkey", 6379), ("opensearch", 9200), ("identity", 8081), ("keycloak", 8080))
@@ -326,9 +308,6 @@ class TestAsAttacked:
         names = [f"session-{number:02}-{secrets.token_hex(16)}" for number in range(SESSIONS)]
         tokens = [beginning + secrets.token_hex(16) for _ in names]
         neighbours = [f"neighbour-{number}-{secrets.token_hex(16)}" for number in range(2)]
-
-        def masked(secret: str) -> str:
-            return bytes(byte + 1 for byte in secret.encode()).hex()
 
         def plant(number: int) -> None:
             environment = {"TOKEN": tokens[number], "NAME": names[number]}
@@ -367,13 +346,7 @@ class TestAsAttacked:
             results = list(pool.map(attack, range(SESSIONS)))
             for session in (*names, *neighbours):
                 application.stop(arn, session)
-        leaks = {
-            f"session {number}: {name}": detail
-            for number, result in enumerate(results)
-            for name, (outcome, detail) in result.items()
-            if outcome != "failed"
-        }
-        assert leaks == {}
+        assert leaks(results) == {}
         assert all(len(result) >= 36 for result in results)
         assert [session for session in (*names, *neighbours) if container_of(stack, session)] == []
 
@@ -416,16 +389,6 @@ class TestAsAttacked:
         session = str(uuid.uuid4())
         assert application.invoke(agent, session)["session"] == session
         application.stop(agent, session)
-
-
-def own_addresses() -> list[str]:
-    """Of this machine, but loopback's."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-        except OSError:
-            return []
-        return [str(probe.getsockname()[0])]
 
 
 class TestAsKilled:

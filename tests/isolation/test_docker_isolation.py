@@ -6,13 +6,11 @@ import asyncio
 import json
 import os
 import secrets
-import socket
-import threading
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from attacked_sessions import container_agent, host_port, leaks, masked, own_addresses  # noqa: F401 -- a fixture
 from docker_engine import SDK, DockerEngine, docker_engine, remove_rules  # noqa: F401 -- a fixture
 
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
@@ -23,7 +21,6 @@ from agentkeep.testing.driver import make_spec, request
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600), pytest.mark.xdist_group("docker")]
 
-HERE = Path(__file__).parent
 SESSIONS = 20
 
 
@@ -39,29 +36,7 @@ async def driver(
 
 @pytest.fixture(scope="module")
 def version(docker_engine: DockerEngine) -> VersionSpec:  # noqa: F811
-    names = ("agent.py", "attacks.py", "docker_attacks.py")
-    files = {name: (HERE / name).read_bytes() for name in names}
-    files["agent.py"] = files["agent.py"].replace(b"import attacks\n", b"import attacks\nimport docker_attacks\n")
-    return VersionSpec("isolation", "1", image=docker_engine.image("isolation", files, packages=SDK))
-
-
-@pytest.fixture
-def host_port() -> Iterator[int]:
-    """Something the host serves on all its addresses."""
-    server = socket.create_server(("0.0.0.0", 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                client, _ = server.accept()
-            except OSError:
-                return
-            client.close()
-
-    threading.Thread(target=serve, daemon=True).start()
-    yield server.getsockname()[1]
-    server.shutdown(socket.SHUT_RDWR)
-    server.close()
+    return VersionSpec("isolation", "1", image=docker_engine.image("isolation", container_agent(), packages=SDK))
 
 
 async def ask(environment: Environment, **payload: Any) -> Any:
@@ -70,24 +45,10 @@ async def ask(environment: Environment, **payload: Any) -> Any:
     return json.loads(body)
 
 
-def masked(secret: str) -> str:
-    return bytes(byte + 1 for byte in secret.encode()).hex()
-
-
-def own_addresses() -> list[str]:
-    """Of this machine, but loopback's."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-        except OSError:
-            return []
-        return [str(probe.getsockname()[0])]
-
-
 async def test_sessions_in_containers_leak_nothing(
     driver: DockerDriver,
     version: VersionSpec,
-    host_port: int,
+    host_port: int,  # noqa: F811
     docker_engine: DockerEngine,  # noqa: F811
 ) -> None:
     """EXE-1, EXE-5: neither the internet, another session, the host's ports, the metadata address nor the Docker
@@ -128,13 +89,7 @@ async def test_sessions_in_containers_leak_nothing(
         results = await asyncio.gather(*(attack(number) for number in range(SESSIONS)))
     finally:
         await asyncio.gather(*(one.stop(0) for one in (*started, *neighbours)))
-    leaks = {
-        f"session {number}: {name}": detail
-        for number, result in enumerate(results)
-        for name, (outcome, detail) in result.items()
-        if outcome != "failed"
-    }
-    assert leaks == {}
+    assert leaks(results) == {}
     assert all(len(result) >= 35 for result in results)
 
 
@@ -154,7 +109,9 @@ async def test_a_container_uses_up_only_what_is_its_own(driver: DockerDriver, ve
 
 
 async def test_without_our_rules_the_hosts_ports_are_open(
-    driver: DockerDriver, version: VersionSpec, host_port: int
+    driver: DockerDriver,
+    version: VersionSpec,
+    host_port: int,  # noqa: F811
 ) -> None:
     """Else failing to reach them would prove nothing about the rules."""
     around = {"TOKEN": "x", "NEIGHBOURS": "169.254.170.9", "HOST_PORTS": str(host_port), "HOST_ADDRESSES": ""}

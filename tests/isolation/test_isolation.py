@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attacked_sessions import leaks, masked
 
 from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
@@ -45,11 +46,6 @@ SECRETS_BEGIN = f"secret-{secrets.token_hex(8)}-"
 
 def new_secret() -> str:
     return SECRETS_BEGIN + secrets.token_hex(16)
-
-
-def masked(secret: str) -> str:
-    """So that handing it to an attacker does not put it into his memory."""
-    return bytes(byte + 1 for byte in secret.encode()).hex()
 
 
 @pytest.fixture
@@ -153,13 +149,7 @@ async def test_twenty_sessions_leak_nothing(driver: ProcessDriver, version: Vers
         results = await asyncio.gather(*(attack(number) for number in range(sessions)))
     finally:
         await asyncio.gather(*(session.stop(0) for session in started))
-    leaks = {
-        f"session {number}: {name}": detail
-        for number, result in enumerate(results)
-        for name, (outcome, detail) in result.items()
-        if outcome != "failed"
-    }
-    assert leaks == {}
+    assert leaks(results) == {}
     assert all(len(result) >= 40 for result in results)
 
 

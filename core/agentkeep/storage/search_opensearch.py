@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final
-
-import numpy as np
 
 from agentkeep.core.clock import Clock, SystemClock, epoch_ms
 from agentkeep.core.errors import StoreUnavailable
@@ -29,7 +26,7 @@ from agentkeep.storage.search_opensearch_scores import (
     scored,
     statistics,
 )
-from agentkeep.storage.search_values import continuation, cursor
+from agentkeep.storage.search_values import continuation, cursor, unit
 from agentkeep.storage.search_words import Stemmer
 
 __all__ = ["OpenSearchSearchStore"]
@@ -72,7 +69,7 @@ class OpenSearchSearchStore:
         self._stems = Stemmer()
 
     async def upsert(self, partition: str, documents: Sequence[Document]) -> None:
-        units = [self._unit(document.vector) for document in documents]
+        units = [None if document.vector is None else unit(document.vector, self._dimensions) for document in documents]
         batch = secrets.token_hex(8)
 
         def rows() -> dict[str, dict[str, Any]]:
@@ -139,7 +136,7 @@ class OpenSearchSearchStore:
         selection: Selection = EVERYTHING,
         limit: int = 100,
     ) -> list[Hit]:
-        query = self._unit(vector)
+        query = None if vector is None else unit(vector, self._dimensions)
         limit = min(limit, WINDOW)
         place, now = Place(partition), self._now()
         within = place.query(now, selection)
@@ -169,15 +166,6 @@ class OpenSearchSearchStore:
 
     def _now(self) -> int:
         return epoch_ms(self._clock.now())
-
-    def _unit(self, vector: Vector | None) -> Vector | None:
-        if vector is None:
-            return None
-        values = np.asarray(vector, np.float32)
-        length = float(np.linalg.norm(values)) if values.shape == (self._dimensions,) else math.nan
-        if not math.isfinite(length) or length == 0:
-            raise ValueError(f"a vector of {self._dimensions} finite numbers, not all zero, is wanted")
-        return values / np.float32(length)
 
     # Searching.
 

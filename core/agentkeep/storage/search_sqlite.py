@@ -7,7 +7,6 @@ rare a word is among all users' memories would show in one user's scores.
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from agentkeep.core.clock import Clock, SystemClock, epoch_ms
 from agentkeep.core.errors import StoreUnavailable
 from agentkeep.storage.search import EVERYTHING, Beneath, Document, Hit, Page, Selection, Vector
 from agentkeep.storage.search_sqlite_rows import encode_metadata, encode_namespaces, read_document, where
-from agentkeep.storage.search_values import continuation, cursor
+from agentkeep.storage.search_values import continuation, cursor, unit
 from agentkeep.storage.search_words import CONTEXT_WEIGHT, K1, B, query_words, split
 from agentkeep.storage.sqlite import SqliteFile
 
@@ -102,7 +101,7 @@ class SqliteSearchStore:
         self._cached_bytes = 0
 
     async def upsert(self, partition: str, documents: Sequence[Document]) -> None:
-        rows = [(document, self._unit(document.vector), encode_metadata(document.metadata)) for document in documents]
+        rows = [(document, self._bytes(document.vector), encode_metadata(document.metadata)) for document in documents]
 
         def work(connection: apsw.Connection) -> None:
             connection.execute("INSERT OR IGNORE INTO partitions (name) VALUES (?)", (partition,))
@@ -196,7 +195,7 @@ class SqliteSearchStore:
         limit: int = 100,
     ) -> list[Hit]:
         matching, bindings = where(selection, self._now())
-        query = None if vector is None else np.frombuffer(self._unit(vector) or b"", np.float32)
+        query = None if vector is None else unit(vector, self._dimensions)
 
         def work(connection: apsw.Connection) -> list[Hit]:
             lexical: dict[int, float] = {}
@@ -241,14 +240,8 @@ class SqliteSearchStore:
     def _now(self) -> int:
         return epoch_ms(self._clock.now())
 
-    def _unit(self, vector: Vector | None) -> bytes | None:
-        if vector is None:
-            return None
-        values = np.asarray(vector, np.float32)
-        length = float(np.linalg.norm(values)) if values.shape == (self._dimensions,) else math.nan
-        if not math.isfinite(length) or length == 0:
-            raise ValueError(f"a vector of {self._dimensions} finite numbers, not all zero, is wanted")
-        return (values / length).tobytes()
+    def _bytes(self, vector: Vector | None) -> bytes | None:
+        return None if vector is None else unit(vector, self._dimensions).tobytes()
 
     def _insert(
         self, connection: apsw.Connection, number: int, document: Document, vector: bytes | None, metadata: bytes

@@ -1,20 +1,33 @@
-"""What the search stores have in common in keeping documents: metadata under types, and the places of a list."""
+"""What the search stores have in common in keeping documents: metadata under types, vectors at length one, and
+the places of a list."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from agentkeep.storage.search import Document, Value
+import numpy as np
 
-__all__ = ["check_key", "continuation", "cursor", "typed", "untyped"]
+from agentkeep.storage.search import Document, Value, Vector
+
+__all__ = ["check_key", "continuation", "cursor", "typed", "unit", "untyped"]
 
 
 def check_key(key: str) -> None:
     """Not every store can name such a key in a query. Raises ValueError."""
     if '"' in key or "\\" in key:
         raise ValueError(f"metadata key {key!r}: quotes and backslashes are not allowed")
+
+
+def unit(vector: Vector, dimensions: int | None) -> Vector:
+    """The vector at length one. Raises ValueError for what has no direction, or other dimensions."""
+    values = np.asarray(vector, np.float32)
+    length = float(np.linalg.norm(values)) if values.shape == (dimensions,) else math.nan
+    if not math.isfinite(length) or length == 0:
+        raise ValueError(f"a vector of {dimensions} finite numbers, not all zero, is wanted")
+    return values / np.float32(length)
 
 
 def typed(metadata: Mapping[str, Value]) -> dict[str, dict[str, object]]:
