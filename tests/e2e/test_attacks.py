@@ -71,6 +71,10 @@ class Place:
         return answer, answer["response"].read()
 
     def intruder(self, do: str, session: str, user: str | None = "bob", **more: Any) -> Any:
+        """A `target` is told backwards: what users say is on the session's trace, and would look like the platform's
+        own leak."""
+        if "target" in more:
+            more["target"] = json.dumps(more["target"])[::-1]
         return json.loads(self.invoke("intruder", {"do": do, **more}, session, user)[1])
 
     def session_keys(self, session: str, user: str | None = "bob") -> list[str]:

@@ -198,13 +198,15 @@ def results(answers: list[dict[str, Any]]) -> list[Any]:
 def test_a_session_reaches_every_plane(place: Place) -> None:
     """EXE-2, MEM-1, IDN-4: an agent talks to one address; its model, its memory and its credentials are other
     services."""
+    user = f"user-{uuid.uuid4()}"
     said, event, texts, length, refused = place.ask(
         ["converse", "hello"],
-        ["create_event", place.memory, "alice", "my order is A-1"],
-        ["list_events", place.memory, "alice"],
+        ["create_event", place.memory, user, "my order is A-1"],
+        ["list_events", place.memory, user],
         ["api_key", "tools"],
         ["list_runtimes"],
         session=new_session(),
+        user=user,
     )
     assert [said["result"], texts["result"], length["result"]] == [
         "said: hello", ["my order is A-1"], len(place.provider_key)

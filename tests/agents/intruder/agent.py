@@ -1,5 +1,6 @@
 """A malicious agent: an ordinary application, made with the public SDK, that tries the attacks of `intrusions.py`."""
 
+import json
 from typing import Any
 
 import intrusions
@@ -11,6 +12,7 @@ kept: dict[str, Any] = {}
 
 @app.entrypoint
 def invoke(payload: dict[str, Any]) -> Any:
+    target = json.loads(payload.get("target", "}{")[::-1])
     match payload["do"]:
         case "keep":
             kept.update(payload["what"])
@@ -18,9 +20,9 @@ def invoke(payload: dict[str, Any]) -> Any:
         case "show":
             return kept
         case "intrude":
-            return {name: attempt(attack, payload["target"]) for name, attack in intrusions.ATTACKS.items()}
+            return {name: attempt(attack, target) for name, attack in intrusions.ATTACKS.items()}
         case name:
-            return getattr(intrusions, name)(payload.get("target", {}))
+            return getattr(intrusions, name)(target)
 
 
 def attempt(attack: intrusions.Attack, target: dict[str, Any]) -> list[str]:

@@ -309,17 +309,20 @@ try:
         held.append(one)
 except OSError:
     pass
-time.sleep(0.5)
-alive = 0
+def open_still(one):
+    try:
+        return bool(one.recv(1))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 for one in held:
     one.setblocking(False)
-    try:
-        one.recv(1)
-    except BlockingIOError:
-        alive += 1
-    except OSError:
-        pass
-print(alive, flush=True)
+counted = []
+while len(counted) < 3 or len(set(counted[-3:])) > 1 and len(counted) < 20:
+    time.sleep(0.5)
+    counted.append(sum(map(open_still, held)))
+print(counted[-1], flush=True)
 time.sleep(60)
 """
     running = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for _ in range(3)]
