@@ -66,7 +66,7 @@ def fork_server_pid(environment: ProcessEnvironment) -> int:
 
 async def one(driver: ProcessDriver, version: VersionSpec, name: str) -> Measured:
     began = time.perf_counter()
-    environment = await driver.start(make_spec(version, name))
+    environment = await driver.start(make_spec(version))
     started = time.perf_counter()
     status, _ = await request(environment, "GET", "/ping", timeout=120)
     ready = time.perf_counter()

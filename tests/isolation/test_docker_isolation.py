@@ -69,7 +69,7 @@ async def test_sessions_in_containers_leak_nothing(
     started: list[DockerEnvironment] = []
     try:
         for number, (name, token) in enumerate(zip(names, tokens, strict=True)):
-            session = await driver.start(make_spec(version, name, {"TOKEN": token, "NAME": name, **around}))
+            session = await driver.start(make_spec(version, {"TOKEN": token, "NAME": name, **around}))
             started.append(session)
             await ask(session, do="plant", name=name, port=22000 + number, key=0x5C000000 + number)
 
@@ -96,8 +96,8 @@ async def test_sessions_in_containers_leak_nothing(
 async def test_a_container_uses_up_only_what_is_its_own(driver: DockerDriver, version: VersionSpec) -> None:
     """EXE-1: processes, disk, descriptors, memory end at the session's limits; it and its neighbour live."""
     around = {"TOKEN": "x", "NEIGHBOURS": "", "HOST_PORTS": "1", "HOST_ADDRESSES": "", "SOCKET": "/x"}
-    greedy = await driver.start(make_spec(version, "greedy", around))
-    neighbour = await driver.start(make_spec(version, "neighbour", around))
+    greedy = await driver.start(make_spec(version, around))
+    neighbour = await driver.start(make_spec(version, around))
     try:
         results = await ask(greedy, do="use up", target={})
         assert results
@@ -115,7 +115,7 @@ async def test_without_our_rules_the_hosts_ports_are_open(
 ) -> None:
     """Else failing to reach them would prove nothing about the rules."""
     around = {"TOKEN": "x", "NEIGHBOURS": "169.254.170.9", "HOST_PORTS": str(host_port), "HOST_ADDRESSES": ""}
-    session = await driver.start(make_spec(version, "s", {**around, "SOCKET": "/x"}))
+    session = await driver.start(make_spec(version, {**around, "SOCKET": "/x"}))
     try:
         assert (await ask(session, do="attack", target={}, only="ports_of_the_host"))["ports_of_the_host"][
             0

@@ -155,8 +155,8 @@ async def test_twenty_sessions_leak_nothing(driver: ProcessDriver, version: Vers
 
 async def test_a_session_uses_up_only_what_is_its_own(driver: ProcessDriver, version: VersionSpec) -> None:
     """EXE-1: processes, disk, descriptors, memory end at the session's limits; it and its neighbour live."""
-    greedy = await driver.start(make_spec(version, "greedy", {"TOKEN": "x"}))
-    neighbour = await driver.start(make_spec(version, "neighbour", {"TOKEN": "x"}))
+    greedy = await driver.start(make_spec(version, {"TOKEN": "x"}))
+    neighbour = await driver.start(make_spec(version, {"TOKEN": "x"}))
     try:
         results = await ask(greedy, do="use up", target={})
         assert results

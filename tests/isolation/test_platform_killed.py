@@ -28,13 +28,13 @@ from agentkeep.testing.driver import ask, make_spec
 async def main():
     driver = ProcessDriver(Path(sys.argv[1]))
     version = VersionSpec("killed", "1", bundle=Path(sys.argv[2]), entry_point=("contract_agent.py",))
-    started = [await driver.start(make_spec(version, str(number))) for number in range(3)]
+    started = [await driver.start(make_spec(version)) for number in range(3)]
     for one in started:
         await ask(one, "daemon", name=sys.argv[3])
     print("ready", flush=True)
     number = 3
     while True:  # killed at any moment: sessions are being born and ended
-        one = await driver.start(make_spec(version, str(number)))
+        one = await driver.start(make_spec(version))
         await one.stop(0)
         number += 1
 

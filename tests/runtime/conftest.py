@@ -33,6 +33,7 @@ from agentkeep.identity.settings import IdentitySettings
 from agentkeep.observability.budget import SessionBudgets
 from agentkeep.runtime.artifacts import FolderArtifactStore
 from agentkeep.runtime.drivers.driver import EnvironmentSpec, Exit, Finding, VersionSpec
+from agentkeep.runtime.headers import SESSION_HEADER
 from agentkeep.runtime.operations import RuntimePlane
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.turn import InvocationRequest
@@ -124,10 +125,6 @@ class LoopbackAgent:
         self._runner: web.AppRunner | None = None
         self._port = 0
 
-    @property
-    def session(self) -> SessionRef:
-        return self.spec.session
-
     async def listen(self) -> None:
         app = web.Application(client_max_size=1 << 20)
         app.router.add_get("/ping", self._ping)
@@ -150,7 +147,7 @@ class LoopbackAgent:
         self.requests.append({"path": request.path, "headers": dict(request.headers), "body": body})
         if self.behaviour.answer is not None:
             return await self.behaviour.answer(self, request)
-        return web.json_response({"session": self.session.session_id, "echo": body.decode()})
+        return web.json_response({"session": request.headers[SESSION_HEADER], "echo": body.decode()})
 
     async def connect(self, timeout: float) -> LoopbackConnection:
         if self._gone.done():

@@ -78,9 +78,8 @@ async def test_an_agent_may_fetch_its_keys_while_it_starts(platform: Any) -> Non
     answers = []
 
     async def start(spec: Any) -> None:
-        answers.append(
-            await _ask(platform.plane.credentials_app, "GET", "/credentials", **{"agentkeep.session": spec.session})
-        )
+        ref = SessionRef(runtime_id, session_id)
+        answers.append(await _ask(platform.plane.credentials_app, "GET", "/credentials", **{"agentkeep.session": ref}))
 
     platform.driver.behaviour.start = start
     await platform.begin(runtime_id, session_id)

@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import pytest
 
-from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import EnvironmentStartFailed
 from agentkeep.runtime.drivers.driver import Driver, Environment, EnvironmentSpec, Limits, Severity, VersionSpec
 
@@ -66,7 +65,6 @@ class Answer(asyncio.Protocol):
 
 def make_spec(
     version: VersionSpec,
-    session_id: str = "session",
     environment: Mapping[str, str] | None = None,
     *,
     log: Callable[[bytes], None] = lambda _: None,
@@ -74,7 +72,6 @@ def make_spec(
     limits: Limits = LIMITS,
 ) -> EnvironmentSpec:
     return EnvironmentSpec(
-        session=SessionRef(version.runtime_id, session_id),
         version=version,
         environment=environment or {},
         endpoint=lambda: Answer(endpoint),
@@ -140,9 +137,8 @@ class DriverContract:
     async def test_an_agent_serves_until_it_is_stopped(self, driver: Driver, version: VersionSpec) -> None:
         """EXE-1, EXE-2: an environment of its own, an unmodified agent, gone afterwards."""
         await driver.prepare(version)
-        environment = await driver.start(make_spec(version, "one"))
+        environment = await driver.start(make_spec(version))
         try:
-            assert environment.session == SessionRef(version.runtime_id, "one")
             assert environment.id
             assert await request(environment, "GET", "/ping") == (200, b'{"status": "Healthy"}')
         finally:
@@ -216,9 +212,7 @@ class DriverContract:
         assert await environment.stop(5) == ended
 
     async def test_a_crash_ends_one_session_only(self, driver: Driver, version: VersionSpec) -> None:
-        broken, other = await asyncio.gather(
-            driver.start(make_spec(version, "broken")), driver.start(make_spec(version, "other"))
-        )
+        broken, other = await asyncio.gather(driver.start(make_spec(version)), driver.start(make_spec(version)))
         try:
             with pytest.raises((OSError, asyncio.IncompleteReadError)):
                 await ask(broken, "segfault")
@@ -287,7 +281,7 @@ class DriverContract:
 
     async def test_the_session_endpoint_knows_its_session(self, driver: Driver, version: VersionSpec) -> None:
         """EXE-1: one address for all agents, and each reaches only its own."""
-        started = [await driver.start(make_spec(version, name, endpoint=f"for {name}")) for name in ("a", "b")]
+        started = [await driver.start(make_spec(version, endpoint=f"for {name}")) for name in ("a", "b")]
         try:
             answers = await asyncio.gather(*(ask(one, "endpoint", path="/whoami") for one in started))
         finally:
@@ -308,7 +302,7 @@ class DriverContract:
         """EXE-1: each with its own environment."""
         names = [f"session-{number}" for number in range(20)]
         started = await asyncio.gather(
-            *(driver.start(make_spec(version, name, {"NAME": name}, endpoint=name)) for name in names)
+            *(driver.start(make_spec(version, {"NAME": name}, endpoint=name)) for name in names)
         )
         try:
             seen = await asyncio.gather(*(ask(one, "environment") for one in started))

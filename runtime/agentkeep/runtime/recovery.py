@@ -38,12 +38,12 @@ class Recovery:
     async def recover(self) -> None:
         """After a start: environments that outlived the platform are found again; all else that was ours is ended."""
         await self._table.heartbeat()
-        found = {environment.session: environment for environment in await self._driver.adopt()}
+        found = {environment.id: environment for environment in await self._driver.adopt()}
         async for record in self._table.orphans(own=True):
-            environment = found.pop(record.ref, None)
+            environment = found.pop(record.environment_id or "", None)
             version = await self._version_of(record.runtime_id, record.version)
             usable = record.state is SessionState.READY and record.owner == self._table.replica and version is not None
-            if usable and environment is not None and environment.id == record.environment_id:
+            if usable and environment is not None:
                 assert version is not None
                 await self._sessions.adopt(record, version, environment)
                 continue

@@ -199,7 +199,6 @@ class Sessions:
         if prepared.bundle is not None and prepared.bundle.note:
             session.log.note(prepared.bundle.note)
         spec = EnvironmentSpec(
-            session=session.ref,
             version=prepared.spec,
             environment=self._parts.variables_of(version, session.endpoint),
             endpoint=self._parts.endpoint_of(session.ref),

@@ -118,7 +118,7 @@ async def body(guarded: Guarded, version: VersionSpec) -> dict[str, Any]:
     found = await engine.image(version.image or "")
     await engine.close()
     assert found is not None
-    spec = make_spec(version, "session", {"TOKEN": "x"})
+    spec = make_spec(version, {"TOKEN": "x"})
     return configuration(spec, image_of(found), "169.254.170.77", "0123456789abcdef", DockerDriverSettings())
 
 

@@ -60,7 +60,7 @@ class TestWithAnEngine:
     async def test_a_container_outlives_the_platform_and_is_found_again(self, around: Engine) -> None:
         """EXE-6: the session endpoint and the log come back with it."""
         before = around.driver()
-        kept = await before.start(make_spec(around.version, "kept", endpoint="before"))
+        kept = await before.start(make_spec(around.version, endpoint="before"))
         assert await ask(kept, "endpoint", path="/") == "before"
         place = await ask(kept, "place")
         await before.close()
@@ -73,7 +73,7 @@ class TestWithAnEngine:
         assert await ask(found, "place") == place  # the same process
         await ask(found, "write", text="still here\n")
         await log.shows("still here\n")
-        other = await after.start(make_spec(around.version, "other", endpoint="other's"))
+        other = await after.start(make_spec(around.version, endpoint="other's"))
         assert other.place.address != found.place.address
         assert await ask(other, "endpoint", path="/") == "other's"
         assert await after.adopt() == []

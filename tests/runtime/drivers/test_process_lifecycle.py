@@ -59,7 +59,7 @@ async def test_a_hundred_sessions_leave_no_trace(driver: ProcessDriver, version:
     """EXE-3: no process, control group, network namespace or descriptor is left."""
 
     async def one(number: int) -> None:
-        started = await driver.start(make_spec(version, str(number), endpoint="yes"))
+        started = await driver.start(make_spec(version, endpoint="yes"))
         assert await ask(started, "endpoint", path="/") == "yes"
         await started.stop(0)
 
@@ -78,7 +78,7 @@ async def test_a_hundred_sessions_leave_no_trace(driver: ProcessDriver, version:
 async def test_a_cancelled_start_leaves_nothing(driver: ProcessDriver, version: VersionSpec, delay: float) -> None:
     await (await driver.start(make_spec(version))).stop(0)
     before = descriptors()
-    starting = [asyncio.create_task(driver.start(make_spec(version, str(number)))) for number in range(4)]
+    starting = [asyncio.create_task(driver.start(make_spec(version))) for number in range(4)]
     await asyncio.sleep(delay)
     for start in starting:
         start.cancel()
@@ -93,8 +93,8 @@ async def test_a_cancelled_start_leaves_nothing(driver: ProcessDriver, version: 
 async def test_cancelling_one_start_does_not_cancel_the_fork_server_of_others(
     driver: ProcessDriver, version: VersionSpec
 ) -> None:
-    first = asyncio.create_task(driver.start(make_spec(version, "first")))
-    second = asyncio.create_task(driver.start(make_spec(version, "second")))
+    first = asyncio.create_task(driver.start(make_spec(version)))
+    second = asyncio.create_task(driver.start(make_spec(version)))
     await asyncio.sleep(0.05)
     first.cancel()
     assert (await request(await second, "GET", "/ping"))[0] == 200
@@ -141,13 +141,13 @@ async def test_a_hanging_birth_is_given_up(
 async def test_sessions_end_with_their_fork_server_and_the_next_gets_a_new_one(
     driver: ProcessDriver, version: VersionSpec
 ) -> None:
-    started = await asyncio.gather(*(driver.start(make_spec(version, str(number))) for number in range(3)))
+    started = await asyncio.gather(*(driver.start(make_spec(version)) for number in range(3)))
     server = await driver._servers.get(version)
     signal.pidfd_send_signal(server._pidfd, signal.SIGKILL)
     async with asyncio.timeout(5):
         ends = [await one.wait() for one in started]
     assert {(end.code, end.reason) for end in ends} == {(-9, "its fork server ended")}
-    again = await driver.start(make_spec(version, "again"))
+    again = await driver.start(make_spec(version))
     assert (await request(again, "GET", "/ping"))[0] == 200
 
 
@@ -156,10 +156,10 @@ async def test_a_worn_fork_server_is_replaced_and_lives_on_for_its_sessions(
 ) -> None:
     driver = ProcessDriver(tmp_path, ProcessDriverSettings(fork_server_sessions=2))
     try:
-        old = [await driver.start(make_spec(version, str(number))) for number in range(2)]
+        old = [await driver.start(make_spec(version)) for number in range(2)]
         first = await driver._servers.get(version)
         await until(lambda: driver._servers._current[version].result() is not first)
-        fresh = await driver.start(make_spec(version, "fresh"))
+        fresh = await driver.start(make_spec(version))
         assert fresh._server is not first
         assert first.alive
         for one in old:
@@ -193,9 +193,9 @@ async def test_fork_servers_age_and_idle_ones_end(tmp_path: Path, version: Versi
 async def test_closing_ends_everything(tmp_path: Path, version: VersionSpec) -> None:
     before = descriptors()
     driver = ProcessDriver(tmp_path)
-    started = [await driver.start(make_spec(version, str(number))) for number in range(3)]
+    started = [await driver.start(make_spec(version)) for number in range(3)]
     await ask(started[0], "daemon", name="left-by-close-test")
-    late = asyncio.create_task(driver.start(make_spec(version, "late")))
+    late = asyncio.create_task(driver.start(make_spec(version)))
     await asyncio.sleep(0)
     await driver.close()
     assert {(await one.wait()).reason for one in started} == {"the platform ended"}

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from agentkeep.core.call import SessionRef
 from agentkeep.runtime.docker_guard.refusal import Refused
 from agentkeep.runtime.drivers.docker import container
 from agentkeep.runtime.drivers.docker.images import Image
@@ -57,8 +56,8 @@ def _kind(body: Any) -> Any:
 
 def _session(body: Any, image: Image, most: Limits, settings: DockerDriverSettings) -> dict[str, Any]:
     labels, host = _at(body, "Labels"), _at(body, "HostConfig")
-    owner, session, port = labels[container.OWNER], container.labelled_session(labels), container.labelled_port(labels)
-    if not _OWNER.fullmatch(owner) or not all(map(_NAME.fullmatch, (session.runtime_id, session.session_id))):
+    owner, runtime, port = labels[container.OWNER], container.labelled_runtime(labels), container.labelled_port(labels)
+    if not _OWNER.fullmatch(owner) or not _NAME.fullmatch(runtime):
         raise Refused("Labels name no session of a platform")
     if not 0 < port < 1 << 16:
         raise Refused("Labels name no port")
@@ -67,8 +66,7 @@ def _session(body: Any, image: Image, most: Limits, settings: DockerDriverSettin
         raise Refused(f"{address} is no session's address")
     made = container.configuration(
         EnvironmentSpec(
-            session=SessionRef(session.runtime_id, session.session_id),
-            version=VersionSpec(session.runtime_id, "1", image=image.id, port=port),
+            version=VersionSpec(runtime, "1", image=image.id, port=port),
             environment=_variables(body),
             endpoint=_no_endpoint,
             log=_no_endpoint,

@@ -16,8 +16,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from agentkeep.core.call import SessionRef
-
 __all__ = [
     "AdoptedEnvironment",
     "Connection",
@@ -61,10 +59,10 @@ class VersionSpec:
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentSpec:
-    """`endpoint` makes the protocol that serves one connection to the session endpoint (169.254.170.2:80 inside):
-    the driver calls it for each connection accepted from this session, which is how the platform knows the session."""
+    """A driver does not know whose an environment is: it may be made before it is anybody's. `endpoint` makes the
+    protocol that serves one connection to the session endpoint (169.254.170.2:80 inside): the driver calls it for each
+    connection accepted from this environment, which is how the platform knows the session."""
 
-    session: SessionRef
     version: VersionSpec
     environment: Mapping[str, str]
     endpoint: Callable[[], asyncio.Protocol]
@@ -92,10 +90,9 @@ class Exit:
 
 class Environment(Protocol):
     @property
-    def id(self) -> str: ...
-
-    @property
-    def session(self) -> SessionRef: ...
+    def id(self) -> str:
+        """Unlike any other's, and the same when it is adopted."""
+        ...
 
     async def connect(self, timeout: float) -> Connection:
         """A new connection to the agent's port; waits up to `timeout` seconds for it to listen.

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 from typing import Any, Final
 
-from agentkeep.core.call import SessionRef
 from agentkeep.runtime.drivers.docker.images import Image
 from agentkeep.runtime.drivers.docker.network import LABEL, NETWORK, SUBNET
 from agentkeep.runtime.drivers.docker.seccomp import profile
@@ -25,7 +24,7 @@ __all__ = [
     "SESSION",
     "configuration",
     "labelled_port",
-    "labelled_session",
+    "labelled_runtime",
     "new_name",
     "probe",
 ]
@@ -34,7 +33,7 @@ __all__ = [
 SESSION, PROBE = "session", "probe"
 OWNER: Final = f"{LABEL}.owner"
 NAME: Final = re.compile(r"agentkeep-[0-9a-f]{16}")
-_RUNTIME, _SESSION, _PORT = f"{LABEL}.runtime", f"{LABEL}.session", f"{LABEL}.port"
+_RUNTIME, _PORT = f"{LABEL}.runtime", f"{LABEL}.port"
 
 #: Host users of sessions whose image names none: one for each address, from the range systemd leaves to containers.
 _FIRST_USER: Final = 0x69000000
@@ -91,8 +90,7 @@ def configuration(
     labels = {
         LABEL: SESSION,
         OWNER: owner,
-        _RUNTIME: spec.session.runtime_id,
-        _SESSION: spec.session.session_id,
+        _RUNTIME: spec.version.runtime_id,
         _PORT: str(spec.version.port),
     }
     return {
@@ -121,7 +119,6 @@ def probe(
 ) -> dict[str, Any]:
     """The body for a container that is a session in all but this: it runs `program`, and is nobody's."""
     spec = EnvironmentSpec(
-        session=SessionRef(PROBE, PROBE),
         version=VersionSpec(PROBE, "1", image=image.id),
         environment=variables,
         endpoint=asyncio.Protocol,
@@ -140,9 +137,9 @@ def new_name() -> str:
     return f"agentkeep-{secrets.token_hex(8)}"
 
 
-def labelled_session(labels: dict[str, str]) -> SessionRef:
+def labelled_runtime(labels: dict[str, str]) -> str:
     """Raises KeyError."""
-    return SessionRef(labels[_RUNTIME], labels[_SESSION])
+    return labels[_RUNTIME]
 
 
 def labelled_port(labels: dict[str, str]) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock, SystemClock
 from agentkeep.core.errors import DriverError, EnvironmentStartFailed
 from agentkeep.runtime.drivers.docker.container import (
@@ -20,7 +19,6 @@ from agentkeep.runtime.drivers.docker.container import (
     SESSION,
     configuration,
     labelled_port,
-    labelled_session,
     new_name,
 )
 from agentkeep.runtime.drivers.docker.engine import Engine, EngineError
@@ -158,7 +156,7 @@ class DockerDriver:
         image = await self._image(spec.version)
         await self._isolation.ensure()
         place = Place(self._addresses.take(), spec.version.port)
-        environment = self._environment(new_name(), spec.session, place)
+        environment = self._environment(new_name(), place)
         body = configuration(spec, image, place.address, owner, self._settings)
         try:
             try:
@@ -180,8 +178,8 @@ class DockerDriver:
         self._keep(environment)
         return environment
 
-    def _environment(self, name: str, session: SessionRef, place: Place) -> DockerEnvironment:
-        return DockerEnvironment(name, session, place, engine=self._engine, listener=self._listener, clock=self._clock)
+    def _environment(self, name: str, place: Place) -> DockerEnvironment:
+        return DockerEnvironment(name, place, engine=self._engine, listener=self._listener, clock=self._clock)
 
     def _found_again(self, name: str, found: dict[str, Any], owner: str) -> DockerEnvironment | None:
         labels = found["Labels"]
@@ -189,11 +187,11 @@ class DockerDriver:
             if labels[OWNER] != owner or found["State"] != "running":
                 return None
             address = found["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
-            session, place = labelled_session(labels), Place(address, labelled_port(labels))
+            place = Place(address, labelled_port(labels))
             self._addresses.claim(address)
         except (KeyError, ValueError):
             return None
-        environment = self._environment(name, session, place)
+        environment = self._environment(name, place)
         self._keep(environment)
         return environment
 

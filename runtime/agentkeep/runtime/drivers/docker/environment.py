@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import EnvironmentStartFailed
 from agentkeep.runtime.drivers.docker.engine import Engine, EngineError, EngineUnavailable
@@ -53,7 +52,6 @@ class DockerEnvironment:
     def __init__(
         self,
         id: str,
-        session: SessionRef,
         place: Place,
         *,
         engine: Engine,
@@ -61,7 +59,6 @@ class DockerEnvironment:
         clock: Clock,
     ) -> None:
         self.id = id
-        self.session = session
         self.place = place
         self._engine = engine
         self._listener = listener

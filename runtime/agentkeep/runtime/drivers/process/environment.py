@@ -15,7 +15,6 @@ from typing import Any
 
 import orjson
 
-from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import EnvironmentStartFailed, SandboxUnavailable
 from agentkeep.runtime.drivers.driver import EnvironmentSpec, Exit
@@ -68,10 +67,6 @@ class ProcessEnvironment:
         self._endpoint: asyncio.Server | None = None
         self._reason = ""  # why we ended it, if we did
         self._gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-
-    @property
-    def session(self) -> SessionRef:
-        return self.spec.session
 
     @property
     def alive(self) -> bool:
@@ -150,7 +145,7 @@ class ProcessEnvironment:
             self.spec.version, self.spec.environment, server.interpreter, server.cold_reason, server.instruments
         )
         if cold and not server.cold_reason:
-            logger.info("session %s starts cold: %s", self.session.session_id, cold)
+            logger.info("%s starts cold: %s", self.id, cold)
         with memory_file(asdict(work)) as file:
             await self._channel.send(b"work", [file])
         self._channel.close()
@@ -262,7 +257,7 @@ class ProcessEnvironment:
             try:
                 await in_thread(self._cgroup.remove)
             except OSError as error:
-                logger.warning("the control group of session %s stays: %s", self.session.session_id, error)
+                logger.warning("the control group of %s stays: %s", self.id, error)
         self._server.sessions -= 1
         self._server.idle_since = self._around.clock.monotonic()
         self._gone.set_result(result)

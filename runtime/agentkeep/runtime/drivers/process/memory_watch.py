@@ -50,7 +50,7 @@ class MemoryWatch:
         if not environment.alive or size <= limit:
             return
         largest = max(held, key=lambda pid: held[pid])
-        logger.warning("session %s holds %d MiB, more than it may", environment.session.session_id, size >> 20)
+        logger.warning("%s holds %d MiB, more than it may", environment.id, size >> 20)
         if largest == environment.pid:
             environment.kill(f"out of memory: it held {size >> 20} MiB, its limit is {limit >> 20} MiB")
         else:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import DriverError, SandboxUnavailable
 from agentkeep.runtime.drivers.driver import Driver, EnvironmentSpec, Finding, Limits, Severity, VersionSpec
 from agentkeep.runtime.drivers.process import seccomp
@@ -110,7 +109,6 @@ async def _session(driver: Driver, folder: Path) -> list[Finding]:
     version = VersionSpec("doctor", "1", bundle=folder, entry_point=("main.py",), python=_own_python())
     log: list[bytes] = []
     spec = EnvironmentSpec(
-        session=SessionRef("doctor", "doctor"),
         version=version,
         environment={},
         endpoint=asyncio.Protocol,
