@@ -53,7 +53,7 @@ async def test_sessions_in_containers_leak_nothing(
 ) -> None:
     """EXE-1, EXE-5: neither the internet, another session, the host's ports, the metadata address nor the Docker
     socket; and the attempts of attacks.py."""
-    neighbours = [await driver.start(make_spec(version, f"neighbour-{n}", {"TOKEN": "x"})) for n in range(2)]
+    neighbours = [await driver.start(make_spec(version, {"TOKEN": "x"})) for _ in range(2)]
     around = {
         "NEIGHBOURS": ",".join(one.place.address for one in neighbours),
         "HOST_PORTS": str(host_port),

@@ -122,7 +122,7 @@ async def test_twenty_sessions_leak_nothing(driver: ProcessDriver, version: Vers
         for number in range(sessions)
     ]
     started = await asyncio.gather(
-        *(driver.start(make_spec(version, one.name, {"TOKEN": one.secret, "NAME": one.name})) for one in planted)
+        *(driver.start(make_spec(version, {"TOKEN": one.secret, "NAME": one.name})) for one in planted)
     )
     try:
         await asyncio.gather(
