@@ -27,6 +27,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.ports import WorkloadTokens
 from agentkeep.core.telemetry import RUNTIME_ID, owned_by, step
+from agentkeep.runtime.admission import TurnLimits
 from agentkeep.runtime.authorization import Authorization, not_accepted
 from agentkeep.runtime.drivers.driver import Connection
 from agentkeep.runtime.headers import agent_headers
@@ -53,7 +54,7 @@ _USER_ID_LIMIT: Final = 1024
 class SessionTurn:
     """A `Turn` of a session in this process."""
 
-    __slots__ = ("_clock", "_ended", "_session", "_timeout", "environment_id", "headers", "path", "span")
+    __slots__ = ("_clock", "_ended", "_limits", "_session", "_timeout", "environment_id", "headers", "path", "span")
 
     def __init__(
         self,
@@ -62,12 +63,14 @@ class SessionTurn:
         span: InvocationSpan,
         clock: Clock,
         timeout: float,
+        limits: TurnLimits,
     ) -> None:
         assert session.environment is not None
         assert session.prepared is not None
         self._session = session
         self._clock = clock
         self._timeout = timeout
+        self._limits = limits
         self._ended = False
         self.environment_id = session.environment.id
         self.path = session.prepared.settings.path
@@ -93,6 +96,7 @@ class SessionTurn:
         if not self._ended:
             self._ended = True
             self._session.end_turn(self._clock.monotonic())
+            self._limits.end()
             self.span.end(error, proved)
 
 
@@ -116,6 +120,7 @@ class RuntimeInvocations:
         self._workload_tokens = workload_tokens
         self._clock = clock
         self._settings = settings
+        self._limits = TurnLimits(settings.invocations_of_session, settings.invocations)
 
     def begin_now(self, request: InvocationRequest) -> SessionTurn | None:
         target = self._targets.cached(request.runtime, request.qualifier, request.account_id)
@@ -141,14 +146,22 @@ class RuntimeInvocations:
             raise refused
         if user is not None and not self._token_is_fresh(session, request.bearer):
             return None
+        self._limits.check(session.turns)
+        turn = self._turn(session, request)
+        self._limits.begin()
         session.begin_turn()
-        return self._turn(session, request)
+        return turn
 
     async def begin(self, request: InvocationRequest) -> SessionTurn:
         begun_ns = time.time_ns()
         owner: dict[str, AttributeValue] = {}
         try:
-            return await self._begin(request, owner, begun_ns)
+            self._limits.begin()
+            try:
+                return await self._begin(request, owner, begun_ns)
+            except BaseException:
+                self._limits.end()
+                raise
         except ServiceError as error:
             refused_invocation(_action(request), request.request_id, begun_ns, request.headers, error, owner)
             raise
@@ -177,6 +190,7 @@ class RuntimeInvocations:
             raise
         owner.update(mine)
         try:
+            self._limits.check(session.turns - 1)
             if user is not None and not self._token_is_fresh(session, request.bearer):
                 with step("identity", "IssueWorkloadAccessToken", ref, user.id):
                     token = await self._workload_tokens.issue(target.runtime_id, user, request.bearer)
@@ -232,7 +246,7 @@ class RuntimeInvocations:
             request.bearer,
             span.headers,
         )
-        return SessionTurn(session, headers, span, self._clock, self._settings.connect_timeout)
+        return SessionTurn(session, headers, span, self._clock, self._settings.connect_timeout, self._limits)
 
     # StopRuntimeSession.
 

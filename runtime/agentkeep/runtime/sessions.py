@@ -90,7 +90,8 @@ class Sessions:
         """The session, READY, with a turn begun (`Session.begin_turn`). Made, on `version`, if it does not live.
 
         Raises AccessDeniedException (another user's), RuntimeClientError (the agent does not start),
-        RetryableConflictException (another replica has it, or it is ending), ServiceQuotaExceededException.
+        RetryableConflictException (another replica has it, or it is ending), ServiceQuotaExceededException,
+        ThrottlingException (too much at once).
         """
         while True:
             session = self._live.get(ref)
@@ -129,6 +130,7 @@ class Sessions:
                 f"{self._settings.max_sessions} sessions are active, the most this platform takes at once. Stop some, "
                 "or raise AGENTKEEP_RUNTIME_MAX_SESSIONS."
             )
+        self._starts.check()
         output = self._logs.open(ref)
         session = Session(ref, user, version.number, endpoint, output, self._clock.monotonic())
         self._live[ref] = session

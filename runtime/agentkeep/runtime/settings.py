@@ -27,6 +27,23 @@ class RuntimeSettings(BaseSettings):
     ping_failures: int = Field(3, ge=1, description="So many unanswered pings in a row end a session.")
     lease: float = Field(30, gt=0, description="A replica silent for this long has lost its sessions.")
     max_sessions: int = Field(500, ge=1, description="Sessions alive at once on this replica; more are refused (402).")
+    sessions_per_user: int = Field(
+        0,
+        ge=0,
+        description="Sessions of one user alive at once, on all replicas together; more are refused (402). 0: as many "
+        "as they like.",
+    )
+    starts_at_once: int = Field(32, ge=1, description="Environments this replica makes at one time.")
+    starts_waiting: int = Field(
+        300, ge=0, description="Sessions that wait for their start besides; more are refused (429), and clients retry."
+    )
+    start_patience: float = Field(
+        45, gt=0, description="A session that waits for its start for so long is refused (429)."
+    )
+    invocations: int = Field(
+        5000, ge=1, description="Invocations under way at once on this replica; more are refused (429)."
+    )
+    invocations_of_session: int = Field(256, ge=1, description="Of them in one session; more are refused (429).")
     session_record_retention: float = Field(30 * 86_400, gt=0, description="How long an ended session's user is known.")
     workload_token_reuse: float = Field(300, ge=0, description="How long turns share one workload access token.")
 

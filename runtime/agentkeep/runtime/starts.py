@@ -22,7 +22,9 @@ from agentkeep.core.errors import (
     ServiceQuotaExceededException,
     ServiceUnavailableException,
     StoreUnavailable,
+    ThrottlingException,
 )
+from agentkeep.runtime.admission import StartSlots
 from agentkeep.runtime.artifacts import ArtifactError
 from agentkeep.runtime.budgets import TaggedBudgets
 from agentkeep.runtime.drivers.driver import AdoptedEnvironment, Driver, Environment, EnvironmentSpec, Exit, Limits
@@ -71,6 +73,11 @@ class Starts:
         self._budgets = budgets
         self._end = end
         self._forget = forget
+        self._slots = StartSlots(settings.starts_at_once, settings.starts_waiting, settings.start_patience)
+
+    def check(self) -> None:
+        """Raises ThrottlingException where so many wait for their start that another could not."""
+        self._slots.check()
 
     async def prepare(self, session: Session, version: Version) -> PreparedVersion:
         session.prepared = await self._prepared.get(version)
@@ -95,7 +102,7 @@ class Starts:
         session.claimed.set_result(record)
         begun_ns = time.time_ns()
         try:
-            async with asyncio.timeout(self._settings.start_timeout):
+            async with self._slots.taken(), asyncio.timeout(self._settings.start_timeout):
                 await self._make_environment(session, version)
             assert session.environment is not None
             session.record = await self._table.ready(record, session.environment.id)
@@ -106,6 +113,9 @@ class Starts:
             self._end(session, EndReason.START_FAILED)
         except (EnvironmentStartFailed, SandboxUnavailable, ArtifactError) as error:
             self._start_failed(session, str(error))
+        except ThrottlingException as error:
+            session.fail_start(error)
+            self._end(session, EndReason.START_FAILED)
         except LeaseLost:
             session.fail_start(in_progress())
             self._end(session, EndReason.LEASE_LOST)
