@@ -149,7 +149,7 @@ class LoopbackAgent:
             return await self.behaviour.answer(self, request)
         return web.json_response({"session": request.headers[SESSION_HEADER], "echo": body.decode()})
 
-    async def connect(self, timeout: float) -> LoopbackConnection:
+    async def connect(self, timeout: float, port: int | None = None) -> LoopbackConnection:
         if self._gone.done():
             raise EnvironmentStartFailed("it is gone")
         async with asyncio.timeout(timeout):

@@ -26,6 +26,7 @@
         ├── DriverError
         │   ├── EnvironmentStartFailed    the agent's environment did not come up
         │   │   └── CapacityReached       nor would any other's: no more fit on this machine
+        │   ├── DriverThrottled           its machinery takes no more calls for now; the same call later may do
         │   └── SandboxUnavailable        this machine cannot isolate; says what to install
         └── ProviderError
 
@@ -47,6 +48,7 @@ __all__ = [
     "CrossUserAccess",
     "DependencyError",
     "DriverError",
+    "DriverThrottled",
     "EnvironmentStartFailed",
     "FieldError",
     "InternalServerException",
@@ -230,6 +232,10 @@ class EnvironmentStartFailed(DriverError):
 
 class CapacityReached(EnvironmentStartFailed):
     pass
+
+
+class DriverThrottled(DriverError):
+    """What a driver stands on (an orchestrator's API) has turned a call away; nothing has come of the call."""
 
 
 class SandboxUnavailable(DriverError):

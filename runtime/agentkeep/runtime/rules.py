@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,6 +11,7 @@ from agentkeep.core.errors import FieldError, ValidationException
 from agentkeep.core.identifiers import Deployment
 from agentkeep.runtime.environment import is_reserved, platform_variables
 from agentkeep.runtime.headers import why_not_forwardable
+from agentkeep.runtime.warm_up import WarmUp
 
 __all__ = ["DEFAULT_IDLE", "DEFAULT_LIFETIME", "Settings", "check_settings", "invalid"]
 
@@ -20,7 +22,7 @@ PORTS: Final = {"HTTP": 8080, "AGUI": 8080, "MCP": 8000, "A2A": 9000}
 PATHS: Final = {"HTTP": "/invocations", "AGUI": "/invocations", "MCP": "/mcp", "A2A": "/"}
 
 #: Members that change how a session runs and that this deployment cannot honour. Ignoring them would be a lie; the
-#: rest (network mode, platform version, metadata service, hooks) is stored and echoed.
+#: rest (network mode, platform version, metadata service) is stored and echoed.
 _UNSUPPORTED: Final = {
     "capacityProviderConfiguration": "capacity providers are AWS infrastructure",
 }
@@ -40,6 +42,7 @@ class Settings:
     environment: Mapping[str, str]
     entry_point: tuple[str, ...]
     role_arn: str
+    warm_up: WarmUp | None
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Settings:
@@ -48,9 +51,10 @@ class Settings:
         lifecycle = document["lifecycleConfiguration"]
         code = document["agentRuntimeArtifact"].get("codeConfiguration", {})
         allowed = document.get("requestHeaderConfiguration", {}).get("requestHeaderAllowlist", ())
+        port = protocol.get("port", PORTS[name])
         return cls(
             protocol=name,
-            port=protocol.get("port", PORTS[name]),
+            port=port,
             path=protocol.get("path", PATHS[name]),
             idle=lifecycle["idleRuntimeSessionTimeout"],
             lifetime=lifecycle["maxLifetime"],
@@ -59,6 +63,7 @@ class Settings:
             environment=document.get("environmentVariables", {}),
             entry_point=tuple(code.get("entryPoint", ())),
             role_arn=document["roleArn"],
+            warm_up=WarmUp.of(document.get("hooksConfiguration", {}), port),
         )
 
 
@@ -85,6 +90,7 @@ def check_settings(
     faults += _headers(document)
     faults += _environment(document.get("environmentVariables", {}), deployment, public_url)
     faults += _protocol(document.get("protocolConfiguration", {}))
+    faults += _hooks(document)
     faults += [FieldError(name, f"not supported here: {why}") for name, why in _UNSUPPORTED.items() if name in document]
     if faults:
         raise invalid(*faults)
@@ -185,4 +191,17 @@ def _environment(variables: Mapping[str, str], deployment: Deployment, public_ur
 def _protocol(protocol: Mapping[str, Any]) -> list[FieldError]:
     if protocol.get("port") == 8443:
         return [FieldError("protocolConfiguration.port", "8443 is taken")]
+    return []
+
+
+def _hooks(document: Mapping[str, Any]) -> list[FieldError]:
+    settings = Settings.of(document)
+    hook = settings.warm_up
+    where = "hooksConfiguration.build.warmup.action.httpPost"
+    if hook is None:
+        return []
+    if re.fullmatch(r"/[A-Za-z0-9._~/-]{0,31}", hook.path) is None:
+        return [FieldError(f"{where}.path", "begins with / and has up to 32 letters, digits and . _ ~ / -")]
+    if hook.port == settings.port and hook.path in (settings.path, "/ping", "/ws"):
+        return [FieldError(f"{where}.path", f"the agent serves {hook.path} for the platform; give the hook its own")]
     return []

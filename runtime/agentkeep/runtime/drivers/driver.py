@@ -94,8 +94,9 @@ class Environment(Protocol):
         """Unlike any other's, and the same when it is adopted."""
         ...
 
-    async def connect(self, timeout: float) -> Connection:
-        """A new connection to the agent's port; waits up to `timeout` seconds for it to listen.
+    async def connect(self, timeout: float, port: int | None = None) -> Connection:
+        """A new connection to the agent's port, or to another `port` of it; waits up to `timeout` seconds for it to
+        listen.
 
         Raises EnvironmentStartFailed if the environment is gone, TimeoutError if it does not listen in time.
         """
@@ -137,6 +138,10 @@ class Finding:
 
 
 class Driver(Protocol):
+    """`prepare`, `start`, `adopt` and `retire` may raise DriverThrottled: nothing has come of the call, and whoever
+    called calls again (`PatientDriver`). An environment's own methods never do: a `stop` that is turned away goes on
+    trying by itself."""
+
     @property
     def name(self) -> str: ...
 

@@ -104,19 +104,20 @@ class DockerEnvironment:
 
     # Life
 
-    async def connect(self, timeout: float) -> DockerConnection:
+    async def connect(self, timeout: float, port: int | None = None) -> DockerConnection:
+        port = port or self.place.port
         try:
             async with asyncio.timeout(timeout):
-                return await self._connect()
+                return await self._connect(port)
         except TimeoutError:
-            raise TimeoutError(f"the agent did not listen on port {self.place.port} within {timeout:g} s") from None
+            raise TimeoutError(f"the agent did not listen on port {port} within {timeout:g} s") from None
 
-    async def _connect(self) -> DockerConnection:
+    async def _connect(self, port: int) -> DockerConnection:
         loop = asyncio.get_running_loop()
         pause = 0.004
         while not self._gone.done():
             attempt = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            connecting = asyncio.ensure_future(loop.sock_connect(attempt, (self.place.address, self.place.port)))
+            connecting = asyncio.ensure_future(loop.sock_connect(attempt, (self.place.address, port)))
             try:
                 # The container of an attempt under way may end, and then nobody answers.
                 await asyncio.wait(_any(connecting, self._gone), return_when=asyncio.FIRST_COMPLETED)

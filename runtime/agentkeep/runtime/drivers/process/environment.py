@@ -164,15 +164,15 @@ class ProcessEnvironment:
 
     # Life
 
-    async def connect(self, timeout: float) -> PooledConnection:
+    async def connect(self, timeout: float, port: int | None = None) -> PooledConnection:
+        port = port or self.spec.version.port
         try:
             async with asyncio.timeout(timeout):
-                return await self._connect()
+                return await self._connect(port)
         except TimeoutError:
-            port = self.spec.version.port
             raise TimeoutError(f"the agent did not listen on port {port} within {timeout:g} s") from None
 
-    async def _connect(self) -> PooledConnection:
+    async def _connect(self, port: int) -> PooledConnection:
         loop = asyncio.get_running_loop()
         pause = 0.004
         while True:
@@ -182,7 +182,7 @@ class ProcessEnvironment:
                     self._pool.put_back(pooled)
                 raise self._failure()
             try:
-                await loop.sock_connect(pooled, ("127.0.0.1", self.spec.version.port))
+                await loop.sock_connect(pooled, ("127.0.0.1", port))
                 return PooledConnection(self._pool, pooled)
             except (ConnectionError, OSError):
                 self._pool.put_back(pooled)
