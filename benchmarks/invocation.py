@@ -166,6 +166,9 @@ class LoopbackDriver:
     async def adopt(self) -> Sequence[LoopbackEnvironment]:
         return ()
 
+    async def take_over(self, replica: str) -> Sequence[LoopbackEnvironment]:
+        return ()
+
     async def retire(self, runtime_id: str, version: str) -> None:
         pass
 

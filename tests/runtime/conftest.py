@@ -210,6 +210,7 @@ class LoopbackDriver:
         self.retired: list[tuple[str, str]] = []
         self.prepare_error: Exception | None = None
         self.survivors: list[LoopbackAgent] = []
+        self.adoptable: dict[str, list[LoopbackAgent]] = {}  # by the dead replica's name
 
     async def probe(self) -> Sequence[Finding]:
         return ()
@@ -236,6 +237,9 @@ class LoopbackDriver:
         await wait()
         if not agent.is_gone:
             await agent.listen()
+
+    async def take_over(self, replica: str) -> Sequence[LoopbackAgent]:
+        return self.adoptable.pop(replica, [])
 
     async def adopt(self) -> Sequence[LoopbackAgent]:
         return self.survivors

@@ -37,6 +37,9 @@ class DriverByArtifact:
     async def adopt(self) -> Sequence[AdoptedEnvironment]:
         return [*await self._bundles.adopt(), *await self._images.adopt()]
 
+    async def take_over(self, replica: str) -> Sequence[AdoptedEnvironment]:
+        return [*await self._bundles.take_over(replica), *await self._images.take_over(replica)]
+
     async def retire(self, runtime_id: str, version: str) -> None:
         await self._bundles.retire(runtime_id, version)
         await self._images.retire(runtime_id, version)

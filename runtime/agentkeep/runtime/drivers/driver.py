@@ -164,6 +164,13 @@ class Driver(Protocol):
         the platform returns none, and removes what remains of them."""
         ...
 
+    async def take_over(self, replica: str) -> Sequence[AdoptedEnvironment]:
+        """Environments still alive that another replica made, which is dead: `replica` is its name, as that replica's
+        own driver was given it. Called once per dead replica, by one survivor, after nobody else can be it; from then
+        on they are this driver's own, as if adopted, and every one is either resumed or stopped. None where they have
+        died with it, or cannot be reached from here."""
+        ...
+
     async def retire(self, runtime_id: str, version: str) -> None:
         """No new session of this version will come: frees what was kept for it. Running sessions go on."""
         ...

@@ -77,6 +77,10 @@ class ProcessDriver:
         await self._get_ready()
         return ()
 
+    async def take_over(self, replica: str) -> Sequence[AdoptedEnvironment]:
+        """None: they died with their replica."""
+        return ()
+
     async def retire(self, runtime_id: str, version: str) -> None:
         await self._servers.retire(runtime_id, version)
 
