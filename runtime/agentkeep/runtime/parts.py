@@ -80,7 +80,14 @@ class Parts:
             python_substitution=settings.python_substitution,
         )
         prepared = PreparedVersions(self.bundles, driver)
-        self.table = SessionTable(store, clock, _replica(folder), settings.lease, settings.session_record_retention)
+        self.table = SessionTable(
+            store,
+            clock,
+            _replica(folder),
+            settings.lease,
+            settings.session_record_retention,
+            settings.sessions_per_user,
+        )
         self.sessions = Sessions(
             self.table,
             clock,

@@ -150,7 +150,7 @@ class EndReason(StrEnum):
 class SessionRecord:
     """A session's lease. `owner` is the replica that runs it; `fence` grows with every environment, so that what an
     earlier owner still writes is refused. `user_id` is who opened it, kept after the end; `user_claims` are those of
-    the token it was opened with."""
+    the token it was opened with. `seat` is the one it has among its user's, while it lives (`user_sessions`)."""
 
     runtime_id: str
     session_id: str
@@ -166,6 +166,7 @@ class SessionRecord:
     environment_id: str | None = None
     end_reason: EndReason | None = None
     user_claims: dict[str, str] = field(default_factory=dict)
+    seat: int | None = None
 
     @property
     def ref(self) -> SessionRef:

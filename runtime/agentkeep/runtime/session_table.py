@@ -20,6 +20,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.runtime.records import EndReason, SessionRecord, SessionState
 from agentkeep.runtime.runtimes import once
+from agentkeep.runtime.user_sessions import UserSessions
 from agentkeep.storage.interface import ABSENT, Check, Delete, Expected, KeyValueStore, Put, Write, partition
 from agentkeep.storage.records import Stored, decode, encode, replayed
 
@@ -32,6 +33,7 @@ SESSIONS = partition("runtime", "sessions")
 LIVE = partition("runtime", "live-sessions")
 REPLICAS = partition("runtime", "replicas")
 _PAGE = 200
+_TRIES = 8
 
 
 class LeaseLost(Exception):
@@ -52,14 +54,18 @@ def other_user(session_id: str) -> CrossUserAccess:
 
 
 class SessionTable:
-    """`replica` names this process, the same after a restart with the same data."""
+    """`replica` names this process, the same after a restart with the same data. `per_user`: how many sessions one user
+    may have alive at once, 0 for any number."""
 
-    def __init__(self, store: KeyValueStore, clock: Clock, replica: str, lease: float, retention: float) -> None:
+    def __init__(
+        self, store: KeyValueStore, clock: Clock, replica: str, lease: float, retention: float, per_user: int = 0
+    ) -> None:
         self.replica = replica
         self._store = store
         self._clock = clock
         self._lease_ms = int(lease * 1000)
         self._retention_ms = int(retention * 1000)
+        self._user_sessions = UserSessions(store, per_user)
 
     async def heartbeat(self) -> None:
         now = epoch_ms(self._clock.now())
@@ -75,18 +81,38 @@ class SessionTable:
     async def claim(self, ref: SessionRef, user: User | None, version: int, endpoint: str) -> SessionRecord:
         """Takes the session for this replica, in PROVISIONING. Exactly one claim of several succeeds.
 
-        Raises AccessDeniedException (another user's), RetryableConflictException (another replica's, or it was faster).
+        Raises AccessDeniedException (another user's), RetryableConflictException (another replica's, or it was faster),
+        ServiceQuotaExceededException (the user has as many as one may have).
         """
         found = await self.find(ref)
-        fence, expect, writes = 1, ABSENT, list[Write]()
+        for _ in range(_TRIES):
+            claimed, writes = await self._claiming(found, ref, user, version, endpoint)
+            try:
+                await self._store.transact(writes)
+                return claimed
+            except ConditionFailed:
+                # Where it was only the user's seat that somebody else took, there may be another.
+                before, found = found, await self.find(ref) if claimed.seat is not None else None
+                if found != before or claimed.seat is None:
+                    break
+        raise in_progress()
+
+    async def _claiming(
+        self, found: Stored[SessionRecord] | None, ref: SessionRef, user: User | None, version: int, endpoint: str
+    ) -> tuple[SessionRecord, list[Write]]:
+        fence, seat, writes = 1, None, list[Write]()
+        expect: Expected = ABSENT
         if found is not None:
-            record = found.record
+            record, expect = found.record, found.raw
             if record.user != user:
                 raise other_user(ref.session_id)
-            if record.state is not SessionState.STOPPED and record.owner != self.replica:
-                # Free only if its owner is dead, and still dead when the transaction happens.
-                writes.append(Check(REPLICAS, record.owner, ABSENT))
+            if record.state is not SessionState.STOPPED:
+                seat = record.seat
+                if record.owner != self.replica:
+                    # Free only if its owner is dead, and still dead when the transaction happens.
+                    writes.append(Check(REPLICAS, record.owner, ABSENT))
             fence = record.fence + 1
+        sits = seat is not None
         now = self._clock.now()
         claimed = SessionRecord(
             runtime_id=ref.runtime_id,
@@ -101,13 +127,12 @@ class SessionTable:
             endpoint=endpoint,
             created_at=now,
             updated_at=now,
+            seat=seat if sits else await self._user_sessions.seat(user),
         )
-        writes += [self._put(claimed, found.raw if found else expect), Put(LIVE, _key(ref), b"")]
-        try:
-            await self._store.transact(writes)
-        except ConditionFailed:
-            raise in_progress() from None
-        return claimed
+        writes += [self._put(claimed, expect), Put(LIVE, _key(ref), b"")]
+        if not sits:
+            writes += self._user_sessions.take(claimed)
+        return claimed, writes
 
     async def ready(self, record: SessionRecord, environment_id: str) -> SessionRecord:
         """Raises LeaseLost."""
@@ -124,11 +149,17 @@ class SessionTable:
         if found is None or found.record.fence != record.fence or found.record.state is SessionState.STOPPED:
             return
         ended: SessionRecord = found.but(
-            state=SessionState.STOPPED, end_reason=reason, updated_at=self._clock.now(), environment_id=None
+            state=SessionState.STOPPED,
+            end_reason=reason,
+            updated_at=self._clock.now(),
+            environment_id=None,
+            seat=None,
         )
+        leaving = self._user_sessions.leave(found.record)
         try:
             await self._store.transact(
-                [self._put(ended, found.raw), Delete(LIVE, _key(record.ref))], once=once(self._clock, token, "")
+                [self._put(ended, found.raw), Delete(LIVE, _key(record.ref)), *leaving],
+                once=once(self._clock, token, ""),
             )
         except ConditionFailed:
             # Only a claim can have come between, and a claim means the session has gone on without us.

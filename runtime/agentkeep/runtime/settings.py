@@ -30,6 +30,7 @@ class RuntimeSettings(BaseSettings):
     sessions_per_user: int = Field(
         0,
         ge=0,
+        le=1000,
         description="Sessions of one user alive at once, on all replicas together; more are refused (402). 0: as many "
         "as they like.",
     )
