@@ -22,14 +22,13 @@ from uvicorn.server import ServerState
 
 from agentkeep.core.call import SessionRef
 from agentkeep.service.direct import DirectRoute, Exchange, Head
+from agentkeep.service.fields import RepeatedField, joined
 from agentkeep.service.limits import FrontLimits
 from agentkeep.service.request_id import new_request_id
 
 __all__ = ["FrontProtocol", "Shared"]
 
 _NEVER = float("inf")
-#: Fields that mean nothing, or something else, when repeated.
-_SINGLE = frozenset((b"host", b"content-length", b"transfer-encoding", b"authorization", b"expect"))
 
 
 class _Refused(Exception):
@@ -178,7 +177,7 @@ class FrontProtocol(HttpToolsProtocol):
             parser.get_method(),
             parser.should_upgrade(),
         )
-        fields = self.checked_fields(method, version)
+        fields = self.checked_fields(method, version, upgrade and method == b"GET")
         websocket = upgrade and method == b"GET" and fields.get(b"upgrade", b"").lower() == b"websocket"
         path, _, query = url.partition(b"?")
         for route in self.front.routes:
@@ -237,8 +236,9 @@ class FrontProtocol(HttpToolsProtocol):
 
     # Requests.
 
-    def checked_fields(self, method: bytes, version: str) -> dict[bytes, bytes]:
-        """The head's fields by name; refuses heads that two readers could understand differently."""
+    def checked_fields(self, method: bytes, version: str, handshake: bool) -> dict[bytes, bytes]:
+        """The head's fields by name; refuses heads that two readers could understand differently. `handshake`: it may
+        be a WebSocket's. If it is none, it is read again without the offer, and checked again."""
         headers, limits = self.headers, self.front.limits
         if len(headers) > limits.head_fields:
             raise self.refused(f"The head has more than {limits.head_fields} fields")
@@ -248,14 +248,10 @@ class FrontProtocol(HttpToolsProtocol):
                 raise self.refused(f"The head is larger than {limits.head_bytes} bytes")
         fields = dict(headers)
         if len(fields) != len(headers):
-            fields = {}
-            for name, value in headers:
-                if name not in fields:
-                    fields[name] = value
-                elif name in _SINGLE:
-                    raise self.refused(f"The field {name.decode('latin-1')} is given more than once")
-                else:
-                    fields[name] += b"," + value
+            try:
+                fields = joined(headers, handshake)
+            except RepeatedField as error:
+                raise self.refused(f"The field {error} is given more than once") from None
         if not fields.get(b"host"):
             raise self.refused("A request names one Host")
         if not self.url.startswith(b"/") or b"#" in self.url:

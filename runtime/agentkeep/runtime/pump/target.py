@@ -13,11 +13,10 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import FieldError, UnauthorizedException, ValidationException
-from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
+from agentkeep.runtime.headers import CUSTOM_PREFIX, SESSION_HEADER, USER_HEADER
 from agentkeep.runtime.records import DEFAULT_ENDPOINT
 
-__all__ = ["Attempt", "Target", "attempt", "bearer_token", "parse_target", "text_headers"]
-
+__all__ = ["Attempt", "Target", "attempt", "bearer_token", "parse_target", "query_headers", "text_headers"]
 
 #: Member, least and greatest length, by header, as the model says.
 _LENGTHS: Final[Mapping[str, tuple[str, int, int]]] = {
@@ -37,6 +36,9 @@ _LENGTHS: Final[Mapping[str, tuple[str, int, int]]] = {
 #: Not in the model, which leaves session ids open; here they travel in headers and name log files.
 _VISIBLE: Final = re.compile(r"[!-~]+")
 _ACCOUNT: Final = re.compile(r"[0-9]{12}")
+_FIELD_NAME: Final = re.compile(r"[a-z0-9_-]+")
+#: As in a head: a value ends no line.
+_FIELD_VALUE: Final = re.compile(r"[\t -~]*")
 
 
 class Target(NamedTuple):
@@ -80,6 +82,27 @@ def text_headers(raw: Mapping[bytes, bytes]) -> dict[str, str]:
     if faults:
         raise _invalid(sorted(faults))
     return headers
+
+
+def query_headers(query: Mapping[str, str]) -> dict[str, str]:
+    """What a WebSocket's query says in place of headers, by lower-case name: browsers can set none, and who is given a
+    presigned URL must not. The session's id, the user's, and custom headers (developer guide,
+    "runtime-get-started-websocket"). Raises ValidationException where a value could not be a header's."""
+    found: dict[str, str] = {}
+    faults = []
+    for name, value in query.items():
+        name = name.lower()
+        if name not in (SESSION_HEADER, USER_HEADER) and not name.startswith(CUSTOM_PREFIX):
+            continue
+        plain = name == USER_HEADER or (_FIELD_VALUE.fullmatch(value) and _FIELD_NAME.fullmatch(name))
+        if name in found:
+            faults.append(FieldError(name[:256], "must be given once"))
+        elif not plain:
+            faults.append(FieldError(name[:256], "must be made of visible ASCII characters, spaces and tabs"))
+        found[name] = value
+    if faults:
+        raise _invalid(sorted(faults))
+    return found
 
 
 def bearer_token(headers: Mapping[str, str], session: SessionRef | None) -> str | None:

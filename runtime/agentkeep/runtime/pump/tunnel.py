@@ -15,7 +15,7 @@ from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
 from agentkeep.runtime.pump.agent import MOST_FRAMING
 from agentkeep.runtime.pump.heads import agent_refused, upgrade_answer, upgrade_head
 from agentkeep.runtime.pump.pump import Pump
-from agentkeep.runtime.pump.target import bearer_token, parse_target, text_headers
+from agentkeep.runtime.pump.target import bearer_token, parse_target, query_headers, text_headers
 from agentkeep.runtime.turn import InvocationRequest, Turn
 from agentkeep.service.direct import ClientConnection, Exchange, Head
 
@@ -87,19 +87,20 @@ class Tunnel(Exchange):
             access = authenticator.cached(claim, head.session) or await authenticator.find(claim, head.session)
             authenticator.prove(claim, access, _NO_BODY)
             caller = access.caller
-        # A presigned request carries in its query what others send as headers.
-        given = {name.lower(): value for name, value in target.query.items()}
+        given = query_headers(target.query)
+        session_id = headers.get(SESSION_HEADER) or given.pop(SESSION_HEADER, None)
+        user_id = headers.get(USER_HEADER) or given.pop(USER_HEADER, None)
         return InvocationRequest(
             target.runtime,
             target.qualifier,
             target.account_id,
-            headers.get(SESSION_HEADER) or given.get(SESSION_HEADER),
-            headers.get(USER_HEADER) or given.get(USER_HEADER),
+            session_id,
+            user_id,
             None,
             caller,
             bearer,
             self.request_id,
-            headers,
+            {**given, **headers},
         )
 
     # The agent's end.
