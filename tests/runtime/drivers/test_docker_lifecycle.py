@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from docker_engine import DockerEngine, docker_engine, remove_rules  # noqa: F401 -- a fixture
 
-from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import CapacityReached, EnvironmentStartFailed, SandboxUnavailable
+from agentkeep.runtime.drivers.docker.addresses import Found, OwnAddresses
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
 from agentkeep.runtime.drivers.docker.firewall import is_in_force
-from agentkeep.runtime.drivers.docker.network import NETWORK, Addresses, check_bridge_filtering
+from agentkeep.runtime.drivers.docker.network import NETWORK, check_bridge_filtering
 from agentkeep.runtime.drivers.docker.output import Output
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import Severity, VersionSpec
@@ -66,7 +66,7 @@ class TestWithAnEngine:
         await before.close()
         after = around.driver()
         (found,) = await after.adopt()
-        assert (found.id, found.session) == (kept.id, SessionRef("lifecycle", "kept"))
+        assert found.id == kept.id
         log = Log()
         await found.resume(lambda: Answer("after"), log)
         assert await ask(found, "endpoint", path="/") == "after"
@@ -247,18 +247,19 @@ def test_a_kernel_that_does_not_filter_bridges_is_refused(tmp_path: Path) -> Non
         check_bridge_filtering(tmp_path / "off")
 
 
-def test_addresses_are_never_shared_and_used_again_late() -> None:
-    addresses = Addresses()
-    taken = [addresses.take() for _ in range(505)]
-    assert len(set(taken)) == 505
-    assert not {"169.254.170.2", "169.254.170.23", "169.254.171.254"} & set(taken)
-    with pytest.raises(CapacityReached, match="505 sessions are active"):
-        addresses.take()
-    addresses.give_back(taken[7])
-    addresses.give_back(taken[3])
-    assert addresses.take() == taken[7]
-    with pytest.raises(ValueError):
-        addresses.claim(taken[7])
+async def test_addresses_are_never_shared_and_used_again_late() -> None:
+    addresses = OwnAddresses()
+    taken = [await addresses.take() for _ in range(497)]
+    assert len(set(taken)) == 497
+    assert not {"169.254.170.2", "169.254.170.23", "169.254.171.240", "169.254.171.254"} & set(taken)
+    with pytest.raises(CapacityReached, match="497 sessions are active"):
+        await addresses.take()
+    await addresses.give_back(taken[7])
+    await addresses.give_back(taken[3])
+    assert await addresses.take() == taken[7]
+    assert await addresses.claim(taken[7], "me", "me") is Found.NOBODYS
+    assert await addresses.claim(taken[3], "another", "me") is Found.NOBODYS
+    assert await addresses.claim(taken[3], "me", "me") is Found.OURS
 
 
 @pytest.mark.parametrize("piece", [1, 3, 1000])

@@ -25,7 +25,7 @@ __all__ = ["checked", "image_named"]
 
 _IMAGE: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _SIZE: Final = re.compile(r".*,size=([0-9]{1,15})")
-_OWNER: Final = re.compile(r"[0-9a-f]{16}")
+_OWNER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _NAME: Final = re.compile(r"[\x20-\x7e]{1,300}")
 _SHOWN: Final = 120
 
@@ -62,7 +62,7 @@ def _session(body: Any, image: Image, most: Limits, settings: DockerDriverSettin
     if not 0 < port < 1 << 16:
         raise Refused("Labels name no port")
     address = _address(body)
-    if address not in map(str, session_addresses()):
+    if address not in session_addresses():
         raise Refused(f"{address} is no session's address")
     made = container.configuration(
         EnvironmentSpec(

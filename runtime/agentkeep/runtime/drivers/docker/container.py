@@ -143,5 +143,6 @@ def labelled_runtime(labels: dict[str, str]) -> str:
 
 
 def labelled_port(labels: dict[str, str]) -> int:
-    """Raises KeyError or ValueError."""
-    return int(labels[_PORT])
+    """0: none."""
+    port = labels.get(_PORT, "")
+    return int(port) if port.isdecimal() else 0

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentkeep.core.clock import Clock, SystemClock
 from agentkeep.core.errors import DriverError, EnvironmentStartFailed
+from agentkeep.runtime.drivers.docker.addresses import Addresses, Found, OwnAddresses
 from agentkeep.runtime.drivers.docker.container import (
     OWNER,
     SESSION,
@@ -25,10 +26,11 @@ from agentkeep.runtime.drivers.docker.engine import Engine, EngineError
 from agentkeep.runtime.drivers.docker.environment import DockerEnvironment, Place
 from agentkeep.runtime.drivers.docker.images import Image, Images
 from agentkeep.runtime.drivers.docker.isolation import isolation_of
-from agentkeep.runtime.drivers.docker.listener import SessionListener
-from agentkeep.runtime.drivers.docker.network import LABEL, NETWORK, Addresses
+from agentkeep.runtime.drivers.docker.listener import EdgeListener, HostListener, SessionListener
+from agentkeep.runtime.drivers.docker.network import LABEL
 from agentkeep.runtime.drivers.docker.probe import probe
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
+from agentkeep.runtime.drivers.docker.shared_addresses import SharedAddresses, address_of
 from agentkeep.runtime.drivers.driver import EnvironmentSpec, Finding, VersionSpec
 
 __all__ = ["DockerDriver"]
@@ -36,28 +38,32 @@ __all__ = ["DockerDriver"]
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 10.0  # seconds for removing what did not start
+_SESSIONS = f"{LABEL}={SESSION}"
 
 
 class DockerDriver:
-    """`state_dir`: a folder of its own, in which it keeps the name by which it finds its containers again. One event
-    loop. Containers outlive the driver: `close` leaves them."""
+    """`replica`: the name by which it finds its containers again, and others take them over; without one, it keeps one
+    in `state_dir`, a folder of its own. One event loop. Containers outlive the driver: `close` leaves them."""
 
     name = "docker"
 
     def __init__(
-        self, state_dir: Path, settings: DockerDriverSettings | None = None, clock: Clock | None = None
+        self,
+        state_dir: Path,
+        settings: DockerDriverSettings | None = None,
+        clock: Clock | None = None,
+        replica: str | None = None,
     ) -> None:
-        self._state_dir = state_dir
+        self._replica = replica or _name_kept_in(state_dir)
         self._settings = settings or DockerDriverSettings()
         self._clock = clock or SystemClock()
         self._engine = Engine(self._settings.socket)
         self._images = Images(self._engine, self._settings.pull_timeout)
         self._isolation = isolation_of(self._engine, self._settings)
-        self._listener = SessionListener()
-        self._addresses = Addresses()
+        self._listener, self._addresses = self._session_endpoints()
         self._living: dict[str, DockerEnvironment] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._ready: asyncio.Task[str] | None = None
+        self._ready: asyncio.Task[None] | None = None
         self._closed = False
         self._problem = ""  # as it was last told
 
@@ -92,20 +98,37 @@ class DockerDriver:
             raise
 
     async def adopt(self) -> Sequence[DockerEnvironment]:
-        """Containers of ours that still run; others that bear our label are removed."""
-        owner = await self._get_ready()
-        adopted = []
-        for found in await self._engine.containers(f"{LABEL}={SESSION}"):
-            name = found["Names"][0].removeprefix("/")
+        return await self._find_again(self._replica)
+
+    async def take_over(self, replica: str) -> Sequence[DockerEnvironment]:
+        """Those of a replica whose process lives, whatever its heartbeat, stay with it: it ends them when it learns
+        that their sessions are not its own any more."""
+        if self._settings.platform == "host":
+            return ()  # it alone is on this machine
+        return await self._find_again(replica)
+
+    async def _find_again(self, owner: str) -> Sequence[DockerEnvironment]:
+        """Containers that were `owner`'s and still run. Those of its that do not, and all that are nobody's, are
+        removed."""
+        await self._get_ready()
+        found_again = []
+        for found in await self._engine.containers(_SESSIONS):
+            name, labels, address = found["Names"][0].removeprefix("/"), found["Labels"], address_of(found)
             if name in self._living:
                 continue
-            environment = self._found_again(name, found, owner)
-            if environment is None:
-                logger.info("removing container %s, which is nobody's", name)
-                await self._engine.remove(name)
-            else:
-                adopted.append(environment)
-        return adopted
+            whose = await self._addresses.claim(address, labels.get(OWNER, ""), owner)
+            if whose is Found.OTHERS:
+                continue
+            if whose is Found.OURS and found["State"] == "running" and (port := labelled_port(labels)):
+                environment = self._environment(name, Place(address, port))
+                self._keep(environment)
+                found_again.append(environment)
+                continue
+            logger.info("removing container %s, which is nobody's or has ended", name)
+            await self._engine.remove(name)
+            if whose is Found.OURS:
+                await self._addresses.give_back(address)
+        return found_again
 
     async def retire(self, runtime_id: str, version: str) -> None:
         await self._get_ready()
@@ -122,29 +145,36 @@ class DockerDriver:
             task.cancel()
         if self._ending:
             await asyncio.wait(self._ending)
+        await self._addresses.close()
         await self._engine.close()
 
     @property
     def environments(self) -> Sequence[DockerEnvironment]:
         return list(self._living.values())
 
-    async def _get_ready(self) -> str:
-        """The name of this driver's containers' owner. Raises SandboxUnavailable."""
+    async def _get_ready(self) -> None:
+        """Raises SandboxUnavailable."""
         if self._closed:
             raise DriverError("the docker driver is closed")
         if self._ready is None or (self._ready.done() and self._ready.exception() is not None):
             self._ready = asyncio.create_task(self._make_ready())
-        return await asyncio.shield(self._ready)
+        await asyncio.shield(self._ready)
 
-    async def _make_ready(self) -> str:
+    async def _make_ready(self) -> None:
         await self._isolation.ensure()
+        await self._addresses.start()
         self._listener.start()
         try:
             await self._isolation.prove()
         except BaseException:
             await self._listener.close()
             raise
-        return await asyncio.to_thread(_owner, self._state_dir)
+
+    def _session_endpoints(self) -> tuple[SessionListener, Addresses]:
+        if self._settings.platform == "host":
+            return HostListener(), OwnAddresses()
+        folder = self._settings.sessions_folder
+        return EdgeListener(folder), SharedAddresses(folder, self._replica, self._engine, _SESSIONS)
 
     async def _image(self, version: VersionSpec) -> Image:
         if version.image is None:
@@ -152,12 +182,12 @@ class DockerDriver:
         return await self._images.get(version)
 
     async def _start(self, spec: EnvironmentSpec) -> DockerEnvironment:
-        owner = await self._get_ready()
+        await self._get_ready()
         image = await self._image(spec.version)
         await self._isolation.ensure()
-        place = Place(self._addresses.take(), spec.version.port)
+        place = Place(await self._addresses.take(), spec.version.port)
         environment = self._environment(new_name(), place)
-        body = configuration(spec, image, place.address, owner, self._settings)
+        body = configuration(spec, image, place.address, self._replica, self._settings)
         try:
             try:
                 await self._engine.create(environment.id, body)
@@ -181,47 +211,32 @@ class DockerDriver:
     def _environment(self, name: str, place: Place) -> DockerEnvironment:
         return DockerEnvironment(name, place, engine=self._engine, listener=self._listener, clock=self._clock)
 
-    def _found_again(self, name: str, found: dict[str, Any], owner: str) -> DockerEnvironment | None:
-        labels = found["Labels"]
-        try:
-            if labels[OWNER] != owner or found["State"] != "running":
-                return None
-            address = found["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
-            place = Place(address, labelled_port(labels))
-            self._addresses.claim(address)
-        except (KeyError, ValueError):
-            return None
-        environment = self._environment(name, place)
-        self._keep(environment)
-        return environment
-
     def _discard(self, environment: DockerEnvironment) -> asyncio.Task[None]:
-        def removed(task: asyncio.Task[None]) -> None:
-            self._ending.discard(task)
-            if not task.cancelled():
-                self._addresses.give_back(environment.place.address)
+        async def remove() -> None:
+            await environment.remove()
+            await self._addresses.give_back(environment.place.address)
 
-        task = asyncio.create_task(environment.remove(), name=f"removal of {environment.id}")
-        self._ending.add(task)
-        task.add_done_callback(removed)
-        return task
+        return self._see_to(remove(), f"removal of {environment.id}")
 
     def _keep(self, environment: DockerEnvironment) -> None:
         """Sees to the environment's end, whenever it comes."""
 
-        def ended(task: asyncio.Task[None]) -> None:
-            self._ending.discard(task)
-            if not task.cancelled():
-                del self._living[environment.id]
-                self._addresses.give_back(environment.place.address)
+        async def finish() -> None:
+            await environment.finish()
+            del self._living[environment.id]
+            await self._addresses.give_back(environment.place.address)
 
         self._living[environment.id] = environment
-        task = asyncio.create_task(environment.finish(), name=f"end of {environment.id}")
+        self._see_to(finish(), f"end of {environment.id}")
+
+    def _see_to(self, end: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(end, name=name)
         self._ending.add(task)
-        task.add_done_callback(ended)
+        task.add_done_callback(self._ending.discard)
+        return task
 
 
-def _owner(state_dir: Path) -> str:
+def _name_kept_in(state_dir: Path) -> str:
     path = state_dir / "owner"
     if not path.exists():
         state_dir.mkdir(parents=True, exist_ok=True)

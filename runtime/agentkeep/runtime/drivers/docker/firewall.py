@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentkeep.core.errors import SandboxUnavailable
-from agentkeep.runtime.drivers.docker.network import BRIDGE, PLATFORM
+from agentkeep.runtime.drivers.docker.network import BRIDGE, PLATFORM, REPLICAS
 
 __all__ = ["CHAINS", "PLATFORM_IN_CONTAINER", "PLATFORM_ON_HOST", "Firewall", "Rules", "is_in_force"]
 
@@ -45,15 +45,16 @@ PLATFORM_ON_HOST: Final = Rules(
         "DOCKER-USER": (f"-A DOCKER-USER -i {BRIDGE} -j DROP", f"-A DOCKER-USER -o {BRIDGE} -j DROP"),
     },
 )
-#: The platform is a container beside the sessions': nothing of theirs is for the host, and of what crosses the bridge
-#: only that passes which comes from the platform or is for it.
+#: The platform is containers beside the sessions': nothing of theirs is for the host, and of what crosses the bridge
+#: only that passes which the runtime plane begins, or a session with the session edge.
 PLATFORM_IN_CONTAINER: Final = Rules(
     chains={
         CHAIN: (f"-A {CHAIN} -j DROP",),
         FORWARD: (
-            f"-A {FORWARD} -s {PLATFORM}/32 {_BRIDGED} -j ACCEPT",
+            f"-A {FORWARD} -s {REPLICAS} {_BRIDGED} -j ACCEPT",
             f"-A {FORWARD} -d {PLATFORM}/32 {_BRIDGED} -m tcp --dport 80 -j ACCEPT",
-            f"-A {FORWARD} -d {PLATFORM}/32 {_BRIDGED} -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+            f"-A {FORWARD} -s {PLATFORM}/32 {_BRIDGED} -m tcp --sport 80 -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+            f"-A {FORWARD} -d {REPLICAS} {_BRIDGED} -m conntrack --ctstate ESTABLISHED -j ACCEPT",
             f"-A {FORWARD} -j DROP",
         ),
     },

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import time
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -13,11 +15,14 @@ from agentkeep.core.errors import SandboxUnavailable
 from agentkeep.runtime.drivers.docker.container import new_name, probe
 from agentkeep.runtime.drivers.docker.engine import Engine
 from agentkeep.runtime.drivers.docker.firewall import Firewall
-from agentkeep.runtime.drivers.docker.images import find_image
+from agentkeep.runtime.drivers.docker.images import Image, find_image
+from agentkeep.runtime.drivers.docker.listener import PORT as ENDPOINT_PORT
 from agentkeep.runtime.drivers.docker.network import (
     HOST,
+    NETWORK,
     PLATFORM,
     PROBES,
+    REPLICAS,
     check_bridge_filtering,
     check_network,
     ensure_network,
@@ -25,12 +30,14 @@ from agentkeep.runtime.drivers.docker.network import (
 from agentkeep.runtime.drivers.docker.output import Output
 from agentkeep.runtime.drivers.docker.reach import CLOSED, LISTENING, OPEN, PORT, PROGRAM
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
+from agentkeep.runtime.drivers.docker.shared_addresses import alone
 
 __all__ = ["Isolation", "isolation_of", "read_report", "write_report"]
 
 logger = logging.getLogger(__name__)
 
 STALE: Final = 10.0  # seconds: the firewall service writes its report every second
+_EDGE_PATIENCE: Final = 5.0  # seconds
 _PATIENCE: Final = 30.0  # seconds for a probe to come up and say what it reached
 
 
@@ -72,16 +79,22 @@ class _PlatformInContainer:
         self._settings = settings
 
     async def ensure(self) -> None:
-        await check_network(self._engine, gateway=HOST)
+        await check_network(self._engine, gateway=HOST, given_out=REPLICAS)
         await asyncio.to_thread(read_report, self._settings.firewall_report)
+        await _edge_listens()
 
     async def prove(self) -> None:
-        """Two containers like sessions': one listens, the other reaches the platform and nothing else."""
+        """Two containers like sessions': one listens, the other reaches the session edge and nothing else."""
         image = await find_image(self._engine, self._settings.probe_image, self._settings.pull_timeout)
+        async with alone(self._settings.sessions_folder / "probes"):  # there are but two addresses for them
+            await self._prove(image)
+
+    async def _prove(self, image: Image) -> None:
         names = new_name(), new_name()
+        own = await asyncio.to_thread(_own_address)
         try:
             for name, address, peer, stay in zip(names, PROBES, reversed(PROBES), ("120", "0"), strict=True):
-                variables = {"PLATFORM": PLATFORM, "CLOSED": f"{HOST},{peer}", "STAY": stay}
+                variables = {"PLATFORM": PLATFORM, "CLOSED": f"{HOST},{own},{peer}", "STAY": stay}
                 await self._engine.create(name, probe(PROGRAM, variables, image, address, self._settings))
             # The one that is reached for listens before the other reaches.
             await self._run(names[0], LISTENING)
@@ -116,6 +129,31 @@ class _PlatformInContainer:
                 following.cancel()
                 await asyncio.wait([following])
         return written.tail.decode(errors="replace")
+
+
+async def _edge_listens() -> None:
+    try:
+        async with asyncio.timeout(_EDGE_PATIENCE):
+            _, writer = await asyncio.open_connection(PLATFORM, ENDPOINT_PORT)
+    except OSError as error:
+        raise SandboxUnavailable(
+            f"the session edge does not answer at {PLATFORM}:{ENDPOINT_PORT} ({error or 'no answer'}); start it: "
+            "docker compose up -d session-edge"
+        ) from None
+    writer.transport.abort()
+
+
+def _own_address() -> str:
+    """Of this process on the network of sessions. Raises SandboxUnavailable."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((PLATFORM, ENDPOINT_PORT))  # sends nothing
+        address = str(probe.getsockname()[0])
+    if IPv4Address(address) not in REPLICAS:
+        raise SandboxUnavailable(
+            f"the runtime plane reaches sessions from {address}, which is not of {REPLICAS}; put its container on the "
+            f"network {NETWORK} without an address of its own choice"
+        )
+    return address
 
 
 async def _connects(address: str) -> None:

@@ -1,17 +1,16 @@
-"""The one network all sessions are on: internal, without traffic between containers, the platform at 169.254.170.2.
+"""The one network all sessions are on: internal, without traffic between containers, the session endpoint at
+169.254.170.2.
 
-That is the host's own address on the bridge, or, where the platform runs in a container, that container's. Each session
-gets one address, fixed when it is made and used again as late as possible.
+That is the host's own address on the bridge, or, where the platform runs in containers, the session edge's.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Final
 
-from agentkeep.core.errors import CapacityReached, SandboxUnavailable
+from agentkeep.core.errors import SandboxUnavailable
 from agentkeep.runtime.drivers.docker.engine import Engine
 
 __all__ = [
@@ -21,8 +20,8 @@ __all__ = [
     "NETWORK",
     "PLATFORM",
     "PROBES",
+    "REPLICAS",
     "SUBNET",
-    "Addresses",
     "check_bridge_filtering",
     "check_network",
     "ensure_network",
@@ -36,6 +35,7 @@ BRIDGE: Final = "agentkeep0"
 SUBNET: Final = IPv4Network("169.254.170.0/23")
 PLATFORM: Final = "169.254.170.2"  # ECS's credentials address, which AWS's SDKs trust over plain HTTP
 HOST: Final = "169.254.171.254"  # the host's address on the bridge, where the platform's is a container's
+REPLICAS: Final = IPv4Network("169.254.171.240/29")  # the runtime plane's containers, as the engine gives them out
 PROBES: Final = ("169.254.171.252", "169.254.171.253")
 _POD_IDENTITY: Final = "169.254.170.23"  # EKS's credentials address: no session's to answer at
 _FILTERING: Final = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
@@ -60,12 +60,12 @@ async def ensure_network(engine: Engine) -> None:
     if await engine.network(NETWORK) is None:
         pool = {"Config": [{"Subnet": str(SUBNET), "Gateway": PLATFORM}]}
         await engine.create_network({"CheckDuplicate": True, "IPAM": pool, **_CONFIGURATION})
-    await check_network(engine, gateway=PLATFORM)
+    await check_network(engine, gateway=PLATFORM, given_out=None)
 
 
-async def check_network(engine: Engine, *, gateway: str) -> None:
-    """Whether it is there, and made so. Whoever made it may have put labels of his own on it. Raises
-    SandboxUnavailable."""
+async def check_network(engine: Engine, *, gateway: str, given_out: IPv4Network | None) -> None:
+    """Whether it is there, and made so; `given_out`: the addresses of containers that ask for none. Whoever made it may
+    have put labels of his own on it. Raises SandboxUnavailable."""
     found = await engine.network(NETWORK)
     if found is None:
         raise SandboxUnavailable(f"the Docker network {NETWORK} is not there; make it again: docker compose up -d")
@@ -74,8 +74,11 @@ async def check_network(engine: Engine, *, gateway: str) -> None:
     ]
     if not _CONFIGURATION["Labels"].items() <= (found.get("Labels") or {}).items():
         wrong.append("Labels")
-    pool = [(one.get("Subnet"), one.get("Gateway")) for one in found.get("IPAM", {}).get("Config", ())]
-    if wrong or pool != [(str(SUBNET), gateway)]:
+    pool = [
+        (one.get("Subnet"), one.get("Gateway"), one.get("IPRange") or None)
+        for one in found.get("IPAM", {}).get("Config", ())
+    ]
+    if wrong or pool != [(str(SUBNET), gateway, None if given_out is None else str(given_out))]:
         raise SandboxUnavailable(
             f"the Docker network {NETWORK} is there and made otherwise ({', '.join(wrong) or 'its addresses'}); end "
             f"what uses it and remove it: docker network rm {NETWORK}"
@@ -96,29 +99,7 @@ def check_bridge_filtering(path: Path = _FILTERING) -> None:
         )
 
 
-def session_addresses() -> list[IPv4Address]:
+def session_addresses() -> list[str]:
     """Those a session may have."""
-    taken = {IPv4Address(one) for one in (PLATFORM, HOST, _POD_IDENTITY, *PROBES)}
-    return [address for address in SUBNET.hosts() if address not in taken]
-
-
-class Addresses:
-    """Those of sessions, the least recently used first."""
-
-    def __init__(self) -> None:
-        self._free = deque(str(address) for address in session_addresses())
-
-    def take(self) -> str:
-        if not self._free:
-            raise CapacityReached(
-                f"{len(session_addresses())} sessions are active, the most that have an address on this machine; stop "
-                "some, or run another replica on another machine"
-            )
-        return self._free.popleft()
-
-    def claim(self, address: str) -> None:
-        """Of a container that was found again. Raises ValueError if it is in use or not of the subnet."""
-        self._free.remove(address)
-
-    def give_back(self, address: str) -> None:
-        self._free.append(address)
+    taken = {IPv4Address(one) for one in (PLATFORM, HOST, _POD_IDENTITY, *PROBES)} | set(REPLICAS)
+    return [str(address) for address in SUBNET.hosts() if address not in taken]

@@ -22,7 +22,12 @@ class DockerDriverSettings(BaseSettings):
     platform: Literal["host", "container"] = Field(
         "host",
         description="Where the runtime plane runs: on the machine itself, whose firewall it then keeps, or in a "
-        "container at 169.254.170.2 on the network of sessions, beside the firewall service.",
+        "container on the network of sessions, beside the session edge and the firewall service.",
+    )
+    sessions_folder: Path = Field(
+        Path("/run/agentkeep-sessions"),
+        description="Where the session edge finds the replica that has a session, and replicas agree on sessions' "
+        "addresses: a folder that all of them on this machine have; used if the platform is a container.",
     )
     firewall_report: Path = Field(
         Path("/run/agentkeep-firewall/report"),
