@@ -26,6 +26,7 @@
         ├── DriverError
         │   ├── EnvironmentStartFailed    the agent's environment did not come up
         │   │   └── CapacityReached       nor would any other's: no more fit on this machine
+    │   ├── CommandNotStarted         an environment could not run a command: no room in it, no shell
         │   ├── DriverThrottled           its machinery takes no more calls for now; the same call later may do
         │   └── SandboxUnavailable        this machine cannot isolate; says what to install
         └── ProviderError
@@ -43,6 +44,7 @@ __all__ = [
     "AccessDeniedException",
     "AgentkeepError",
     "CapacityReached",
+    "CommandNotStarted",
     "ConditionFailed",
     "ConflictException",
     "CrossUserAccess",
@@ -236,6 +238,10 @@ class CapacityReached(EnvironmentStartFailed):
 
 class DriverThrottled(DriverError):
     """What a driver stands on (an orchestrator's API) has turned a call away; nothing has come of the call."""
+
+
+class CommandNotStarted(DriverError):
+    """The environment lives, and could not run a command: it has no room for another process, or no shell."""
 
 
 class SandboxUnavailable(DriverError):

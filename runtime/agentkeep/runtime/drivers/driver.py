@@ -17,17 +17,23 @@ from pathlib import Path
 from typing import Protocol
 
 __all__ = [
+    "PIECE",
     "AdoptedEnvironment",
     "Connection",
     "Driver",
     "Environment",
     "EnvironmentSpec",
+    "Execution",
     "Exit",
     "Finding",
     "Limits",
     "Severity",
     "VersionSpec",
+    "Written",
 ]
+
+#: Most bytes of one piece of a command's output.
+PIECE = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,38 @@ class Connection(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """A piece of what a command wrote, `PIECE` bytes at most, to its standard output or, if `error`, standard error."""
+
+    data: bytes
+    error: bool = False
+
+
+class Execution(Protocol):
+    """A command that runs in an environment. Only what is asked for is read of its output: one that is not read waits,
+    as at any full pipe. Whoever got it ends it with `close`."""
+
+    async def read(self) -> Written | None:
+        """What it writes, as it comes. None when the shell has ended and all that was written until then has been
+        read; processes it left behind are not waited for. One reader at a time."""
+        ...
+
+    async def wait(self) -> int | None:
+        """The shell's exit status when it has ended, as another shell would tell it: 128 and the signal's number, if
+        one killed it. None: unknown (lost host). With the environment the command has ended, too."""
+        ...
+
+    async def kill(self) -> None:
+        """Ends the shell and the processes that descend from it; those of them that took pains to be nobody's
+        may live on, in the environment's limits, until it ends. Safe to call more than once."""
+        ...
+
+    async def close(self) -> None:
+        """Ends it, if it runs, and frees what was kept for it. Safe to call more than once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """How an environment ended. `code` < 0: killed by that signal; None: unknown (lost host)."""
 
@@ -99,6 +137,16 @@ class Environment(Protocol):
         listen.
 
         Raises EnvironmentStartFailed if the environment is gone, TimeoutError if it does not listen in time.
+        """
+        ...
+
+    async def execute(self, line: str) -> Execution:
+        """Runs a line with the environment's shell (bash, where it has one), beside the agent: as its user, with its
+        environment variables, in its working directory, under the same limits and seals. `line` holds no NUL and fits
+        one argument (131,071 bytes).
+
+        Raises EnvironmentStartFailed if the environment is gone, CommandNotStarted if it has no room for another
+        process, or no shell.
         """
         ...
 

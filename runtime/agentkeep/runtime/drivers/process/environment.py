@@ -20,8 +20,9 @@ from agentkeep.core.errors import EnvironmentStartFailed, SandboxUnavailable
 from agentkeep.runtime.drivers.driver import EnvironmentSpec, Exit
 from agentkeep.runtime.drivers.process.cgroups import Cgroup, Cgroups
 from agentkeep.runtime.drivers.process.channel import Channel, Message, memory_file
-from agentkeep.runtime.drivers.process.command import plan_work
+from agentkeep.runtime.drivers.process.command import Work, plan_work
 from agentkeep.runtime.drivers.process.evidence import NotSealed, Sealed, catches, inspect_session
+from agentkeep.runtime.drivers.process.execution import Inhabited, ProcessExecution
 from agentkeep.runtime.drivers.process.fork_server import ForkServer
 from agentkeep.runtime.drivers.process.log_pipe import LogPipe
 from agentkeep.runtime.drivers.process.sockets import PooledConnection, SocketPool
@@ -65,6 +66,9 @@ class ProcessEnvironment:
         self._pool = SocketPool(())
         self._listener: socket.socket | None = None
         self._endpoint: asyncio.Server | None = None
+        self._plan: dict[str, Any] = {}
+        self._work: Work | None = None
+        self._executions: set[ProcessExecution] = set()
         self._reason = ""  # why we ended it, if we did
         self._gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -94,7 +98,7 @@ class ProcessEnvironment:
         born = await self._receive(b"unshared")
         await in_thread(self._confine, born.pid)
         limits = self.spec.limits
-        plan = {**asdict(limits), "map_self": self._around.uid is None, "sockets": CONNECTIONS, "data": 0}
+        plan = self._plan = {**asdict(limits), "map_self": self._around.uid is None, "sockets": CONNECTIONS, "data": 0}
         if "memory" not in self._around.cgroups.controllers:
             plan["data"] = limits.memory  # at least each process by itself
         await self._channel.send(orjson.dumps(plan))
@@ -144,6 +148,7 @@ class ProcessEnvironment:
         work, cold = plan_work(
             self.spec.version, self.spec.environment, server.interpreter, server.cold_reason, server.instruments
         )
+        self._work = work
         if cold and not server.cold_reason:
             logger.info("%s starts cold: %s", self.id, cold)
         with memory_file(asdict(work)) as file:
@@ -196,6 +201,38 @@ class ProcessEnvironment:
         how = self._gone.result().reason if self._gone.done() else "its process has ended"
         return EnvironmentStartFailed(
             f"the agent's environment is gone: {how}", self._log.tail.decode(errors="replace")
+        )
+
+    @property
+    def roots(self) -> list[int]:
+        """Host pids from which all of the session's processes descend."""
+        return [self.pid, *(execution.pid for execution in self._executions)]
+
+    async def execute(self, line: str) -> ProcessExecution:
+        if not self.alive:
+            raise self._failure()
+        execution = ProcessExecution(self._server, self._inhabited())
+        self._executions.add(execution)
+        try:
+            await execution.begin(line)
+        except BaseException:
+            self._executions.discard(execution)
+            raise
+        execution.on_end(lambda: self._executions.discard(execution))
+        return execution
+
+    def _inhabited(self) -> Inhabited:
+        assert self.sealed is not None and self._work is not None and self._dead is not None
+        return Inhabited(
+            pid=self.pid,
+            sealed=self.sealed,
+            uid=os.geteuid() if self._around.uid is None else self._around.uid,
+            separate=self._around.uid is not None,
+            plan=self._plan,
+            variables=self._work.environment,
+            folder=self._work.folder,
+            confine=lambda pid: None if self._cgroup is None else self._cgroup.add(pid),
+            gone=self._dead,
         )
 
     async def stop(self, grace: float) -> Exit:
@@ -258,6 +295,7 @@ class ProcessEnvironment:
                 await in_thread(self._cgroup.remove)
             except OSError as error:
                 logger.warning("the control group of %s stays: %s", self.id, error)
+        await asyncio.gather(*(execution.ended() for execution in list(self._executions)))
         self._server.sessions -= 1
         self._server.idle_since = self._around.clock.monotonic()
         self._gone.set_result(result)

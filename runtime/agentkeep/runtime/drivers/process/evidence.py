@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["NotSealed", "Sealed", "catches", "inspect_fork_server", "inspect_session"]
+__all__ = [
+    "NAMESPACES",
+    "NotSealed",
+    "Sealed",
+    "catches",
+    "inspect_command",
+    "inspect_fork_server",
+    "inspect_session",
+    "pid_of_fork_server",
+]
 
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 SIOCGSKNS = 0x894C  # linux/sockios.h: the network namespace a socket belongs to
@@ -39,9 +48,49 @@ class Sealed:
     devices: frozenset[str]
 
 
-def inspect_session(pid: int, uid: int, sockets: Iterable[socket.socket], descriptors: set[int]) -> Sealed:
-    """Blocking. Raises NotSealed at the first surprise, OSError if the process is gone."""
+def inspect_session(
+    pid: int, uid: int, sockets: Iterable[socket.socket], descriptors: set[int], storage: Iterable[str] = ()
+) -> Sealed:
+    """`storage`: where, besides the usual places, it has a writable folder of its own. Blocking. Raises NotSealed at
+    the first surprise, OSError if the process is gone."""
     process = Path(f"/proc/{pid}")
+    pids, namespaces = _sealed(process, uid, descriptors)
+    if pids[-1] != 1:
+        raise NotSealed(f"process ids {pids}: expected PID 1 of a nested namespace")
+    network = namespaces["net"]
+    for one in sockets:
+        descriptor = fcntl.ioctl(one.fileno(), SIOCGSKNS)
+        try:
+            found = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        if (found.st_dev, found.st_ino) != network:
+            raise NotSealed("a socket it handed over is not of its network namespace")
+    return Sealed(
+        inner_pid=pids[-2],
+        namespaces=_named(namespaces),
+        devices=_writable_devices(process, _PRIVATE | dict.fromkeys(storage, "tmpfs")),
+    )
+
+
+def inspect_command(pid: int, uid: int, session: Sealed, descriptors: set[int]) -> None:
+    """A process that has entered a living session: as tightly sealed as the session itself, and in no namespace but
+    the session's. Blocking; raises NotSealed, OSError."""
+    _, namespaces = _sealed(Path(f"/proc/{pid}"), uid, descriptors)
+    if _named(namespaces) != session.namespaces:
+        raise NotSealed(f"in other namespaces than the session: {_named(namespaces) ^ session.namespaces}")
+
+
+def pid_of_fork_server(pid: int) -> int:
+    """The pid of a session's process, as the fork server sees it. Blocking; raises NotSealed, OSError."""
+    pids = _status(Path(f"/proc/{pid}"))["NSpid"].split()
+    if len(pids) < 3:
+        raise NotSealed(f"process ids {pids}: expected those of a nested namespace")
+    return int(pids[-2])
+
+
+def _sealed(process: Path, uid: int, descriptors: set[int]) -> tuple[list[int], Mapping[str, tuple[int, int]]]:
+    """Its pids, the host's first, and its namespaces."""
     status = _status(process)
     _no_privileges(status, _CAPABILITY_SETS)
     _expect(status["Seccomp"], "2", "seccomp mode")
@@ -49,25 +98,15 @@ def inspect_session(pid: int, uid: int, sockets: Iterable[socket.socket], descri
     _expect(status["Threads"], "1", "threads")
     _expect(status["Uid"].split(), [str(uid)] * 4, "user ids")
     pids = [int(text) for text in status["NSpid"].split()]
-    if len(pids) < 3 or pids[-1] != 1:
-        raise NotSealed(f"process ids {pids}: expected PID 1 of a nested namespace")
+    if len(pids) < 3:
+        raise NotSealed(f"process ids {pids}: expected those of a nested namespace")
     mapping = (process / "uid_map").read_text().split()
     if len(mapping) != 3 or mapping[2] != "1":
         raise NotSealed(f"more than one user id is mapped: {mapping}")
-
     namespaces = {kind: _identity(process / "ns" / kind) for kind in NAMESPACES}
     for kind, identity in namespaces.items():
         if identity == _identity(Path("/proc/self/ns", kind)):
             raise NotSealed(f"the {kind} namespace is the platform's")
-    for one in sockets:
-        descriptor = fcntl.ioctl(one.fileno(), SIOCGSKNS)
-        try:
-            found = os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
-        if (found.st_dev, found.st_ino) != namespaces["net"]:
-            raise NotSealed("a socket it handed over is not of its network namespace")
-
     opened = {int(name) for name in os.listdir(process / "fd")}
     if opened != descriptors:
         raise NotSealed(f"open descriptors {sorted(opened)}, expected {sorted(descriptors)}")
@@ -75,11 +114,11 @@ def inspect_session(pid: int, uid: int, sockets: Iterable[socket.socket], descri
         permissions = line.split(maxsplit=2)[1]
         if "w" in permissions and permissions.endswith("s"):
             raise NotSealed(f"memory shared for writing: {line}")
-    return Sealed(
-        inner_pid=pids[-2],
-        namespaces=frozenset((kind, *identity) for kind, identity in namespaces.items()),
-        devices=_writable_devices(process),
-    )
+    return pids, namespaces
+
+
+def _named(namespaces: Mapping[str, tuple[int, int]]) -> frozenset[type_of_namespace]:
+    return frozenset((kind, *identity) for kind, identity in namespaces.items())
 
 
 def inspect_fork_server(pid: int, uid: int) -> None:
@@ -126,10 +165,10 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _writable_devices(process: Path) -> frozenset[str]:
+def _writable_devices(process: Path, private: Mapping[str, str]) -> frozenset[str]:
     devices = set()
     for point, kind, device in _mounts(process):
-        wanted = _PRIVATE.get(point)
+        wanted = private.get(point)
         if point in _DEVICES or (point.startswith("/proc/") and kind in ("devtmpfs", "tmpfs")):
             continue  # device nodes: nothing is kept in them
         if kind != wanted:

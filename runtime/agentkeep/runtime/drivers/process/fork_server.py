@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
@@ -153,6 +154,11 @@ class ForkServer:
         """Asks for a child that has these two descriptors. Raises OSError when the server has ended."""
         self.served += 1
         await self._channel.send(b"fork", [session, log])
+
+    async def enter(self, channel: int, output: int, error: int, namespaces: Sequence[int]) -> None:
+        """Asks for a child that enters a living session (see `inside/entry.py`). Raises OSError when the server has
+        ended."""
+        await self._channel.send(b"enter", [channel, output, error, *namespaces])
 
     def exit_of(self, inner_pid: int) -> asyncio.Future[int]:
         """Completes with the status of this child when it ends; with the signal's number, negative, if killed."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agentkeep.core.clock import Clock
 from agentkeep.runtime.drivers.process.environment import ProcessEnvironment
+from agentkeep.runtime.drivers.process.process_tree import holding, tree
 from agentkeep.runtime.drivers.process.tasks import in_thread
 
 __all__ = ["MemoryWatch", "held_by"]
@@ -45,7 +45,7 @@ class MemoryWatch:
 
     async def _look(self, environment: ProcessEnvironment) -> None:
         limit = environment.spec.limits.memory
-        held = await in_thread(held_by, environment.pid, limit)
+        held = await in_thread(held_by, environment.roots, limit)
         size = sum(held.values())
         if not environment.alive or size <= limit:
             return
@@ -54,28 +54,18 @@ class MemoryWatch:
         if largest == environment.pid:
             environment.kill(f"out of memory: it held {size >> 20} MiB, its limit is {limit >> 20} MiB")
         else:
-            await in_thread(_kill, largest, environment.pid)
+            await in_thread(_kill, largest, environment.roots)
 
 
-def held_by(pid: int, limit: int) -> dict[int, int]:
-    """Pid → bytes held, of a session's PID 1 and all below it (it inherits every orphan, so none is missed). Counted
-    roughly first; if that exceeds `limit`, exactly: pages shared with the fork server count in part. Blocking."""
-    pids = _tree(pid)
+def held_by(roots: Sequence[int], limit: int) -> dict[int, int]:
+    """Pid → bytes held, of a session's PID 1 (which inherits every orphan), the shells of its commands, and all below
+    them. Counted roughly first; if that exceeds `limit`, exactly: pages shared with the fork server count in part.
+    Blocking."""
+    pids = [pid for root in roots for pid in tree(root)]
     rough = {pid: _sum(Path(f"/proc/{pid}/status"), _RESIDENT) for pid in pids}
     if sum(rough.values()) <= limit:
         return rough
     return {pid: _sum(Path(f"/proc/{pid}/smaps_rollup"), _PROPORTIONAL) for pid in pids}
-
-
-def _tree(pid: int) -> list[int]:
-    pids = [pid]
-    try:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            for child in (thread / "children").read_text().split():
-                pids += _tree(int(child))
-    except OSError:  # it has just ended
-        pass
-    return pids
 
 
 def _sum(path: Path, names: tuple[str, ...]) -> int:
@@ -86,16 +76,12 @@ def _sum(path: Path, names: tuple[str, ...]) -> int:
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(names))
 
 
-def _kill(pid: int, session: int) -> None:
-    """Ends one process, if it is still the session's: held by a pidfd first, its number cannot become another's."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return
-    try:
-        if pid in _tree(session):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(pidfd)
+def _kill(pid: int, roots: Sequence[int]) -> None:
+    """Ends one process, if it is still the session's."""
+    for root in roots:
+        with holding(pid, root) as pidfd:
+            if pidfd is not None:
+                try:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass

@@ -17,7 +17,8 @@ NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 # sys/prctl.h
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 1, 4, 22, 24
-PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 28, 38, 47
+PR_SET_SECUREBITS, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 28, 36, 38, 47
+_MOST_DESCRIPTORS = 16  # of one message to us
 # net/if.h, linux/sockios.h
 SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK = 0x8914, 0x8916, 0x891C
 
@@ -31,6 +32,10 @@ def _check(result: int, what: str) -> int:
 
 def unshare(flags: int) -> None:
     _check(libc.unshare(flags), "unshare")
+
+
+def setns(descriptor: int, kind: int) -> None:
+    _check(libc.setns(descriptor, kind), "setns")
 
 
 def prctl(option: int, *arguments: int) -> None:
@@ -95,7 +100,7 @@ def load_filters(programs: list[bytes]) -> None:
 def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     """One message and the descriptors that came with it; b"" when the other end is closed."""
     size = struct.calcsize("i")
-    data, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(8 * size), socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(_MOST_DESCRIPTORS * size), socket.MSG_CMSG_CLOEXEC)
     descriptors: list[int] = []
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -6,6 +6,7 @@ environment and credentials go from the platform to the sealed child, so that no
 Messages (SEQPACKET, descriptor 3):
     platform ▶ `setup` + a file in memory (JSON)       `ready` + JSON ▶ platform
     platform ▶ `fork` + session socket, log pipe       `exit <pid here> <status>` ▶ platform
+    platform ▶ `enter` + what `entry.py` says
 The platform closing its end is the order to end; PID 1 ending ends every session of it.
 """
 
@@ -23,7 +24,7 @@ import socket
 import sys
 import threading
 
-from . import agent, kernel, session
+from . import agent, entry, kernel, session
 
 CONTROL = 3
 
@@ -48,8 +49,11 @@ def main() -> None:
     if request is None:
         return
     control.detach()  # closed with everything else in the child; the object must not close a reused number
-    work = session.begin(*request, setup["user"], filters)
-    del request, setup, filters
+    message, descriptors = request
+    if message == b"enter":
+        entry.enter(descriptors, filters)
+    work = session.begin(*descriptors, setup["user"], filters)
+    del request, message, descriptors, setup, filters
     agent.run(work)
 
 
@@ -100,8 +104,9 @@ def _threads_after_fork() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def _serve(control: socket.socket) -> tuple[int, int] | None:
-    """Forks on request. Returns None when the platform is gone and, in a child, that session's two descriptors."""
+def _serve(control: socket.socket) -> tuple[bytes, list[int]] | None:
+    """Forks on request. Returns None when the platform is gone and, in a child, the request: what it shall be, and the
+    descriptors for that."""
     # No work in the handler: it could run in the middle of a fork. The descriptor wakes `select`.
     signal.signal(signal.SIGCHLD, lambda *_: None)
     reader, writer = os.pipe()
@@ -122,8 +127,7 @@ def _serve(control: socket.socket) -> tuple[int, int] | None:
         if os.fork() == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            session_socket, log = descriptors
-            return session_socket, log
+            return message, descriptors
         for descriptor in descriptors:
             os.close(descriptor)
 

@@ -77,7 +77,7 @@ class _Birth:
         os.setsid()
         self.step = "cgroup namespace"
         kernel.unshare(kernel.NEWCGROUP)  # the platform put our parent into the session's group before it answered
-        self.channel = _only_descriptors(self.channel, log)
+        self.channel = only_descriptors(self.channel, log, log)
         self.step = "mounts"
         _private_mounts(plan["disk"])
         self.step = "proc"
@@ -94,7 +94,7 @@ class _Birth:
         kernel.unshare(kernel.NEWUSER)  # one that owns none of the namespaces above
         kernel.map_own_id(AGENT_ID, 0)
         self.step = "limits"
-        _limits(plan)
+        set_limits(plan)
         self.step = "capabilities"
         kernel.drop_capabilities()
         self.step = "reseeding"
@@ -113,11 +113,11 @@ class _Birth:
         return work
 
 
-def _only_descriptors(channel: socket.socket, log: int) -> socket.socket:
-    """Leaves open: nothing to read on 0, the log on 1 and 2, the session socket on 3. (Both given stand above 3, where
+def only_descriptors(channel: socket.socket, output: int, error: int) -> socket.socket:
+    """Leaves open: nothing to read on 0, the two given on 1 and 2, the channel on 3. (All given stand above 3, where
     the fork server keeps its control socket.)"""
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    os.dup2(output, 1)
+    os.dup2(error, 2)
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     os.dup2(channel.detach(), SESSION, inheritable=False)
     os.closerange(SESSION + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -167,7 +167,7 @@ def _hand_over_sockets(channel: socket.socket, count: int) -> None:
             item.close()
 
 
-def _limits(plan: dict[str, Any]) -> None:
+def set_limits(plan: dict[str, Any]) -> None:
     for kind, value in (
         (resource.RLIMIT_NPROC, plan["processes"]),  # counted per user namespace, so per session
         (resource.RLIMIT_NOFILE, plan["open_files"]),
