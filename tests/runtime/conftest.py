@@ -147,7 +147,7 @@ class LoopbackAgent:
         self.requests.append({"path": request.path, "headers": dict(request.headers), "body": body})
         if self.behaviour.answer is not None:
             return await self.behaviour.answer(self, request)
-        return web.json_response({"session": request.headers[SESSION_HEADER], "echo": body.decode()})
+        return web.json_response({"session": request.headers.get(SESSION_HEADER), "echo": body.decode()})
 
     async def connect(self, timeout: float, port: int | None = None) -> LoopbackConnection:
         if self._gone.done():
@@ -351,7 +351,7 @@ class Platform:
     async def kill(self) -> None:
         """The process dies: its tasks stop where they are, its environments with it."""
         parts = self.plane._parts
-        for task in [*parts.reaper._tasks, *parts.provisioning._tasks.values()]:
+        for task in [*parts.reaper._tasks, *parts.provisioning._tasks.values(), parts.warm_pools._task]:
             task.cancel()
         for session in parts.sessions.all_live():
             for task in (session.provisioning, session.watching, session.ending, session.checking):

@@ -1,7 +1,7 @@
 """Plain HTTP routes for operators, where AgentCore has no operation: uploading code, listing sessions, reading logs.
 
     PUT /artifacts/{bucket}/{key}             the body becomes a new version of the object
-    GET /sessions                             sessions that live, on every replica
+    GET /sessions                             sessions that live, on every replica, and this replica's warm pools
     GET /sessions?runtimeId={runtime_id}      sessions of a runtime, ended ones too (at most 1,000)
     GET /logs/{session_id}                    what the session's agent wrote
     GET /logs/{runtime_id}/{session_id}
@@ -20,6 +20,7 @@ from agentkeep.runtime.artifacts import ArtifactStore, ArtifactTooLarge
 from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.records import SessionRecord
 from agentkeep.runtime.session_table import SessionTable
+from agentkeep.runtime.warm_pools import WarmPools
 from agentkeep.service.asgi import ClientLeft, Receive, Scope, Send, path_parts, pieces, respond
 
 __all__ = ["AdminApp", "ArtifactsApp"]
@@ -75,9 +76,10 @@ class ArtifactsApp:
 class AdminApp:
     """Sessions and logs."""
 
-    def __init__(self, table: SessionTable, logs: Logs) -> None:
+    def __init__(self, table: SessionTable, logs: Logs, warm_pools: WarmPools) -> None:
         self._table = table
         self._logs = logs
+        self._warm_pools = warm_pools
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not await _is_operator(scope, send):
@@ -101,7 +103,11 @@ class AdminApp:
             records = await self._table.of_runtime(runtime_id, _MOST)
         else:
             records = [record async for record in self._table.live()]
-        await respond(send, 200, {"sessions": [_document(record) for record in records]})
+        await respond(
+            send,
+            200,
+            {"sessions": [_document(record) for record in records], "warmPools": self._warm_pools.describe(runtime_id)},
+        )
 
     async def _log(self, send: Send, sessions: list[SessionRef]) -> None:
         texts = [text for ref in sessions if (text := await self._logs.read(ref)) is not None]

@@ -20,8 +20,10 @@ from agentkeep.runtime.bundles import Bundles
 from agentkeep.runtime.catalogue import Catalogue
 from agentkeep.runtime.dependencies import Dependencies, uv_environment
 from agentkeep.runtime.drivers.driver import Driver
+from agentkeep.runtime.drivers.patient import PatientDriver
 from agentkeep.runtime.endpoints import Endpoints
 from agentkeep.runtime.environment import platform_variables, session_environment
+from agentkeep.runtime.environments import Environments
 from agentkeep.runtime.invocations import RuntimeBearers, RuntimeInvocations
 from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.policies import Policies
@@ -37,6 +39,7 @@ from agentkeep.runtime.sessions import Sessions
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.tags import Tags
 from agentkeep.runtime.targets import Targets
+from agentkeep.runtime.warm_pools import WarmPools
 from agentkeep.storage.interface import KeyValueStore
 
 __all__ = ["EndpointFactory", "Parts"]
@@ -66,7 +69,7 @@ class Parts:
     ) -> None:
         self._deployment = deployment
         self._settings = settings
-        self._driver = driver
+        self._driver = driver = PatientDriver(driver, clock, settings.start_timeout)
         self.catalogue = Catalogue(store, deployment)
         self.policies = Policies(store)
         self.targets = Targets(self.catalogue, self.policies, clock)
@@ -88,26 +91,30 @@ class Parts:
             settings.session_record_retention,
             settings.sessions_per_user,
         )
+        environments = Environments(driver, self._variables, settings)
+        self.warm_pools = WarmPools(
+            self.catalogue, prepared, environments, clock, settings, lambda: self.sessions.count
+        )
         self.sessions = Sessions(
             self.table,
             clock,
             settings,
             prepared=prepared,
-            driver=driver,
             keys=keys,
             logs=self.logs,
             endpoint_of=endpoint_factory,
-            variables_of=self._variables,
+            environments=environments,
+            pools=self.warm_pools,
             budgets=TaggedBudgets(self.catalogue, budget),
         )
         self.recovery = Recovery(self.sessions, self.table, driver, keys, self._version)
         self.reaper = Reaper(self.sessions, self.recovery, self.logs, clock, settings)
         self.provisioning = Provisioning(
-            self.catalogue, clock, prepared, workload_tokens, self.sessions.end_runtime, self.targets.changed
+            self.catalogue, clock, prepared, workload_tokens, self._end_runtime, self._came_to_rest
         )
         self.runtimes = Runtimes(self.catalogue, clock, self._changed)
         self.endpoints = Endpoints(self.catalogue, clock, self._changed)
-        self.tags = Tags(self.catalogue)
+        self.tags = Tags(self.catalogue, self.warm_pools.changed)
         authorization = Authorization(self.catalogue, authorizers, settings.public_url)
         self.invocations = RuntimeInvocations(
             self.targets, authorization, self.sessions, workload_tokens, clock, settings, alarm
@@ -115,12 +122,20 @@ class Parts:
         self.bearers = RuntimeBearers(self.targets, authorization, deployment.account)
         self.credentials_app = CredentialsApp(self.sessions, keys, clock)
         self.session_users = LivingSessionUsers(self.sessions, self.table)
-        self.admin_app = AdminApp(self.table, self.logs)
+        self.admin_app = AdminApp(self.table, self.logs, self.warm_pools)
         self.artifacts_app = ArtifactsApp(artifacts, settings.bundle_limit)
 
     def _changed(self, runtime_id: str) -> None:
         self.targets.changed(runtime_id)
         self.provisioning.take_up(runtime_id)
+
+    def _came_to_rest(self, runtime_id: str) -> None:
+        self.targets.changed(runtime_id)
+        self.warm_pools.changed(runtime_id)
+
+    async def _end_runtime(self, runtime_id: str) -> None:
+        await self.warm_pools.drain(runtime_id)
+        await self.sessions.end_runtime(runtime_id)
 
     def _variables(self, version: Version, endpoint: str) -> Mapping[str, str]:
         settings = self._settings
@@ -135,11 +150,13 @@ class Parts:
         await self.bundles.collect(await self._digests_in_use())
         self.reaper.start()
         await self.provisioning.start()
+        self.warm_pools.start()
 
     async def stop(self) -> None:
         await self.provisioning.stop()
         await self.reaper.stop()
         await self.sessions.close()
+        await self.warm_pools.stop()
         await self.table.retire_heartbeat()
         self.logs.close()
 

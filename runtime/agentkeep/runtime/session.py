@@ -14,6 +14,7 @@ from agentkeep.runtime.health import Health, PingStatus
 from agentkeep.runtime.logs import SessionLog
 from agentkeep.runtime.prepared import PreparedVersion
 from agentkeep.runtime.records import SESSION_MOVES, EndReason, SessionRecord, SessionState
+from agentkeep.runtime.warm_pool import Pooled
 
 __all__ = ["Session", "TrackedConnection"]
 
@@ -40,6 +41,7 @@ class Session:
         self.record: SessionRecord | None = None  # as last written
         self.stop_token: Idempotency | None = None  # spent by the write that ends the session
         self.prepared: PreparedVersion | None = None
+        self.pooled: Pooled | None = None  # claimed from a warm pool
         self.environment: Environment | None = None
         self.starting: asyncio.Task[Environment] | None = None
         self.provisioning: asyncio.Task[None] | None = None

@@ -23,15 +23,17 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.ports import Keys
 from agentkeep.runtime.budgets import TaggedBudgets
-from agentkeep.runtime.drivers.driver import AdoptedEnvironment, Driver
+from agentkeep.runtime.drivers.driver import AdoptedEnvironment
+from agentkeep.runtime.environments import Environments
 from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.prepared import PreparedVersions
 from agentkeep.runtime.records import EndReason, SessionRecord, SessionState, Version
 from agentkeep.runtime.session import Session
 from agentkeep.runtime.session_table import SessionTable, in_progress, other_user
 from agentkeep.runtime.settings import RuntimeSettings
-from agentkeep.runtime.starts import Starts, VariablesOf
+from agentkeep.runtime.starts import Starts
 from agentkeep.runtime.tracing import session_ended
+from agentkeep.runtime.warm_pools import WarmPools
 
 __all__ = ["Sessions"]
 
@@ -49,11 +51,11 @@ class Sessions:
         settings: RuntimeSettings,
         *,
         prepared: PreparedVersions,
-        driver: Driver,
         keys: Keys,
         logs: Logs,
         endpoint_of: Callable[[SessionRef], Callable[[], asyncio.Protocol]],
-        variables_of: VariablesOf,
+        environments: Environments,
+        pools: WarmPools,
         budgets: TaggedBudgets,
     ) -> None:
         self.table = table
@@ -61,14 +63,15 @@ class Sessions:
         self._settings = settings
         self._keys = keys
         self._logs = logs
+        self._pools = pools
         self._starts = Starts(
             table,
             clock,
             settings,
             prepared=prepared,
-            driver=driver,
             endpoint_of=endpoint_of,
-            variables_of=variables_of,
+            environments=environments,
+            pools=pools,
             budgets=budgets,
             end=self.end,
             forget=self._forget,
@@ -80,6 +83,10 @@ class Sessions:
 
     def live(self, ref: SessionRef) -> Session | None:
         return self._live.get(ref)
+
+    @property
+    def count(self) -> int:
+        return len(self._live)
 
     def all_live(self) -> Iterable[Session]:
         return list(self._live.values())
@@ -130,9 +137,14 @@ class Sessions:
                 f"{self._settings.max_sessions} sessions are active, the most this platform takes at once. Stop some, "
                 "or raise AGENTKEEP_RUNTIME_MAX_SESSIONS."
             )
-        self._starts.check()
+        pooled = self._pools.take(version, endpoint)
+        if pooled is None:
+            self._starts.check()
+            if len(self._live) + self._pools.count >= self._settings.max_sessions:
+                self._pools.give_way()
         output = self._logs.open(ref)
         session = Session(ref, user, version.number, endpoint, output, self._clock.monotonic())
+        session.pooled = pooled
         self._live[ref] = session
         # A task of its own: who asked first may leave, the others stay.
         session.provisioning = asyncio.create_task(
@@ -177,6 +189,8 @@ class Sessions:
         if provisioning is not None and provisioning is not current:
             provisioning.cancel()
             await asyncio.wait([provisioning])
+        if session.environment is None and session.pooled is not None:
+            session.environment = session.pooled.environment
         if session.environment is None and session.starting is not None:
             try:
                 session.environment = await session.starting

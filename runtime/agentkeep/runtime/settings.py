@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from agentkeep.runtime.warm_pool_sizes import pool_size
 
 __all__ = ["RuntimeSettings"]
 
@@ -47,6 +49,19 @@ class RuntimeSettings(BaseSettings):
     invocations_of_session: int = Field(256, ge=1, description="Of them in one session; more are refused (429).")
     session_record_retention: float = Field(30 * 86_400, gt=0, description="How long an ended session's user is known.")
     workload_token_reuse: float = Field(300, ge=0, description="How long turns share one workload access token.")
+
+    # Warm pools: environments started ahead, of each endpoint's version, by each replica.
+    warm_pool: str = Field(
+        "0",
+        description="Environments that wait for each endpoint's next sessions: a number, `auto` (follows demand, up to "
+        "10) or `auto:N` (up to N). A tag `agentkeep:warm-pool` on a runtime or an endpoint says otherwise. They "
+        "count as sessions, and give way to them.",
+    )
+    warm_pool_max_age: float = Field(3600, gt=0, description="One that has waited for so long is replaced.")
+    warm_pool_idle: float = Field(
+        600, gt=0, description="A pool that follows demand is empty when no session has begun for so long."
+    )
+    warm_pool_starts: int = Field(2, ge=1, description="Environments started ahead at one time.")
 
     # Limits of one session.
     session_memory: int = Field(_GB, ge=64 * _MB, description="Of one session; an agent beyond it is killed.")
@@ -126,6 +141,12 @@ class RuntimeSettings(BaseSettings):
         description="Hosts reached without it.",
         validation_alias=AliasChoices("no_proxy", "AGENTKEEP_RUNTIME_NO_PROXY", "NO_PROXY"),
     )
+
+    @field_validator("warm_pool")
+    @classmethod
+    def _is_pool_size(cls, value: str) -> str:
+        pool_size(value)
+        return value
 
     @model_validator(mode="after")
     def _runs_something(self) -> RuntimeSettings:

@@ -1,6 +1,7 @@
 """Starting a session: its lease claimed, an environment made for it and healthy, and watched until it is gone.
 
-claim (session table) ─▶ budget ─▶ version prepared ─▶ driver ─▶ /ping answers ─▶ READY
+lease (session table) ─┬▶ one from the warm pool still answers ─▶ budget ─▶ bound ───────────────────────────┬▶ READY
+                       └▶ budget ─▶ version prepared ─▶ driver ─▶ /ping answers ─▶ warm-up hook ─────────────┘
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import (
     CapacityReached,
     DependencyError,
+    DriverThrottled,
     EnvironmentStartFailed,
     RuntimeClientError,
     SandboxUnavailable,
@@ -27,23 +29,19 @@ from agentkeep.core.errors import (
 from agentkeep.runtime.admission import StartSlots
 from agentkeep.runtime.artifacts import ArtifactError
 from agentkeep.runtime.budgets import TaggedBudgets
-from agentkeep.runtime.drivers.driver import AdoptedEnvironment, Driver, Environment, EnvironmentSpec, Exit, Limits
-from agentkeep.runtime.health import ping, supports_ping
+from agentkeep.runtime.drivers.driver import AdoptedEnvironment, Environment, Exit
+from agentkeep.runtime.environments import Environments
 from agentkeep.runtime.prepared import PreparedVersion, PreparedVersions
 from agentkeep.runtime.records import EndReason, SessionState, Version
 from agentkeep.runtime.session import Session
 from agentkeep.runtime.session_table import LeaseLost, SessionTable, in_progress
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.tracing import session_started
+from agentkeep.runtime.warm_pools import WarmPools
 
-__all__ = ["Starts", "VariablesOf"]
+__all__ = ["Starts"]
 
 log = logging.getLogger(__name__)
-
-START_POLL_SECONDS = 0.02
-
-#: The environment variables of a session: of (version, endpoint name).
-VariablesOf = Callable[[Version, str], Mapping[str, str]]
 
 
 class Starts:
@@ -56,9 +54,9 @@ class Starts:
         settings: RuntimeSettings,
         *,
         prepared: PreparedVersions,
-        driver: Driver,
         endpoint_of: Callable[[SessionRef], Callable[[], asyncio.Protocol]],
-        variables_of: VariablesOf,
+        environments: Environments,
+        pools: WarmPools,
         budgets: TaggedBudgets,
         end: Callable[[Session, EndReason], object],
         forget: Callable[[Session], None],
@@ -67,9 +65,9 @@ class Starts:
         self._clock = clock
         self._settings = settings
         self._prepared = prepared
-        self._driver = driver
         self._endpoint_of = endpoint_of
-        self._variables_of = variables_of
+        self._environments = environments
+        self._pools = pools
         self._budgets = budgets
         self._end = end
         self._forget = forget
@@ -94,6 +92,8 @@ class Starts:
             record = await self._table.claim(session.ref, session.user, version.number, session.endpoint)
         except BaseException as error:
             self._forget(session)
+            if session.pooled is not None:
+                session.pooled.pool.put_back(session.pooled)
             session.claimed.set_exception(_visible(error))
             if isinstance(error, ServiceError | StoreUnavailable):
                 return
@@ -102,8 +102,9 @@ class Starts:
         session.claimed.set_result(record)
         begun_ns = time.time_ns()
         try:
-            async with self._slots.taken(), asyncio.timeout(self._settings.start_timeout):
-                await self._make_environment(session, version)
+            if not await self._claim_pooled(session, version):
+                async with self._slots.taken():
+                    await self._make_environment(session, version)
             assert session.environment is not None
             session.record = await self._table.ready(record, session.environment.id)
         except TimeoutError:
@@ -113,8 +114,9 @@ class Starts:
             self._end(session, EndReason.START_FAILED)
         except (EnvironmentStartFailed, SandboxUnavailable, ArtifactError) as error:
             self._start_failed(session, str(error))
-        except ThrottlingException as error:
-            session.fail_start(error)
+        except (DriverThrottled, ThrottlingException) as error:
+            log.warning("session %s waits no longer for its start: %s", session.ref.session_id, error)
+            session.fail_start(ThrottlingException(f"The session could not be started now: {error}. Try again later"))
             self._end(session, EndReason.START_FAILED)
         except LeaseLost:
             session.fail_start(in_progress())
@@ -135,50 +137,52 @@ class Starts:
             session.ready.set_result(None)
             session_started(session, begun_ns)
 
+    async def _claim_pooled(self, session: Session, version: Version) -> bool:
+        """Gives the session the environment that was taken from its warm pool, or, if that has died, the next one.
+        False: there is none."""
+        while session.pooled is not None:
+            pooled = session.pooled
+            if await self._environments.is_healthy(pooled.environment, pooled.prepared):
+                self._attach(session, pooled.environment)
+                await self._begin(session, version)
+                pooled.bind(self._endpoint_of(session.ref), session.log.write)
+                return True
+            session.pooled = self._pools.another(version, session.endpoint)
+            pooled.pool.discard(pooled)
+        return False
+
     async def _make_environment(self, session: Session, version: Version) -> None:
+        async with asyncio.timeout(self._settings.start_timeout):
+            prepared = await self._begin(session, version)
+            while True:
+                # Never cancelled half-way: what a driver has begun it finishes, and then it is stopped.
+                session.starting = asyncio.create_task(
+                    self._environments.start(
+                        prepared, session.endpoint, self._endpoint_of(session.ref), session.log.write
+                    )
+                )
+                try:
+                    environment = await asyncio.shield(session.starting)
+                    break
+                except CapacityReached:
+                    if (ending := self._pools.give_way()) is None:
+                        raise
+                    await asyncio.wait([ending])
+            self._attach(session, environment)
+            await self._environments.until_healthy(environment, prepared)
+        await self._environments.warm_up(environment, prepared)
+
+    async def _begin(self, session: Session, version: Version) -> PreparedVersion:
         await self._budgets.open(session.ref, session.endpoint)
         prepared = await self.prepare(session, version)
-        settings = self._settings
         session.log.note(f"session {session.ref.session_id} begins, version {version.number}")
         if prepared.bundle is not None and prepared.bundle.note:
             session.log.note(prepared.bundle.note)
-        spec = EnvironmentSpec(
-            version=prepared.spec,
-            environment=self._variables_of(version, session.endpoint),
-            endpoint=self._endpoint_of(session.ref),
-            log=session.log.write,
-            limits=Limits(
-                memory=settings.session_memory,
-                processes=settings.session_processes,
-                open_files=settings.session_open_files,
-                cpus=settings.session_cpus,
-                disk=settings.session_disk,
-            ),
-        )
-        # Never cancelled half-way: what a driver has begun it finishes, and then it is stopped.
-        session.starting = asyncio.create_task(self._driver.start(spec))
-        environment = await asyncio.shield(session.starting)
-        self._attach(session, environment)
-        await self._until_healthy(environment, prepared.settings.protocol)
+        return prepared
 
     def _attach(self, session: Session, environment: Environment) -> None:
         session.environment = environment
         session.watching = asyncio.create_task(self._watch(session, environment))
-
-    async def _until_healthy(self, environment: Environment, protocol: str) -> None:
-        """Within the caller's time limit. Raises EnvironmentStartFailed if the environment ends."""
-        while True:
-            try:
-                connection = await environment.connect(self._settings.connect_timeout)
-                if not supports_ping(protocol):
-                    connection.socket.close()
-                    connection.release()
-                    return
-                if await ping(connection, self._settings.ping_timeout) is not None:
-                    return
-            except (OSError, TimeoutError):
-                pass  # not yet; OSError: it listens, and does not speak
-            await asyncio.sleep(START_POLL_SECONDS)
 
     def _start_failed(self, session: Session, reason: str) -> None:
         session.log.note(f"the agent did not start: {reason}")

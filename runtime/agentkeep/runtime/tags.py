@@ -12,14 +12,18 @@ from agentkeep.core.tags import merged, refuse_reserved, without
 from agentkeep.runtime.budgets import BUDGET_TAG, token_budget
 from agentkeep.runtime.catalogue import TAGS, Catalogue
 from agentkeep.runtime.rules import invalid
+from agentkeep.runtime.warm_pool_sizes import WARM_POOL_TAG, pool_size
 from agentkeep.storage.interface import ABSENT, Put
 
 __all__ = ["Tags"]
 
 
 class Tags:
-    def __init__(self, catalogue: Catalogue) -> None:
+    """`changed` is told the id of a runtime of which a tag has changed, its own or an endpoint's."""
+
+    def __init__(self, catalogue: Catalogue, changed: Callable[[str], None]) -> None:
         self._catalogue = catalogue
+        self._changed = changed
         self._store = catalogue.store
 
     async def resource(self, arn: str) -> tuple[str, str | None]:
@@ -51,12 +55,13 @@ class Tags:
         await self._change(arn, lambda found: without(found, keys))
 
     async def _change(self, arn: str, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
-        await self.resource(arn)
+        runtime_id, _ = await self.resource(arn)
         while True:
             found, raw = await self._read(arn)
             changed = change(found)
             try:
                 await self._store.transact([Put(TAGS, arn, orjson.dumps(changed), raw if raw is not None else ABSENT)])
+                self._changed(runtime_id)
                 return
             except ConditionFailed:
                 continue  # somebody else changed them; look again
@@ -67,10 +72,11 @@ class Tags:
 
 
 def check_tags(tags: Mapping[str, str]) -> None:
-    """Raises ValidationException for keys AWS keeps for itself, and for a budget that is none."""
+    """Raises ValidationException for keys AWS keeps for itself, and for values of ours that say nothing."""
     refuse_reserved(tags)
-    if BUDGET_TAG in tags:
-        try:
-            token_budget(tags[BUDGET_TAG])
-        except ValueError as error:
-            raise invalid(FieldError(f"tags.{BUDGET_TAG}", str(error))) from None
+    for name, read in ((BUDGET_TAG, token_budget), (WARM_POOL_TAG, pool_size)):
+        if name in tags:
+            try:
+                read(tags[name])
+            except ValueError as error:
+                raise invalid(FieldError(f"tags.{name}", str(error))) from None

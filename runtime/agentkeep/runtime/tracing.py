@@ -184,6 +184,7 @@ def about_session(session: Session) -> dict[str, AttributeValue]:
 def session_started(session: Session, begun_ns: int, failure: str | None = None) -> None:
     """The session's environment is there and answers, or `failure` says why not."""
     attributes = session_owner(session) | about_session(session)
+    attributes["agentkeep.session.warm"] = session.pooled is not None
     if failure is not None:
         attributes[ERROR_MESSAGE] = failure[:MESSAGE_LIMIT]
     error = None if failure is None else "SessionStartFailed"
