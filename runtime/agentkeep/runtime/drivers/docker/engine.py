@@ -135,6 +135,24 @@ class Engine:
         async with self._request("POST", f"/containers/{name}/attach", query) as response:
             yield response.content
 
+    # Commands in containers.
+
+    async def create_command(self, name: str, configuration: Mapping[str, Any]) -> str:
+        """Its id."""
+        found = await self._call("POST", f"/containers/{name}/exec", body=configuration)
+        return str(found["Id"])
+
+    @asynccontextmanager
+    async def run_command(self, id: str) -> AsyncIterator[aiohttp.StreamReader]:
+        """Starts it. What it writes, both streams in the engine's frames."""
+        body = json.dumps({"Detach": False, "Tty": False}).encode()
+        async with self._request("POST", f"/exec/{id}/start", {}, body) as response:
+            yield response.content
+
+    async def command(self, id: str) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = await self._call("GET", f"/exec/{id}/json", missing=True)
+        return found
+
     # How.
 
     async def _call(

@@ -13,6 +13,7 @@ from typing import Any
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import EnvironmentStartFailed
+from agentkeep.runtime.drivers.docker.commands import DockerExecution
 from agentkeep.runtime.drivers.docker.engine import Engine, EngineError, EngineUnavailable
 from agentkeep.runtime.drivers.docker.listener import SessionListener
 from agentkeep.runtime.drivers.docker.output import Output
@@ -137,6 +138,13 @@ class DockerEnvironment:
     def failure(self, message: str) -> EnvironmentStartFailed:
         """With the end of what it wrote."""
         return EnvironmentStartFailed(message, self._output.tail.decode(errors="replace"))
+
+    async def execute(self, line: str) -> DockerExecution:
+        if self._gone.done():
+            raise self.failure(f"the agent's environment is gone: {self._gone.result().reason}")
+        execution = DockerExecution(self._engine, self.id, self._gone)
+        await execution.begin(line)
+        return execution
 
     async def stop(self, grace: float) -> Exit:
         if grace > 0 and not self._gone.done():

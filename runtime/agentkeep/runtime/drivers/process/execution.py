@@ -72,7 +72,7 @@ class ProcessExecution:
         self._dead: asyncio.Future[None] | None = None
         self._ended: asyncio.Task[int | None] | None = None
         self._draining = False
-        self._killing = False
+        self._killing: asyncio.Task[None] | None = None
 
     # Birth
 
@@ -186,17 +186,16 @@ class ProcessExecution:
         return await asyncio.shield(self._ended)
 
     async def kill(self) -> None:
-        if self._ended is None or self._ended.done() or self._killing:
-            return
-        self._killing = True
-        try:
-            await in_thread(end_tree, self.pid, self._shell)
-            assert self._dead is not None
-            await asyncio.wait([self._dead], timeout=REAPING_TIMEOUT)
-            _kill(self._pidfd)
-        finally:
-            self._killing = False
+        assert self._ended is not None
+        if self._killing is None and not self._ended.done():
+            self._killing = asyncio.create_task(self._kill_all(), name=f"end of the command of process {self.pid}")
         await self.wait()
+
+    async def _kill_all(self) -> None:
+        assert self._dead is not None
+        await in_thread(end_tree, self.pid, self._shell)
+        await asyncio.wait([self._dead], timeout=REAPING_TIMEOUT)
+        _kill(self._pidfd)
 
     async def close(self) -> None:
         await self.kill()
@@ -210,8 +209,8 @@ class ProcessExecution:
         status = self._server.exit_of(self._inner_pid)
         await asyncio.wait([status, self._server.ended], timeout=STATUS_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         self._server.forget(self._inner_pid)
-        while self._killing:  # its descriptor is in use until then
-            await asyncio.sleep(0.001)
+        if self._killing is not None:  # its descriptor is in use until then
+            await asyncio.wait([self._killing])
         os.close(self._pidfd)
         self._pidfd = -1
         code = status.result() if status.done() else -signal.SIGKILL
