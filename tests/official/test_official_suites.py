@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,8 +36,7 @@ def distributions() -> Path:
         )  # fmt: skip
     for name in wanted:
         if not (CACHE / name).exists():
-            with tarfile.open(CACHE / f"{name}.tar.gz") as archive:
-                archive.extractall(CACHE, filter="data")
+            shutil.unpack_archive(CACHE / f"{name}.tar.gz", CACHE)  # known by its hash
     return CACHE
 
 
