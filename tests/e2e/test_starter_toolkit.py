@@ -30,7 +30,7 @@ TALKER = Path(__file__).parents[1] / "agents" / "talker"
 #: Not packages of this project's environment: installed once for a machine.
 TOOLKIT = "bedrock-agentcore-starter-toolkit==0.3.14"
 TOOLKIT_FOLDER = Path("/var/tmp/agentkeep-tests-toolkit")
-MOTO = "moto[server,sts]==5.2.5"
+MOTO = "moto[server]==5.2.5"
 MOTO_FOLDER = Path("/var/tmp/agentkeep-tests-moto")
 COMMAND = "import sys; sys.argv[0] = 'agentcore'; from bedrock_agentcore_starter_toolkit.cli.cli import main; main()"
 CUSTOM = "X-Amzn-Bedrock-AgentCore-Runtime-Custom-"

@@ -14,13 +14,14 @@ from agentkeep.core.errors import AccessDeniedException, UnauthorizedException
 from agentkeep.core.identifiers import Arn
 from agentkeep.core.ports import Authorizers
 from agentkeep.runtime.catalogue import Catalogue
-from agentkeep.runtime.policies import Decision, decide
+from agentkeep.runtime.policies import Decision, Policy, decide
 from agentkeep.runtime.targets import Target
 
 __all__ = ["Authorization"]
 
 #: The action of an invocation that names a user, needed beside the plain one (IAM's split of the two).
 FOR_USER = "ForUser"
+STOP = "StopRuntimeSession"
 
 
 class Authorization:
@@ -38,9 +39,9 @@ class Authorization:
             )
         if target.policies:
             principals = self._principals(caller)
-            self._refuse_denied(target, principals, action)
+            _refuse_denied(target.runtime_arn, target.policies, principals, action)
             if user_id is not None:
-                self._refuse_denied(target, principals, action + FOR_USER)
+                _refuse_denied(target.runtime_arn, target.policies, principals, action + FOR_USER)
         return None if user_id is None else User(user_id)
 
     async def agent(self, target: Target, caller: Caller, user_id: str | None, action: str) -> User:
@@ -56,16 +57,23 @@ class Authorization:
             raise AccessDeniedException(
                 f"Agent runtime {target.runtime_id} takes users' tokens only; agents sign with their session's keys."
             )
-        # The role under which operators know an agent, and that policies written for AWS name.
-        own = await self._catalogue.find_runtime(caller.session.runtime_id)
-        version = None if own is None else await self._catalogue.find_version(own.record.id, own.record.version)
-        role = frozenset() if version is None else frozenset({version.record.settings["roleArn"]})
-        if decide(target.policies, self._principals(caller) | role, action) is not Decision.ALLOW:
+        if decide(target.policies, await self._agents_principals(caller), action) is not Decision.ALLOW:
             raise AccessDeniedException(
                 f"{caller.principal} is not authorized to perform bedrock-agentcore:{action} on {target.runtime_arn}: "
                 "an agent may invoke another only where that one's resource policy allows it."
             )
         return caller.user
+
+    async def stopping(self, runtime_arn: str, policies: tuple[Policy, ...], caller: Caller) -> None:
+        """Raises AccessDeniedException where a policy denies StopRuntimeSession to one who may stop the session by
+        what it is (`RuntimeInvocations.stop`)."""
+        if not policies or caller.kind is CallerKind.USER:
+            principals: frozenset[str] = frozenset()
+        elif caller.kind is CallerKind.SESSION:
+            principals = await self._agents_principals(caller)
+        else:
+            principals = self._principals(caller)
+        _refuse_denied(runtime_arn, policies, principals, STOP)
 
     def cached_token(self, target: Target, bearer: str, action: str) -> User | None:
         """The token's user if that is known without waiting."""
@@ -73,7 +81,7 @@ class Authorization:
             return None
         user = self._authorizers.cached(target.settings.authorizer, bearer)
         if user is not None:
-            self._refuse_denied(target, frozenset(), action)
+            _refuse_denied(target.runtime_arn, target.policies, frozenset(), action)
         return user
 
     async def token(self, target: Target, bearer: str, action: str) -> User:
@@ -87,7 +95,7 @@ class Authorization:
             user = await self._authorizers.verify(target.settings.authorizer, bearer)
         except UnauthorizedException as error:
             raise UnauthorizedException(error.message, error.challenge or self._challenge(target)) from None
-        self._refuse_denied(target, frozenset(), action)
+        _refuse_denied(target.runtime_arn, target.policies, frozenset(), action)
         return user
 
     def _challenge(self, target: Target) -> str:
@@ -95,11 +103,13 @@ class Authorization:
         qualifier = quote(target.endpoint, safe="")
         return f'Bearer resource_metadata="{place}/.well-known/oauth-protected-resource?qualifier={qualifier}"'
 
-    def _refuse_denied(self, target: Target, principals: frozenset[str], action: str) -> None:
-        if decide(target.policies, principals, action) is Decision.DENY:
-            raise AccessDeniedException(
-                f"bedrock-agentcore:{action} on {target.runtime_arn} is denied by its resource policy."
-            )
+    async def _agents_principals(self, caller: Caller) -> frozenset[str]:
+        """With the role under which operators know an agent, and that policies written for AWS name."""
+        assert caller.session is not None
+        own = await self._catalogue.find_runtime(caller.session.runtime_id)
+        version = None if own is None else await self._catalogue.find_version(own.record.id, own.record.version)
+        role = frozenset() if version is None else frozenset({version.record.settings["roleArn"]})
+        return self._principals(caller) | role
 
     def _principals(self, caller: Caller) -> frozenset[str]:
         """Every name policies may know a caller by: its ARN, the role it has assumed, its account."""
@@ -111,6 +121,11 @@ class Authorization:
             if caller.kind is CallerKind.SESSION and kind == "assumed-role":
                 names.add(f"arn:{arn.partition}:iam::{arn.account}:role/{rest.split('/')[0]}")
         return frozenset(names)
+
+
+def _refuse_denied(runtime_arn: str, policies: tuple[Policy, ...], principals: frozenset[str], action: str) -> None:
+    if decide(policies, principals, action) is Decision.DENY:
+        raise AccessDeniedException(f"bedrock-agentcore:{action} on {runtime_arn} is denied by its resource policy.")
 
 
 def not_accepted() -> AccessDeniedException:

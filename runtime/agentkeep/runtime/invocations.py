@@ -250,11 +250,18 @@ class RuntimeInvocations:
 
     # StopRuntimeSession.
 
-    async def stop(self, caller: Caller, runtime: str, session_id: str, token: Idempotency | None) -> None:
-        """Operators stop any session; a user's token stops that user's; an agent its own."""
+    async def stop(
+        self, caller: Caller, runtime: str, qualifier: str, session_id: str, token: Idempotency | None
+    ) -> None:
+        """Operators stop any session; a user's token stops that user's; an agent its own; unless a policy denies it:
+        the runtime's, the named endpoint's, or that of the endpoint through which the session was opened."""
         ref = SessionRef(self._targets.runtime_id(runtime, None), session_id)
         if caller.kind is CallerKind.SESSION and caller.session != ref:
             raise AccessDeniedException("An agent may stop no session but its own.")
+        stored = await self._sessions.table.find(ref)
+        endpoints = {qualifier} if stored is None else {qualifier, stored.record.endpoint}
+        arn, policies = await self._targets.policies(ref.runtime_id, endpoints)
+        await self._authorization.stopping(arn, policies, caller)
         if caller.kind is CallerKind.USER:
             await self._check_owner(caller, ref)
         await self._sessions.stop(ref, token)

@@ -18,6 +18,8 @@ from agentkeep.runtime.artifacts import ArtifactStore
 from agentkeep.runtime.documents import Documents
 from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.parts import EndpointFactory, Parts
+from agentkeep.runtime.records import DEFAULT_ENDPOINT
+from agentkeep.runtime.replicas import Place
 from agentkeep.runtime.rules import check_settings
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.tags import check_tags
@@ -54,8 +56,10 @@ class RuntimePlane:
         settings: RuntimeSettings,
         data_dir: Path,
         alarm: Alarm | None = None,
+        place: Place | None = None,
     ) -> None:
-        """`data_dir`: a folder of this plane's own; a replica keeps its name, bundles and logs there."""
+        """`data_dir`: a folder of this plane's own; a replica keeps its bundles and logs there. `place`: of this
+        replica among others; None: it is alone."""
         self._parts = parts = Parts(
             store,
             deployment,
@@ -70,6 +74,7 @@ class RuntimePlane:
             settings,
             data_dir,
             alarm,
+            place,
         )
         self._deployment = deployment
         self._settings = settings
@@ -276,7 +281,8 @@ class RuntimePlane:
         self, call: Call, request: data.StopRuntimeSessionRequest
     ) -> data.StopRuntimeSessionResponse:
         session_id = request["runtimeSessionId"]
-        await self.invocations.stop(call.caller, request["agentRuntimeArn"], session_id, call.idempotency)
+        qualifier = request.get("qualifier") or DEFAULT_ENDPOINT
+        await self.invocations.stop(call.caller, request["agentRuntimeArn"], qualifier, session_id, call.idempotency)
         return {"runtimeSessionId": session_id, "statusCode": 200}
 
 

@@ -3,6 +3,7 @@ call asks no store."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agentkeep.core.clock import Clock
@@ -64,6 +65,13 @@ class Targets:
         if str(arn) != self._catalogue.runtime_arn(arn.id):
             raise missing
         return arn.id
+
+    async def policies(self, runtime_id: str, endpoints: Iterable[str]) -> tuple[str, tuple[Policy, ...]]:
+        """A runtime's ARN, and its policies with those of these endpoints, whether they can be invoked or not."""
+        arn = self._catalogue.runtime_arn(runtime_id)
+        return arn, await self._policies.of(
+            arn, *(self._catalogue.endpoint_arn(runtime_id, name) for name in endpoints)
+        )
 
     async def resolve(self, runtime: str, qualifier: str, account_id: str | None) -> Target:
         """Raises ResourceNotFoundException; RetryableConflictException while the first version is being made;

@@ -57,9 +57,12 @@ def parse_target(path: bytes, query: bytes) -> Target:
         runtime = unquote_to_bytes(path.split(b"/", 3)[2]).decode()
         # A plus sign is a plus sign, as it is when signed.
         plain = query.decode("ascii").replace("+", "%2B")
-        given = dict(parse_qsl(plain, keep_blank_values=True, errors="strict"))
+        pairs = parse_qsl(plain, keep_blank_values=True, errors="strict")
     except ValueError:
         raise ValidationException("The request's path or query is not UTF-8", "CannotParse") from None
+    given = dict(pairs)
+    if len(given) != len(pairs):
+        raise ValidationException("A parameter of the query is given more than once", "CannotParse")
     account_id = given.get("accountId")
     if account_id is not None and not _ACCOUNT.fullmatch(account_id):
         raise _invalid([FieldError("accountId", "must be 12 digits")])
