@@ -51,6 +51,7 @@ class PreparedVersions:
                 python=PYTHON,
                 image=artifact["containerConfiguration"]["containerUri"] if bundle is None else None,
                 port=settings.port,
+                storage=settings.storage,
             )
             await self._driver.prepare(spec)
             self._ready[key] = found = PreparedVersion(version, settings, bundle, spec)

@@ -26,6 +26,12 @@ PATHS: Final = {"HTTP": "/invocations", "AGUI": "/invocations", "MCP": "/mcp", "
 _UNSUPPORTED: Final = {
     "capacityProviderConfiguration": "capacity providers are AWS infrastructure",
 }
+_FILE_SYSTEMS: Final = {
+    "s3FilesAccessPoint": "S3 Files is AWS infrastructure",
+    "efsAccessPoint": "EFS is AWS infrastructure",
+    "capacityProviderVolume": "capacity providers are AWS infrastructure",
+}
+_MOUNT_PATH: Final = re.compile(r"/mnt/(?!\.{1,2}/?$)[a-zA-Z0-9._-]{1,195}/?")
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Settings:
     environment: Mapping[str, str]
     entry_point: tuple[str, ...]
     role_arn: str
+    storage: tuple[str, ...]  # where each session has a folder of its own
     warm_up: WarmUp | None
 
     @classmethod
@@ -63,6 +70,11 @@ class Settings:
             environment=document.get("environmentVariables", {}),
             entry_point=tuple(code.get("entryPoint", ())),
             role_arn=document["roleArn"],
+            storage=tuple(
+                system["sessionStorage"]["mountPath"].rstrip("/")
+                for system in document.get("filesystemConfigurations", ())
+                if "sessionStorage" in system  # one of those stored before others were refused has none
+            ),
             warm_up=WarmUp.of(document.get("hooksConfiguration", {}), port),
         )
 
@@ -90,6 +102,7 @@ def check_settings(
     faults += _headers(document)
     faults += _environment(document.get("environmentVariables", {}), deployment, public_url)
     faults += _protocol(document.get("protocolConfiguration", {}))
+    faults += _storage(document.get("filesystemConfigurations", ()))
     faults += _hooks(document)
     faults += [FieldError(name, f"not supported here: {why}") for name, why in _UNSUPPORTED.items() if name in document]
     if faults:
@@ -205,3 +218,29 @@ def _hooks(document: Mapping[str, Any]) -> list[FieldError]:
     if hook.port == settings.port and hook.path in (settings.path, "/ping", "/ws"):
         return [FieldError(f"{where}.path", f"the agent serves {hook.path} for the platform; give the hook its own")]
     return []
+
+
+def _storage(systems: Sequence[Mapping[str, Any]]) -> list[FieldError]:
+    faults = []
+    taken: set[str] = set()
+    for index, system in enumerate(systems, 1):
+        where = f"filesystemConfigurations.{index}.member"
+        faults += [
+            FieldError(f"{where}.{kind}", f"not supported here: {why}; a session may have sessionStorage of its own")
+            for kind, why in _FILE_SYSTEMS.items()
+            if kind in system
+        ]
+        if "sessionStorage" not in system:
+            continue
+        path = system["sessionStorage"]["mountPath"]
+        if _MOUNT_PATH.fullmatch(path) is None:
+            faults.append(
+                FieldError(
+                    f"{where}.sessionStorage.mountPath",
+                    "must be one folder below /mnt, such as /mnt/data: letters, digits, '.', '_' and '-'",
+                )
+            )
+        elif path.rstrip("/") in taken:
+            faults.append(FieldError(f"{where}.sessionStorage.mountPath", f"{path} is mounted twice"))
+        taken.add(path.rstrip("/"))
+    return faults

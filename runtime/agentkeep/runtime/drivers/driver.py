@@ -61,6 +61,7 @@ class VersionSpec:
     image: str | None = None
     port: int = 8080
     fork_server: bool = True  # False: `cold`, a fresh process per session
+    storage: tuple[str, ...] = ()  # /mnt/<name>: folders each session has for itself, within its disk limit
 
 
 @dataclass(frozen=True, slots=True)

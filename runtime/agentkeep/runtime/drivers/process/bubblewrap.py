@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from agentkeep.core.errors import SandboxUnavailable
@@ -53,7 +54,14 @@ def write_etc(folder: Path) -> None:
 
 
 def command(
-    *, interpreter: Interpreter, bundle: Path, dependencies: Path | None, etc: Path, root: bool, control: int
+    *,
+    interpreter: Interpreter,
+    bundle: Path,
+    dependencies: Path | None,
+    etc: Path,
+    root: bool,
+    control: int,
+    storage: Sequence[str] = (),
 ) -> list[str]:
     """The argument list; to be run with an empty environment (`/proc/1/environ` shows the launcher's)."""
     mounts = _Mounts()
@@ -83,7 +91,7 @@ def command(
     mounts.read_only(bundle, Path(BUNDLE))
     if dependencies is not None:
         mounts.read_only(dependencies, Path(DEPENDENCIES))
-    for text in _EMPTY:
+    for text in (*_EMPTY, *storage):
         mounts.folder(Path(text))
 
     arguments = [

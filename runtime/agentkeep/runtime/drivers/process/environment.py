@@ -99,6 +99,7 @@ class ProcessEnvironment:
         await in_thread(self._confine, born.pid)
         limits = self.spec.limits
         plan = self._plan = {**asdict(limits), "map_self": self._around.uid is None, "sockets": CONNECTIONS, "data": 0}
+        plan["storage"] = self.spec.version.storage
         if "memory" not in self._around.cgroups.controllers:
             plan["data"] = limits.memory  # at least each process by itself
         await self._channel.send(orjson.dumps(plan))
@@ -116,7 +117,14 @@ class ProcessEnvironment:
         self._pool = SocketPool(dial)
         await self._receive(b"sealed")
         own = os.geteuid() if self._around.uid is None else self._around.uid
-        sealed = await in_thread(inspect_session, self.pid, own, [self._listener, *dial], _SEALED_DESCRIPTORS)
+        sealed = await in_thread(
+            inspect_session,
+            self.pid,
+            own,
+            [self._listener, *dial],
+            _SEALED_DESCRIPTORS,
+            self.spec.version.storage,
+        )
         self._shares_nothing(sealed)
         self.sealed = sealed
         self._server.exit_of(sealed.inner_pid)

@@ -159,6 +159,7 @@ class ProcessExecution:
 
     async def read(self) -> Written | None:
         assert self._ended is not None
+        await asyncio.sleep(0)  # where there is always something to read, nothing below waits
         while True:
             if self._ended.done() and not self._draining:
                 # What was written before the shell's end is in the pipes now. What is added from here on is others'.

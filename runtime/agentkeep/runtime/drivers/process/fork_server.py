@@ -95,6 +95,7 @@ class ForkServer:
             etc=self._etc,
             root=self.uid is not None,
             control=self._channel.theirs.fileno(),
+            storage=version.storage,
         )
         name = f"{version.runtime_id}/{version.version}"
         log = self._log = LogPipe(lambda text: logger.info("fork server %s: %s", name, text.decode(errors="replace")))

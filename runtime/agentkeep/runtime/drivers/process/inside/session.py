@@ -79,7 +79,7 @@ class _Birth:
         kernel.unshare(kernel.NEWCGROUP)  # the platform put our parent into the session's group before it answered
         self.channel = only_descriptors(self.channel, log, log)
         self.step = "mounts"
-        _private_mounts(plan["disk"])
+        _private_mounts(plan["disk"], plan["storage"])
         self.step = "proc"
         _private_proc()
         self.step = "devpts"
@@ -126,13 +126,13 @@ def only_descriptors(channel: socket.socket, output: int, error: int) -> socket.
     return result
 
 
-def _private_mounts(disk: int) -> None:
-    """Writable places of our own, all on one tmpfs so that `disk` is one limit."""
+def _private_mounts(disk: int, storage: list[str]) -> None:
+    """Writable places of our own, and session storage; all on one tmpfs so that `disk` is one limit."""
     kernel.mount(None, "/", None, kernel.REC | kernel.PRIVATE)
     inodes = max(1024, disk >> 14)
     options = f"size={disk},nr_inodes={inodes},mode=0755,uid=0,gid=0"
     kernel.mount("session", "/tmp", "tmpfs", kernel.NOSUID | kernel.NODEV, options)  # noqa: S108
-    for place, mode in PRIVATE_FOLDERS:
+    for place, mode in (*((place, 0o755) for place in storage), *PRIVATE_FOLDERS):
         folder = f"/tmp/{place.strip('/').replace('/', '-')}"  # noqa: S108
         os.mkdir(folder)
         os.chmod(folder, mode)
