@@ -146,7 +146,7 @@ async def _edge_listens() -> None:
 def _own_address() -> str:
     """Of this process on the network of sessions. Raises SandboxUnavailable."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((PLATFORM, ENDPOINT_PORT))  # sends nothing
+        probe.connect((HOST, ENDPOINT_PORT))  # sends nothing
         address = str(probe.getsockname()[0])
     if IPv4Address(address) not in REPLICAS:
         raise SandboxUnavailable(

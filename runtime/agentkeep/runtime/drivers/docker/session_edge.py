@@ -105,21 +105,27 @@ class _End(asyncio.Protocol):
         self.other: _End | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
+        self._ended = False  # its peer sends no more
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
         self._transport.set_write_buffer_limits(_BUFFER)
         if self.other is None:
-            self._transport.pause_reading()
+            self._transport.pause_reading()  # until there is another end
         else:
-            self.other.resume_writing()
+            self._sending().resume_reading()
 
     def data_received(self, data: bytes) -> None:
         self._sending().write(data)
 
     def eof_received(self) -> bool:
+        """True: it may still be sent something."""
+        self._ended = True
         sending = self._sending()
-        if sending.can_write_eof() and not sending.is_closing():
+        if self.other is not None and self.other._ended:
+            sending.close()
+            return False
+        if not sending.is_closing():
             sending.write_eof()
         return True
 
