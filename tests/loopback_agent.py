@@ -198,12 +198,15 @@ async def body(reader: asyncio.StreamReader, headers: dict[bytes, bytes]):
 
 
 class LoopbackConnection:
-    def __init__(self, socket: socket.socket) -> None:
+    def __init__(self, socket: socket.socket, room: asyncio.Semaphore | None = None) -> None:
         self.socket = socket
         self.released = 0
+        self._room = room
 
     def release(self) -> None:
         self.released += 1
+        if self._room is not None:
+            self._room.release()
 
 
 @dataclass
@@ -232,11 +235,20 @@ class LoopbackTurn:
         return named
 
     async def connect(self) -> LoopbackConnection:
+        room = self.sessions.room
+        if room is not None:
+            await room.acquire()
         loop = asyncio.get_running_loop()
         connected = socket.socket()
         connected.setblocking(False)
-        await loop.sock_connect(connected, ("127.0.0.1", self.sessions.port))
-        connection = LoopbackConnection(connected)
+        try:
+            await loop.sock_connect(connected, ("127.0.0.1", self.sessions.port))
+        except BaseException:
+            connected.close()
+            if room is not None:
+                room.release()
+            raise
+        connection = LoopbackConnection(connected, room)
         self.sessions.connections.append(connection)
         return connection
 
@@ -255,6 +267,7 @@ class LoopbackSessions:
     requests: list[InvocationRequest] = field(default_factory=list)
     refusal: ServiceError | None = None
     start_seconds: float = 0.0
+    room: asyncio.Semaphore | None = None  # for so many connections to the agent at once; others wait
 
     def begin_now(self, request: InvocationRequest) -> LoopbackTurn | None:
         if self.refusal is not None:

@@ -157,7 +157,11 @@ class LoopbackAgent:
                 await asyncio.sleep(0.002)
         sock = socket.socket()
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self._port))
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self._port))
+        except BaseException:
+            sock.close()
+            raise
         return LoopbackConnection(sock)
 
     async def resume(self, endpoint: Callable[[], asyncio.Protocol], log: Callable[[bytes], None]) -> None:

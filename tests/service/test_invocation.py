@@ -370,3 +370,15 @@ async def test_concurrency(stack: Stack) -> None:
 
     await asyncio.gather(*(one(number) for number in range(50)))
     assert len(stack.agent.received) == 250
+
+
+@pytest.mark.parametrize("word", [b"sleep 0.01", b"close-after"])
+async def test_more_invocations_than_an_agent_takes_connections(make_stack: Any, word: bytes) -> None:
+    """A connection that becomes idle is for those who wait for one: kept as idle, none of them would ever have it."""
+    stack = await make_stack(agent_idle=1000.0)
+    stack.sessions.room = asyncio.Semaphore(3)
+    async with asyncio.timeout(60):
+        answers = await asyncio.gather(*(stack.raw(stack.signed(word)) for _ in range(20)))
+    assert all(b" 200 " in answer for answer in answers)
+    assert len([one for one in stack.sessions.connections if not one.released]) <= 3
+    assert not stack.route.pump.pool._waiting

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import deque
 from typing import Protocol, cast
 
 import httptools
@@ -213,11 +214,13 @@ class AgentConnection(asyncio.Protocol):
 
 
 class AgentPool:
-    """Idle connections by environment, last in, first out."""
+    """Idle connections by environment, last in, first out. Who waits for a new one gets one that becomes idle before:
+    an environment may take no more than are open already."""
 
     def __init__(self, limits: PumpLimits) -> None:
         self._limits = limits
         self._idle: dict[str, list[AgentConnection]] = {}
+        self._waiting: dict[str, deque[asyncio.Future[AgentConnection]]] = {}
         self.now = 0.0
 
     def take(self, environment_id: str) -> AgentConnection | None:
@@ -230,8 +233,35 @@ class AgentPool:
         return None
 
     async def connect(self, turn: Turn) -> AgentConnection:
-        """A new connection. Raises RuntimeClientError."""
-        opened = await turn.connect()
+        """A new connection, or one that has become idle meanwhile. Raises what `Turn.connect` raises, and
+        RuntimeClientError."""
+        opening = asyncio.create_task(turn.connect())
+        idle: asyncio.Future[AgentConnection] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(turn.environment_id, deque()).append(idle)
+        try:
+            await asyncio.wait((opening, idle), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._wait_no_longer(turn.environment_id, idle)
+        if idle.done():
+            connection = idle.result()
+            if opening.done():
+                self.give_back(connection)
+            elif connection.alive():
+                opening.cancel()
+                opening.add_done_callback(_let_go)
+                return connection
+            else:
+                connection.transport.close()
+        return await self._connected(turn, await opening)
+
+    def _wait_no_longer(self, environment_id: str, place: asyncio.Future[AgentConnection]) -> None:
+        if not place.done():
+            waiting = self._waiting[environment_id]
+            waiting.remove(place)
+            if not waiting:
+                del self._waiting[environment_id]
+
+    async def _connected(self, turn: Turn, opened: Connection) -> AgentConnection:
         try:
             _, connection = await asyncio.get_running_loop().create_connection(
                 lambda: AgentConnection(opened, turn.environment_id), sock=opened.socket
@@ -244,6 +274,12 @@ class AgentPool:
 
     def give_back(self, connection: AgentConnection) -> None:
         """Takes a connection whose answer has ended; keeps it if it can serve another request."""
+        waiting = self._waiting.get(connection.environment_id)
+        if waiting is not None and connection.reusable:
+            waiting.popleft().set_result(connection)
+            if not waiting:
+                del self._waiting[connection.environment_id]
+            return
         idle = self._idle.setdefault(connection.environment_id, [])
         if connection.reusable and len(idle) < self._limits.agent_idle_connections:
             connection.idle_since = self.now
@@ -271,3 +307,11 @@ class AgentPool:
             for connection in idle:
                 connection.transport.abort()
         self._idle.clear()
+
+
+def _let_go(opening: asyncio.Task[Connection]) -> None:
+    """Of a connection that nobody needs any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        opened = opening.result()
+        opened.socket.close()
+        opened.release()
