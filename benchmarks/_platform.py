@@ -264,5 +264,18 @@ def stop(credentials: Credentials, url: str, arn: str, session: str) -> Signed:
     return Signed(credentials, url, "POST", path, body, {SESSION: session, "Content-Type": "application/json"})
 
 
+async def exchange(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    """An answer: status, headers (lower-case) and body. Raises asyncio.IncompleteReadError where it is cut."""
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:-2])}
+    if "chunked" not in headers.get("transfer-encoding", ""):
+        return int(lines[0][9:12]), headers, await reader.readexactly(int(headers["content-length"]))
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return int(lines[0][9:12]), headers, body
+
+
 if __name__ == "__main__":
     uvloop.run(_serve(Path(sys.argv[1])))

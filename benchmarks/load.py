@@ -28,13 +28,12 @@ from typing import Any
 
 import uvloop
 from _history import keep
-from _platform import Platform, Signed, invocation, stop
+from _platform import Platform, Signed, exchange, invocation, stop
 from botocore.credentials import Credentials
 
 CONNECTIONS = 32
 SESSIONS_AT_ONCE = 8
 SETTLE = 60.0
-STEPS = 5
 SIGNED_FOR = 120.0
 
 #: How much each figure may have grown when everything has ended: once, per 1000 invocations, per session.
@@ -69,15 +68,7 @@ class Load:
     ) -> tuple[int, bytes]:
         """Raises asyncio.IncompleteReadError where the answer is cut."""
         writer.write(request)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        status = int(head[9:12])
-        if b"transfer-encoding: chunked" in head:
-            body = b""
-            while size := int(await reader.readuntil(b"\r\n"), 16):
-                body += (await reader.readexactly(size + 2))[:-2]
-            await reader.readexactly(2)
-        else:
-            body = await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        status, _, body = await exchange(reader)
         self.answers[str(status)] += 1
         return status, body
 
@@ -213,7 +204,7 @@ def growth(before: dict[str, Any], after: dict[str, Any], invocations: int, sess
     return grown
 
 
-async def run(invocations: int, sessions: int) -> dict[str, Any]:
+async def run(invocations: int, sessions: int, steps: int) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(prefix="agentkeep-load-") as folder,
         Platform(Path(folder), AGENTKEEP_RUNTIME_STOP_GRACE="1") as platform,
@@ -227,11 +218,11 @@ async def run(invocations: int, sessions: int) -> dict[str, Any]:
         await load.sessions(min(sessions, 16))
         counts = [await settled(load)]
         rates = []
-        for _ in range(STEPS):
+        for _ in range(steps):
             rates.append(
                 {
-                    "invocations_per_s": round(await load.invocations(invocations // STEPS, kept)),
-                    "sessions_per_s": round(await load.sessions(sessions // STEPS), 1),
+                    "invocations_per_s": round(await load.invocations(invocations // steps, kept)),
+                    "sessions_per_s": round(await load.sessions(sessions // steps), 1),
                 }
             )
             counts.append(await settled(load))
@@ -267,7 +258,7 @@ def main() -> None:
         "--keep", action=argparse.BooleanOptionalAction, default=True, help="the figures, in history.jsonl"
     )
     arguments = parser.parse_args()
-    figures = uvloop.run(run(arguments.invocations, arguments.sessions))
+    figures = uvloop.run(run(arguments.invocations, arguments.sessions, arguments.steps))
     print(json.dumps(figures, indent=2))
     if arguments.keep:
         keep("load", figures)
