@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 from official.model_server import model_server
-from official.suites import SUITES, Suite
+from official.suites import AGENTCORE, FILES_LEFT_OUT, SUITES, Suite
 from platform_process import REPOSITORY, PlatformProcess, running_platform
 
 pytestmark = [pytest.mark.official, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -104,6 +104,18 @@ def prepopulate(platform: PlatformProcess, memory_id: str) -> None:
         ],
     )
     assert len(answer["successfulRecords"]) == len(texts), answer
+
+
+def test_every_file_on_the_runtime_is_run_or_named(distributions: Path) -> None:
+    folder = distributions / AGENTCORE
+    there = {
+        str(file.relative_to(folder))
+        for part in ("async", "runtime", "services")
+        for file in (folder / "tests_integ" / part).rglob("test_*.py")
+    }
+    run = {suite.path for suite in SUITES if suite.distribution == AGENTCORE}
+    assert there == (there & run) | FILES_LEFT_OUT.keys()
+    assert not run & FILES_LEFT_OUT.keys()
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: Path(suite.path).stem)
