@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
+from botocore.loaders import Loader
+from botocore.model import ServiceModel
 
 from agentkeep.core.errors import ValidationException
+from agentkeep.runtime.documents import ECHOED
 from agentkeep.runtime.environment import SESSION_ENDPOINT
+from agentkeep.runtime.headers import why_not_forwardable
 
 
 async def _refused(platform: Any, **settings: Any) -> ValidationException:
@@ -119,3 +124,49 @@ async def test_what_is_not_acted_upon_is_stored_and_echoed(platform: Any) -> Non
     runtime_id = await platform.create(**extra)
     found = await platform.call("get_agent_runtime", agentRuntimeId=runtime_id)
     assert {name: found[name] for name in extra} == extra
+
+
+@pytest.mark.parametrize(
+    ("ports", "complaint"),
+    [
+        ([{"port": 8443}], "taken"),
+        ([{"portRange": {"from": 8400, "to": 8500}}], "taken"),
+        ([{"portRange": {"from": 9001, "to": 9000}}], "greater"),
+        ([{"port": 9000}, {"portRange": {"from": 8999, "to": 9001}}], "overlaps"),
+        ([{}], "either"),
+        ([{"port": 9000, "portRange": {"from": 9001, "to": 9002}}], "either"),
+    ],
+)
+async def test_ports_that_say_nothing_sensible(platform: Any, ports: list[Any], complaint: str) -> None:
+    assert complaint in str(await _refused(platform, allowedPorts=ports))
+
+
+async def test_more_memory_than_a_session_has(platform: Any) -> None:
+    """Refused rather than stored: the agent would be killed at what it was promised."""
+    await platform.create(resourceConfigurations=[{"minimumMemoryInMiB": 1024}])
+    for mebibytes in (0, 1025):
+        refused = await _refused(platform, resourceConfigurations=[{"minimumMemoryInMiB": mebibytes}])
+        assert "between 1 and 1024" in str(refused)
+
+
+async def test_every_header_the_sdk_calls_restricted_is(platform: Any) -> None:
+    """EXE-4: the list of the SDK's `RESTRICTED_HEADERS`; HTTP/2's own fields are no names for the model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from bedrock_agentcore.runtime.models import RESTRICTED_HEADERS
+    names = {name.lower() for name in RESTRICTED_HEADERS if not name.startswith(":")}
+    assert len(names) > 90
+    assert [name for name in names if why_not_forwardable(name, has_authorizer=True) is None] == []
+
+
+def _members(model: ServiceModel, shape: str) -> set[str]:
+    return set(model.shape_for(shape).members)
+
+
+def test_no_member_of_the_model_is_forgotten() -> None:
+    """EXE-4: whatever the service adds to these is stored, echoed or refused by a decision, not by accident."""
+    model = ServiceModel(Loader().load_service_model("bedrock-agentcore-control", "service-2"))
+    settings = _members(model, "UpdateAgentRuntimeRequest") - {"agentRuntimeId", "clientToken"}
+    assert _members(model, "CreateAgentRuntimeRequest") - {"agentRuntimeName", "clientToken", "tags"} <= settings
+    assert settings == set(ECHOED)
+    assert settings <= _members(model, "GetAgentRuntimeResponse")

@@ -8,10 +8,10 @@ from agentkeep.runtime.catalogue import Catalogue
 from agentkeep.runtime.records import AgentRuntime, Endpoint, Version
 from agentkeep.wire.types import bedrock_agentcore_control as control
 
-__all__ = ["Documents"]
+__all__ = ["ECHOED", "Documents"]
 
 #: Members of the request that GetAgentRuntime gives back.
-_ECHOED: Final = (
+ECHOED: Final = (
     "agentRuntimeArtifact",
     "roleArn",
     "networkConfiguration",
@@ -61,7 +61,7 @@ class Documents:
     def runtime(self, runtime: AgentRuntime, version: Version) -> control.GetAgentRuntimeResponse:
         """Of the newest version the status is the runtime's (it may be DELETING); of an older one its own."""
         record = runtime if version.number == runtime.version else version
-        echoed = {name: version.settings[name] for name in _ECHOED if name in version.settings}
+        echoed = {name: version.settings[name] for name in ECHOED if name in version.settings}
         # What was stored is what the model let in, so it is what the model says.
         answer = cast(
             control.GetAgentRuntimeResponse,

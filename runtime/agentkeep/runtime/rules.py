@@ -18,11 +18,12 @@ __all__ = ["DEFAULT_IDLE", "DEFAULT_LIFETIME", "Settings", "check_settings", "in
 DEFAULT_IDLE: Final = 900
 DEFAULT_LIFETIME: Final = 28_800
 ENVIRONMENT_LIMIT: Final = 4096
+_MIB: Final = 1 << 20
 PORTS: Final = {"HTTP": 8080, "AGUI": 8080, "MCP": 8000, "A2A": 9000}
 PATHS: Final = {"HTTP": "/invocations", "AGUI": "/invocations", "MCP": "/mcp", "A2A": "/"}
 
 #: Members that change how a session runs and that this deployment cannot honour. Ignoring them would be a lie; the
-#: rest (network mode, platform version, metadata service) is stored and echoed.
+#: rest (network mode, platform version, metadata service, allowed ports) is stored and echoed.
 _UNSUPPORTED: Final = {
     "capacityProviderConfiguration": "capacity providers are AWS infrastructure",
 }
@@ -87,10 +88,16 @@ def invalid(*fields: FieldError) -> ValidationException:
 
 
 def check_settings(
-    request: Mapping[str, Any], deployment: Deployment, public_url: str, *, images: bool, bundles: bool = True
+    request: Mapping[str, Any],
+    deployment: Deployment,
+    public_url: str,
+    *,
+    images: bool,
+    bundles: bool = True,
+    memory: int = 1 << 30,
 ) -> dict[str, Any]:
     """The settings of a new version: the request's members with defaults filled in. `images`, `bundles`: whether this
-    deployment runs container images, and code.
+    deployment runs container images, and code; `memory`: bytes that a session may use.
 
     Raises ValidationException naming every member at fault.
     """
@@ -104,6 +111,8 @@ def check_settings(
     faults += _protocol(document.get("protocolConfiguration", {}))
     faults += _storage(document.get("filesystemConfigurations", ()))
     faults += _hooks(document)
+    faults += _ports(document.get("allowedPorts", ()))
+    faults += _resources(document.get("resourceConfigurations", ()), memory)
     faults += [FieldError(name, f"not supported here: {why}") for name, why in _UNSUPPORTED.items() if name in document]
     if faults:
         raise invalid(*faults)
@@ -244,3 +253,36 @@ def _storage(systems: Sequence[Mapping[str, Any]]) -> list[FieldError]:
             faults.append(FieldError(f"{where}.sessionStorage.mountPath", f"{path} is mounted twice"))
         taken.add(path.rstrip("/"))
     return faults
+
+
+def _ports(allowed: Sequence[Mapping[str, Any]]) -> list[FieldError]:
+    """Rules of the model's documentation. No port but the agent's own is reachable here; a version that asks for more
+    answers without a session endpoint's URL, as AgentCore does where there is no direct access."""
+    faults = []
+    taken: set[int] = set()
+    for index, entry in enumerate(allowed, 1):
+        where = f"allowedPorts.{index}.member"
+        span = entry.get("portRange", {"from": entry.get("port", 0), "to": entry.get("port", -1)})
+        ports = range(span["from"], span["to"] + 1)
+        if ("port" in entry) == ("portRange" in entry):
+            faults.append(FieldError(where, "must have either port or portRange"))
+        elif not ports:
+            faults.append(FieldError(f"{where}.portRange", "from must not be greater than to"))
+        elif 8443 in ports:
+            faults.append(FieldError(where, "8443 is taken"))
+        elif not taken.isdisjoint(ports):
+            faults.append(FieldError(where, "overlaps another entry"))
+        taken.update(ports)
+    return faults
+
+
+def _resources(wanted: Sequence[Mapping[str, Any]], memory: int) -> list[FieldError]:
+    return [
+        FieldError(
+            f"resourceConfigurations.{index}.member.minimumMemoryInMiB",
+            f"must be between 1 and {memory // _MIB}, which is what a session has here (the operator's "
+            "AGENTKEEP_RUNTIME_SESSION_MEMORY)",
+        )
+        for index, entry in enumerate(wanted, 1)
+        if not 1 <= entry["minimumMemoryInMiB"] <= memory // _MIB
+    ]
