@@ -10,13 +10,13 @@ from typing import Any, Final, cast
 from agentkeep.core.call import Call, CallerKind
 from agentkeep.core.errors import RuntimeClientError
 from agentkeep.runtime.exchange import AgentAnswer, AgentProtocolError, request
-from agentkeep.runtime.headers import SESSION_HEADER
+from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
 from agentkeep.runtime.invocations import RuntimeInvocations, SessionTurn
 from agentkeep.runtime.records import DEFAULT_ENDPOINT
 from agentkeep.runtime.turn import InvocationRequest
 from agentkeep.wire.types import bedrock_agentcore as data
 
-__all__ = ["AnswerStream", "invoke"]
+__all__ = ["AnswerStream", "invocation_request", "invoke"]
 
 #: Members of the operation's input and output that are headers.
 _SENT: Final = {
@@ -66,7 +66,7 @@ async def invoke(
     invocations: RuntimeInvocations, call: Call, document: Mapping[str, Any]
 ) -> data.InvokeAgentRuntimeResponse:
     """The operation's output; `response` is an `AnswerStream`. Raises ServiceError."""
-    turn = await invocations.begin(_request(call, document))
+    turn = await invocations.begin(invocation_request(call, document))
     async with AsyncExitStack() as held:
         held.callback(turn.end)
         answer = await _exchange(held, turn, document.get("payload", b""))
@@ -94,7 +94,8 @@ async def _exchange(held: AsyncExitStack, turn: SessionTurn, payload: bytes) -> 
     return answer
 
 
-def _request(call: Call, document: Mapping[str, Any]) -> InvocationRequest:
+def invocation_request(call: Call, document: Mapping[str, Any], operation: str = "") -> InvocationRequest:
+    """Of an operation on a session. One that does not model the user's header is told the user by it nevertheless."""
     headers = {name: value for name, value in call.headers.items() if name != SESSION_HEADER}
     headers |= {header: document[name] for name, header in _SENT.items() if name in document}
     authorization = call.headers.get("authorization", "")
@@ -105,10 +106,11 @@ def _request(call: Call, document: Mapping[str, Any]) -> InvocationRequest:
         qualifier=document.get("qualifier") or DEFAULT_ENDPOINT,
         account_id=document.get("accountId"),
         session_id=document.get("runtimeSessionId"),
-        user_id=document.get("runtimeUserId"),
+        user_id=document.get("runtimeUserId", call.headers.get(USER_HEADER)),
         invocation_id=call.headers.get("amz-sdk-invocation-id"),
         caller=None if by_token else call.caller,
         bearer=authorization[7:].strip() if by_token and authorization[:7].lower() == "bearer " else None,
         request_id=call.request_id,
         headers=headers,
+        operation=operation,
     )

@@ -17,19 +17,21 @@ from agentkeep.core.call import Caller, CallerKind, Idempotency, SessionRef, Use
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import (
     AccessDeniedException,
+    CommandNotStarted,
     CrossUserAccess,
     EnvironmentStartFailed,
     FieldError,
     ResourceNotFoundException,
     RuntimeClientError,
     ServiceError,
+    ThrottlingException,
     UnauthorizedException,
 )
 from agentkeep.core.ports import WorkloadTokens
 from agentkeep.core.telemetry import RUNTIME_ID, owned_by, step
 from agentkeep.runtime.admission import TurnLimits
 from agentkeep.runtime.authorization import Authorization, not_accepted
-from agentkeep.runtime.drivers.driver import Connection
+from agentkeep.runtime.drivers.driver import Connection, Execution
 from agentkeep.runtime.headers import agent_headers
 from agentkeep.runtime.records import DEFAULT_ENDPOINT, SessionState
 from agentkeep.runtime.rules import invalid
@@ -91,6 +93,29 @@ class SessionTurn:
             raise RuntimeClientError(
                 f"The agent does not accept connections. Its output: agentkeep logs {self.session_id}"
             ) from None
+
+    @property
+    def lives(self) -> bool:
+        """Whether its session does."""
+        return self._session.state is SessionState.READY
+
+    async def execute(self, line: str, most: int) -> Execution:
+        """Runs a line with the session's shell, if fewer than `most` run. Raises ThrottlingException,
+        RuntimeClientError, RetryableConflictException."""
+        if self._session.commands >= most:
+            raise ThrottlingException(
+                f"{most} commands run in this session, the most there may be. Wait for one to end."
+            )
+        try:
+            return await self._session.execute(line)
+        except EnvironmentStartFailed:
+            raise in_progress() from None
+        except CommandNotStarted as error:
+            raise RuntimeClientError(f"The command could not be run: {error}") from error
+
+    async def end_command(self, execution: Execution) -> None:
+        """Must follow `execute`, once."""
+        await self._session.end_command(execution)
 
     def end(self, error: ServiceError | None = None, proved: bool = True) -> None:
         if not self._ended:
@@ -305,6 +330,8 @@ class RuntimeBearers:
 
 def _action(request: InvocationRequest) -> str:
     """The action that policies name."""
+    if request.operation:
+        return request.operation
     return WEB_SOCKET if request.headers.get("upgrade", "").lower() == "websocket" else INVOKE
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from agentkeep.core.call import Idempotency, SessionRef, User
 from agentkeep.core.errors import EnvironmentStartFailed
 from agentkeep.core.ports import SessionCredentials
-from agentkeep.runtime.drivers.driver import Connection, Environment
+from agentkeep.runtime.drivers.driver import Connection, Environment, Execution
 from agentkeep.runtime.health import Health, PingStatus
 from agentkeep.runtime.logs import SessionLog
 from agentkeep.runtime.prepared import PreparedVersion
@@ -38,6 +38,7 @@ class Session:
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended = asyncio.Event()
         self.end_reason: EndReason | None = None
+        self.forfeited = False  # another replica's: nothing of it may be ended but the environment here
         self.record: SessionRecord | None = None  # as last written
         self.stop_token: Idempotency | None = None  # spent by the write that ends the session
         self.prepared: PreparedVersion | None = None
@@ -58,6 +59,9 @@ class Session:
         self._last_activity = now
         self._status_changed = now
         self._connections: set[TrackedConnection] = set()
+        self.commands = 0  # that run, or are about to
+        self._executions: set[Execution] = set()
+        self._killing: set[asyncio.Task[None]] = set()
         # Nobody may be waiting for them any more when they fail.
         self.claimed.add_done_callback(_retrieve)
         self.ready.add_done_callback(_retrieve)
@@ -118,9 +122,37 @@ class Session:
         return TrackedConnection(connection, self._connections)
 
     def cut_connections(self) -> None:
-        """Ends every stream to and from the agent at once."""
+        """Ends every stream to and from the agent at once, and every command."""
         for connection in list(self._connections):
             connection.cut()
+        for execution in self._executions:
+            self._killing.add(killing := asyncio.create_task(execution.kill()))
+            killing.add_done_callback(self._killing.discard)
+
+    # Commands.
+
+    async def execute(self, line: str) -> Execution:
+        """Raises EnvironmentStartFailed once the session is ending, CommandNotStarted."""
+        assert self.environment is not None
+        self.commands += 1
+        try:
+            execution = await self.environment.execute(line)
+        except BaseException:
+            self.commands -= 1
+            raise
+        self._executions.add(execution)
+        if self.state is not SessionState.READY:
+            await self.end_command(execution)
+            raise EnvironmentStartFailed("the session is ending")
+        return execution
+
+    async def end_command(self, execution: Execution) -> None:
+        """Once, whether it runs or has ended."""
+        try:
+            await execution.close()
+        finally:
+            self._executions.discard(execution)
+            self.commands -= 1
 
 
 class TrackedConnection:

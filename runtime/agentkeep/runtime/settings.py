@@ -27,7 +27,12 @@ class RuntimeSettings(BaseSettings):
     ping_interval: float = Field(30, gt=0, description="How often an idle session is asked whether it is busy.")
     ping_timeout: float = Field(5, gt=0, description="For the answer to a ping.")
     ping_failures: int = Field(3, ge=1, description="So many unanswered pings in a row end a session.")
-    lease: float = Field(30, gt=0, description="A replica silent for this long has lost its sessions.")
+    lease: float = Field(
+        8,
+        gt=0,
+        description="A replica silent for this long is dead to the others, who take over what it had. (One that ended "
+        "on the same data volume is noticed at once.)",
+    )
     max_sessions: int = Field(500, ge=1, description="Sessions alive at once on this replica; more are refused (402).")
     sessions_per_user: int = Field(
         0,
@@ -68,6 +73,7 @@ class RuntimeSettings(BaseSettings):
     session_processes: int = Field(128, ge=8, description="Processes and threads of one session.")
     session_open_files: int = Field(1024, ge=64, description="Of each process.")
     session_cpus: float = Field(2.0, gt=0, description="Processors one session may keep busy.")
+    session_commands: int = Field(8, ge=1, description="Commands at once in one session (InvokeAgentRuntimeCommand).")
     session_disk: int = Field(512 * _MB, ge=_MB, description="Written by one session, in /tmp and the like.")
 
     # Drivers.

@@ -58,6 +58,7 @@ class InvocationSpan:
         "_about",
         "_begun_ns",
         "_context",
+        "_noted",
         "_operation",
         "_owner",
         "_parent",
@@ -89,6 +90,7 @@ class InvocationSpan:
         self._context = span_context(self._parent)
         self._begun_ns = begun_ns or time.time_ns()
         self._status = 0
+        self._noted: dict[str, AttributeValue] = {}
         self._sent: list[bytes] = []
         self._received: list[bytes] = []
         self._size_sent = self._size_received = 0
@@ -117,6 +119,10 @@ class InvocationSpan:
             self._room_received -= len(data)
             self._received.append(data)
 
+    def note(self, attributes: Mapping[str, AttributeValue]) -> None:
+        """What else is known of it by its end."""
+        self._noted.update(attributes)
+
     def end(self, error: ServiceError | None, proved: bool) -> None:
         """`proved`: the caller was. Of anybody else nothing goes to the session's trace, least of all what they sent;
         that somebody tried is in the platform's own."""
@@ -132,6 +138,7 @@ class InvocationSpan:
         if proved:
             attributes.update(self._owner)
             attributes.update(self._about)
+            attributes.update(self._noted)
             if self._sent and (text := capture(b"".join(self._sent))) is not None:
                 attributes[INPUT] = text
             if self._received and (text := capture(b"".join(self._received))) is not None:

@@ -33,6 +33,7 @@ class InvocationRequest:
     bearer: str | None
     request_id: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    operation: str = ""  # where it is another one, on a session as well
 
 
 class Turn(Protocol):

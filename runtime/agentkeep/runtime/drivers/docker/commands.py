@@ -130,9 +130,12 @@ class DockerExecution:
         if not self._frame.done():  # its shell has ended; what it left behind may hold the stream open
             await asyncio.wait([self._frame], timeout=_DRAIN)
         if not self._frame.done():
-            return await self._finish()
-        piece, self._frame = self._frame.result(), None
-        return piece if piece is not None else await self._finish()
+            piece = None
+        else:
+            piece, self._frame = self._frame.result(), None
+        if piece is None:
+            await self._finish()
+        return piece
 
     async def _finish(self) -> None:
         self._look.set()

@@ -175,9 +175,10 @@ class ProcessExecution:
             await self._something_new(self._ended)
 
     async def _something_new(self, ended: asyncio.Task[int | None]) -> None:
-        readable = [future for pipe in (self._output, self._error) if (future := pipe.readable()) is not None]
+        watched = [pipe.readable() for pipe in (self._output, self._error)]
+        first: list[asyncio.Future[Any]] = [ended, *(future for future in watched if future is not None)]
         try:
-            await asyncio.wait([*readable, ended], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._output.look_away()
             self._error.look_away()
@@ -208,7 +209,8 @@ class ProcessExecution:
         """Its status, once it has ended. In a task that nobody cancels."""
         await dead
         status = self._server.exit_of(self._inner_pid)
-        await asyncio.wait([status, self._server.ended], timeout=STATUS_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        first: list[asyncio.Future[Any]] = [status, self._server.ended]
+        await asyncio.wait(first, timeout=STATUS_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         self._server.forget(self._inner_pid)
         if self._killing is not None:  # its descriptor is in use until then
             await asyncio.wait([self._killing])

@@ -52,7 +52,7 @@ def main() -> None:
     message, descriptors = request
     if message == b"enter":
         entry.enter(descriptors, filters)
-    work = session.begin(*descriptors, setup["user"], filters)
+    work = session.begin(descriptors[0], descriptors[1], setup["user"], filters)
     del request, message, descriptors, setup, filters
     agent.run(work)
 
