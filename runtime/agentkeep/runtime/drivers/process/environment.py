@@ -21,7 +21,7 @@ from agentkeep.runtime.drivers.driver import EnvironmentSpec, Exit
 from agentkeep.runtime.drivers.process.cgroups import Cgroup, Cgroups
 from agentkeep.runtime.drivers.process.channel import Channel, Message, memory_file
 from agentkeep.runtime.drivers.process.command import Work, plan_work
-from agentkeep.runtime.drivers.process.evidence import NotSealed, Sealed, catches, inspect_session
+from agentkeep.runtime.drivers.process.evidence import NotSealed, Sealed, catches, inhabits, inspect_session
 from agentkeep.runtime.drivers.process.execution import Inhabited, ProcessExecution
 from agentkeep.runtime.drivers.process.fork_server import ForkServer
 from agentkeep.runtime.drivers.process.log_pipe import LogPipe
@@ -143,11 +143,13 @@ class ProcessEnvironment:
                 Path(f"/proc/{pid}/{kind}").write_text(f"0 {self._around.uid} 1")
 
     def _shares_nothing(self, sealed: Sealed) -> None:
+        """Nothing is awaited between this and telling the others: of two that share, one must see it."""
         for other in self._around.living():
             if other is self or other.sealed is None:
                 continue
             common = (sealed.namespaces & other.sealed.namespaces) | (sealed.devices & other.sealed.devices)
-            if common and other.alive:  # the numbers of one that has just died may be new already
+            # The numbers of one that has just died may be new already. (Seldom, so the loop may wait for it.)
+            if common and other.alive and inhabits(other.pid, other.sealed):
                 raise NotSealed(f"{sorted(map(str, common))} shared with another session")
 
     async def _send_work(self) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "NotSealed",
     "Sealed",
     "catches",
+    "inhabits",
     "inspect_command",
     "inspect_fork_server",
     "inspect_session",
@@ -133,6 +134,17 @@ def inspect_fork_server(pid: int, uid: int) -> None:
     writable = _writable_mounts(process) - _DEVICES - {"/proc", "/dev/pts"}
     if writable:
         raise NotSealed(f"the fork server can write to {sorted(writable)}, which sessions would share")
+
+
+def inhabits(pid: int, session: Sealed) -> bool:
+    """Whether the session's process is still in its namespaces. One that ends leaves them, and the kernel gives their
+    numbers away, before anybody is told of its end. Blocking."""
+    try:
+        return any(
+            _identity(Path(f"/proc/{pid}/ns/{kind}")) == (device, inode) for kind, device, inode in session.namespaces
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def catches(pid: int, signal: int) -> bool:
