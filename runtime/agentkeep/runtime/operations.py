@@ -15,12 +15,10 @@ from agentkeep.core.pages import page
 from agentkeep.core.ports import Authorizers, Budget, Keys, WorkloadTokens
 from agentkeep.runtime import in_process
 from agentkeep.runtime.artifacts import ArtifactStore
-from agentkeep.runtime.commands import DEFAULT_TIMEOUT, Commands
 from agentkeep.runtime.documents import Documents
 from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.parts import EndpointFactory, Parts
 from agentkeep.runtime.records import DEFAULT_ENDPOINT
-from agentkeep.runtime.replicas import Place
 from agentkeep.runtime.rules import check_settings
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.tags import check_tags
@@ -57,10 +55,8 @@ class RuntimePlane:
         settings: RuntimeSettings,
         data_dir: Path,
         alarm: Alarm | None = None,
-        place: Place | None = None,
     ) -> None:
-        """`data_dir`: a folder of this plane's own; a replica keeps its bundles and logs there. `place`: of this
-        replica among others; None: it is alone."""
+        """`data_dir`: a folder of this plane's own; a replica keeps its name, bundles and logs there."""
         self._parts = parts = Parts(
             store,
             deployment,
@@ -75,14 +71,12 @@ class RuntimePlane:
             settings,
             data_dir,
             alarm,
-            place,
         )
         self._deployment = deployment
         self._settings = settings
         self._authorizers = authorizers
         self._documents = Documents(parts.catalogue)
         self.invocations = parts.invocations
-        self._commands = Commands(parts.invocations, clock, settings.session_commands)
         self.bearers = parts.bearers
         self.credentials_app = parts.credentials_app
         self.session_users = parts.session_users
@@ -278,15 +272,6 @@ class RuntimePlane:
         self, call: Call, request: data.InvokeAgentRuntimeRequest
     ) -> data.InvokeAgentRuntimeResponse:
         return await in_process.invoke(self.invocations, call, request)
-
-    @allow(CallerKind.SESSION, CallerKind.USER)
-    async def invoke_agent_runtime_command(
-        self, call: Call, request: data.InvokeAgentRuntimeCommandRequest
-    ) -> data.InvokeAgentRuntimeCommandResponse:
-        body = request["body"]
-        asked = in_process.invocation_request(call, request, call.operation)
-        running = await self._commands.run(asked, body["command"], body.get("timeout", DEFAULT_TIMEOUT))
-        return running.answer(request)
 
     @allow(CallerKind.SESSION, CallerKind.USER)
     async def stop_runtime_session(
