@@ -135,7 +135,7 @@ async def run(calls: int) -> tuple[dict[str, Any], list[str]]:
         await asyncio.sleep(6)  # until connections to agents have idled out
         after = platform.count()
         for name in ("tasks", "threads", "processes", "control_groups", "descriptors"):
-            expect(after[name] <= before[name] + 4, f"{name}: {before[name]}, then {after[name]}")
+            expect(after[name] <= before[name] + 8, f"{name}: {before[name]}, then {after[name]}")
     return {"first calls": many, "one session": one, "before_mb": before["memory_mb"]}, wrong
 
 
