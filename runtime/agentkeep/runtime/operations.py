@@ -15,6 +15,7 @@ from agentkeep.core.pages import page
 from agentkeep.core.ports import Authorizers, Budget, Keys, WorkloadTokens
 from agentkeep.runtime import in_process
 from agentkeep.runtime.artifacts import ArtifactStore
+from agentkeep.runtime.commands import DEFAULT_TIMEOUT, Commands
 from agentkeep.runtime.documents import Documents
 from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.parts import EndpointFactory, Parts
@@ -77,6 +78,7 @@ class RuntimePlane:
         self._authorizers = authorizers
         self._documents = Documents(parts.catalogue)
         self.invocations = parts.invocations
+        self._commands = Commands(parts.invocations, clock, settings.session_commands)
         self.bearers = parts.bearers
         self.credentials_app = parts.credentials_app
         self.session_users = parts.session_users
@@ -272,6 +274,15 @@ class RuntimePlane:
         self, call: Call, request: data.InvokeAgentRuntimeRequest
     ) -> data.InvokeAgentRuntimeResponse:
         return await in_process.invoke(self.invocations, call, request)
+
+    @allow(CallerKind.SESSION, CallerKind.USER)
+    async def invoke_agent_runtime_command(
+        self, call: Call, request: data.InvokeAgentRuntimeCommandRequest
+    ) -> data.InvokeAgentRuntimeCommandResponse:
+        body = request["body"]
+        asked = in_process.invocation_request(call, request, call.operation)
+        running = await self._commands.run(asked, body["command"], body.get("timeout", DEFAULT_TIMEOUT))
+        return running.answer(request)
 
     @allow(CallerKind.SESSION, CallerKind.USER)
     async def stop_runtime_session(
