@@ -7,7 +7,7 @@ import sys
 import typer
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from agentkeep.cli import agents, catalogue, platform, trace, users
+from agentkeep.cli import agents, catalogue, platform, trace, users, verify
 from agentkeep.cli.output import CommandError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(catalogue.app, name="catalogue")
+app.add_typer(verify.app, name="verify")
 
 
 def main() -> None:

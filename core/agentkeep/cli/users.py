@@ -41,7 +41,7 @@ def fetch_token(deployment: Deployment, user: str) -> dict[str, Any]:
     kept: dict[str, Any] | None = logins.get(user)
     if kept and kept["endpoint"] == deployment.running.endpoint and kept["expires"] > time.time() + 60:
         return {"access_token": kept["access_token"], "expires_in": int(kept["expires"] - time.time())}
-    token = _exchange(deployment, user)
+    token = request_token(deployment, user)
     logins = {name: entry for name, entry in logins.items() if entry["expires"] > time.time()}
     logins[user] = {
         "endpoint": deployment.running.endpoint,
@@ -60,7 +60,8 @@ def last_user(deployment: Deployment) -> str | None:
     return max(alive)[1] if alive else None
 
 
-def _exchange(deployment: Deployment, user: str) -> dict[str, Any]:
+def request_token(deployment: Deployment, user: str) -> dict[str, Any]:
+    """A new token set for `user`. Raises CommandError, also where there is no development issuer."""
     keys = deployment.credentials
     headers = urllib3.make_headers(basic_auth=f"{keys.access_key}:{keys.secret_key}")
     response = urllib3.request(

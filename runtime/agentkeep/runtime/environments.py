@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from agentkeep.core.errors import DriverError, EnvironmentStartFailed
 from agentkeep.runtime.drivers.driver import Driver, Environment, EnvironmentSpec, Limits
 from agentkeep.runtime.health import ping, supports_ping
+from agentkeep.runtime.late_binding import LateBinding
 from agentkeep.runtime.prepared import PreparedVersion
-from agentkeep.runtime.records import Version
+from agentkeep.runtime.records import DEFAULT_ENDPOINT, Version
 from agentkeep.runtime.settings import RuntimeSettings
 
 __all__ = ["Environments", "VariablesOf"]
@@ -54,6 +55,16 @@ class Environments:
             await asyncio.shield(asyncio.create_task(_undo(starting)))
             raise
         return environment
+
+    async def try_warm_up(self, prepared: PreparedVersion) -> None:
+        """Whether the version's warm-up hook works, in an environment of which nothing is left. Raises
+        EnvironmentStartFailed (with what the agent wrote), SandboxUnavailable, DriverThrottled."""
+        binding = LateBinding()
+        try:
+            environment = await self.make(prepared, DEFAULT_ENDPOINT, binding.endpoint, binding.log)
+        except EnvironmentStartFailed as error:
+            raise EnvironmentStartFailed(str(error), error.logs or binding.output) from None
+        await environment.stop(0)
 
     async def start(
         self,

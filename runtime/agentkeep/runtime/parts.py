@@ -110,7 +110,7 @@ class Parts:
         self.recovery = Recovery(self.sessions, self.table, driver, keys, self._version)
         self.reaper = Reaper(self.sessions, self.recovery, self.logs, clock, settings)
         self.provisioning = Provisioning(
-            self.catalogue, clock, prepared, workload_tokens, self._end_runtime, self._came_to_rest
+            self.catalogue, clock, prepared, environments, workload_tokens, self._end_runtime, self._came_to_rest
         )
         self.runtimes = Runtimes(self.catalogue, clock, self._changed)
         self.endpoints = Endpoints(self.catalogue, clock, self._changed)

@@ -14,6 +14,7 @@ from typing import Any
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import (
     ConditionFailed,
+    DriverThrottled,
     EnvironmentStartFailed,
     SandboxUnavailable,
     StoreUnavailable,
@@ -21,6 +22,7 @@ from agentkeep.core.errors import (
 from agentkeep.core.ports import WorkloadTokens
 from agentkeep.runtime.artifacts import ArtifactError
 from agentkeep.runtime.catalogue import POLICIES, TAGS, Catalogue
+from agentkeep.runtime.environments import Environments
 from agentkeep.runtime.prepared import PreparedVersions
 from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Artifact, Endpoint, Status, Version
 from agentkeep.storage.interface import Delete, Write
@@ -42,6 +44,7 @@ class Provisioning:
         catalogue: Catalogue,
         clock: Clock,
         prepared: PreparedVersions,
+        environments: Environments,
         workload_tokens: WorkloadTokens,
         end_sessions: Callable[[str], Awaitable[None]],
         changed: Callable[[str], None],
@@ -50,6 +53,7 @@ class Provisioning:
         self._store = catalogue.store
         self._clock = clock
         self._prepared = prepared
+        self._environments = environments
         self._workload_tokens = workload_tokens
         self._end_sessions = end_sessions
         self._came_to_rest = changed
@@ -125,6 +129,7 @@ class Provisioning:
         try:
             identity = await self.identity(runtime)
             artifact = await self._prepare(version)
+            await self._try_warm_up(version)
         except StoreUnavailable:
             raise
         except Exception as error:
@@ -152,6 +157,11 @@ class Provisioning:
         """What its code is pinned to. Images are the driver's to pin."""
         bundle = (await self._prepared.get(version.record)).bundle
         return None if bundle is None else bundle.artifact
+
+    async def _try_warm_up(self, version: Stored[Version]) -> None:
+        prepared = await self._prepared.get(version.record)
+        if prepared.settings.warm_up is not None:
+            await self._environments.try_warm_up(prepared)
 
     async def _move_endpoint(self, stored: Stored[Endpoint]) -> None:
         endpoint = stored.record
@@ -214,7 +224,7 @@ def _reason(error: Exception) -> str:
     """What the deployer may see: our own errors in full, of others only that they happened."""
     if isinstance(error, EnvironmentStartFailed) and error.logs:
         return f"{error}\n{error.logs}"[:REASON_LIMIT]
-    if isinstance(error, ArtifactError | EnvironmentStartFailed | SandboxUnavailable):
+    if isinstance(error, ArtifactError | DriverThrottled | EnvironmentStartFailed | SandboxUnavailable):
         return str(error)[:REASON_LIMIT]
     log.error("provisioning failed", exc_info=error)
     return "An internal error; the platform's log has the details."

@@ -12,61 +12,22 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import AgentkeepError, DependencyError
 from agentkeep.runtime.artifacts import ArtifactError
 from agentkeep.runtime.drivers.driver import Environment
 from agentkeep.runtime.environments import Environments
+from agentkeep.runtime.late_binding import LateBinding
 from agentkeep.runtime.prepared import PreparedVersion, PreparedVersions
 from agentkeep.runtime.records import Version
 
-__all__ = ["LateBinding", "Pooled", "WarmPool"]
+__all__ = ["Pooled", "WarmPool"]
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE = 2.0
 LONGEST_PAUSE = 300.0
-_OUTPUT_KEPT = 64 << 10
-
-
-class LateBinding:
-    """The session endpoint and the log of an environment that is nobody's yet. Until it is bound, connections to the
-    session endpoint are closed at once (there is no session, so there are no credentials), and what the agent wrote
-    last is kept for its session's log."""
-
-    def __init__(self) -> None:
-        self._endpoint: Callable[[], asyncio.Protocol] = _Closed
-        self._log: Callable[[bytes], None] | None = None
-        self._kept: deque[bytes] = deque()
-        self._kept_size = 0
-
-    def endpoint(self) -> asyncio.Protocol:
-        return self._endpoint()
-
-    def log(self, data: bytes) -> None:
-        if self._log is not None:
-            self._log(data)
-            return
-        self._kept.append(data)
-        self._kept_size += len(data)
-        while self._kept_size > _OUTPUT_KEPT and len(self._kept) > 1:
-            self._kept_size -= len(self._kept.popleft())
-
-    def bind(self, endpoint: Callable[[], asyncio.Protocol], log: Callable[[bytes], None]) -> None:
-        """Once."""
-        assert self._log is None
-        for data in self._kept:
-            log(data)
-        self._kept.clear()
-        self._log = log
-        self._endpoint = endpoint
-
-
-class _Closed(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast(asyncio.Transport, transport).abort()
 
 
 @dataclass(eq=False, slots=True)
@@ -125,7 +86,7 @@ class WarmPool:
     # Claiming.
 
     def take(self) -> Pooled | None:
-        """One that is ready, the oldest. It is the caller's: to bind, to put back or to discard."""
+        """One that is ready. It is the caller's: to bind, to put back or to discard."""
         return self._ready.popleft() if self._ready else None
 
     def put_back(self, pooled: Pooled) -> None:
@@ -133,7 +94,8 @@ class WarmPool:
         if self._drained or pooled.watching is None or pooled.watching.done():
             self.discard(pooled)
         else:
-            self._ready.appendleft(pooled)
+            self._ready.append(pooled)
+            self._changed()
 
     def discard(self, pooled: Pooled) -> asyncio.Task[None]:
         """Ends it, in a task of its own."""
@@ -161,7 +123,9 @@ class WarmPool:
             self._ready.remove(pooled)
             self.discard(pooled)
         while len(self._ready) > size:
-            self.discard(self._ready.popleft())
+            oldest = min(self._ready, key=lambda pooled: pooled.since)
+            self._ready.remove(oldest)
+            self.discard(oldest)
         fresh = sum(1 for pooled in self._ready if now - pooled.since < max_age)
         for task in list(self._starting)[: max(0, fresh + len(self._starting) - size)]:
             task.cancel()
@@ -248,6 +212,11 @@ class WarmPool:
                 task.cancel()
                 return task
         return None
+
+    @property
+    def is_drained(self) -> bool:
+        """Nothing is left of it."""
+        return self._drained and not self._starting and not self._ending
 
     async def drained(self) -> None:
         """Returns when nothing is left of what was ended."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import orjson
@@ -66,6 +66,7 @@ class WarmPools:
         self._settings = settings
         self._sessions = sessions
         self._pools: dict[_Key, WarmPool] = {}
+        self._draining: list[WarmPool] = []
         self._wishes: dict[str, list[_Wish]] = {}  # of a runtime that was read, perhaps none
         self._demand: dict[tuple[str, str], Demand] = {}
         self._to_read: set[str] = set()
@@ -84,12 +85,7 @@ class WarmPools:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._wishes.clear()
-        pools = list(self._pools.values())
-        for pool in pools:
-            pool.drain()
-        for pool in pools:
-            await pool.drained()
+        await self._drained(list(self._pools))
 
     def changed(self, runtime_id: str) -> None:
         """A version, an endpoint or a tag of this runtime has changed."""
@@ -99,12 +95,19 @@ class WarmPools:
     async def drain(self, runtime_id: str) -> None:
         """Nothing is left of a runtime that is deleted, and nothing more is started, when this returns."""
         self._wishes[runtime_id] = []
-        pools = [pool for (of, _, _), pool in self._pools.items() if of == runtime_id]
-        for pool in pools:
-            pool.drain()
-        for pool in pools:
-            await pool.drained()
+        await self._drained([key for key in self._pools if key[0] == runtime_id])
         self.changed(runtime_id)
+
+    async def _drained(self, keys: Iterable[_Key]) -> None:
+        for key in keys:
+            self._drain(key)
+        for pool in list(self._draining):
+            await pool.drained()
+
+    def _drain(self, key: _Key) -> None:
+        pool = self._pools.pop(key)
+        pool.drain()
+        self._draining.append(pool)
 
     # Claiming.
 
@@ -125,7 +128,7 @@ class WarmPools:
     @property
     def count(self) -> int:
         """Environments that wait or are being started."""
-        return sum(pool.ready + pool.starting for pool in self._pools.values())
+        return sum(pool.ready + pool.starting for pool in (*self._pools.values(), *self._draining))
 
     def give_way(self) -> asyncio.Task[None] | None:
         """Ends an environment nobody has claimed, of the largest pool, so that a session has its place: the task that
@@ -230,11 +233,9 @@ class WarmPools:
 
     def _fit(self) -> None:
         wishes = {wish.key: wish for of_runtime in self._wishes.values() for wish in of_runtime}
-        for key, pool in list(self._pools.items()):
-            if key not in wishes:
-                pool.drain()
-                if not pool.starting:
-                    del self._pools[key]
+        for key in [key for key in self._pools if key not in wishes]:
+            self._drain(key)
+        self._draining = [pool for pool in self._draining if not pool.is_drained]
         missing: list[WarmPool] = []
         for key, wish in wishes.items():
             pool = self._pools.get(key) or self._made(wish)
