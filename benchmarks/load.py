@@ -254,6 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--invocations", type=int, default=100_000)
     parser.add_argument("--sessions", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=5, help="after each of which it is counted")
     parser.add_argument(
         "--keep", action=argparse.BooleanOptionalAction, default=True, help="the figures, in history.jsonl"
     )

@@ -12,6 +12,7 @@ from agentkeep.core.call import SessionRef, User
 from agentkeep.core.errors import RetryableConflictException, ServiceQuotaExceededException, ThrottlingException
 from agentkeep.runtime.admission import StartSlots
 from agentkeep.runtime.records import EndReason
+from agentkeep.runtime.replicas import Replicas
 from agentkeep.runtime.session_table import SessionTable
 
 
@@ -39,7 +40,7 @@ def rebuilt(platform: Any) -> Any:
 
 
 async def test_starts_at_once_are_bounded_and_so_is_who_waits(rebuilt: Any) -> None:
-    """EXE-8. Two start, three wait in order, the rest hears at once that it should come again."""
+    """EXE-6. Two start, three wait in order, the rest hears at once that it should come again."""
     platform = rebuilt(starts_at_once=2, starts_waiting=3)
     runtime_id = await platform.create()
     starting, most, go = 0, 0, asyncio.Event()
@@ -130,7 +131,7 @@ async def test_stopping_a_session_that_waits_for_its_start(rebuilt: Any) -> None
 
 
 async def test_invocations_at_once_are_bounded(rebuilt: Any) -> None:
-    """EXE-8. Of a session and of the replica; each that ends makes room, and a refused one holds none."""
+    """EXE-6. Of a session and of the replica; each that ends makes room, and a refused one holds none."""
     platform = rebuilt(invocations=4, invocations_of_session=3)
     runtime_id, one, other = await platform.create(), _id(), _id()
     turns = [await platform.begin(runtime_id, one) for _ in range(3)]
@@ -181,7 +182,7 @@ async def test_refused_invocations_are_not_counted(rebuilt: Any) -> None:
 
 
 async def test_a_user_has_so_many_sessions_and_no_more(rebuilt: Any) -> None:
-    """EXE-8. Twenty first calls at once of a user who may have four: four have one; other users have theirs."""
+    """EXE-6. Twenty first calls at once of a user who may have four: four have one; other users have theirs."""
     platform = rebuilt(sessions_per_user=4)
     runtime_id = await platform.create()
     answers = await asyncio.gather(
@@ -210,16 +211,17 @@ async def test_a_user_has_so_many_sessions_and_no_more(rebuilt: Any) -> None:
 
 
 async def test_the_limit_of_a_user_holds_over_replicas(store: Any, clock: Any) -> None:
-    """EXE-8. Three replicas claim for one user at once; as many as are allowed succeed, whoever asks."""
-    tables = [SessionTable(store, clock, f"replica-{n}", lease=30, retention=60, per_user=5) for n in range(3)]
-    for table in tables:
-        await table.heartbeat()
+    """EXE-6. Three replicas claim for one user at once; as many as are allowed succeed, whoever asks."""
+    replicas = [Replicas(store, clock, f"replica-{n}", lease=30) for n in range(3)]
+    tables = [SessionTable(store, clock, replica, retention=60, per_user=5) for replica in replicas]
+    for replica in replicas:
+        await replica.register()
     ann = User("ann", None, {})
 
     async def claim(number: int) -> Any:
         while True:
             try:
-                return await tables[number % 3].claim(SessionRef("agent", f"s-{number}"), ann, 1, "DEFAULT")
+                return (await tables[number % 3].claim(SessionRef("agent", f"s-{number}"), ann, 1, "DEFAULT"))[0]
             except RetryableConflictException:
                 continue
             except ServiceQuotaExceededException:
@@ -237,19 +239,20 @@ async def test_the_limit_of_a_user_holds_over_replicas(store: Any, clock: Any) -
 
 async def test_a_dead_replicas_session_keeps_its_seat_when_it_is_taken(store: Any, clock: Any) -> None:
     """EXE-6. Whether its heir goes on with it or it is buried: one seat, and free in the end."""
-    dead = SessionTable(store, clock, "replica-dead", lease=30, retention=60, per_user=2)
-    heir = SessionTable(store, clock, "replica-heir", lease=30, retention=60, per_user=2)
+    dead = SessionTable(store, clock, Replicas(store, clock, "replica-dead", lease=30), retention=60, per_user=2)
+    heir = SessionTable(store, clock, Replicas(store, clock, "replica-heir", lease=30), retention=60, per_user=2)
     ann = User("ann", None, {})
-    await dead.heartbeat()
+    await dead.replicas.register()
     first, second = SessionRef("agent", "first"), SessionRef("agent", "second")
     for ref in (first, second):
         await dead.claim(ref, ann, 1, "DEFAULT")
-    await dead.retire_heartbeat()
-    await heir.heartbeat()
-    taken = await heir.claim(first, ann, 1, "DEFAULT")  # though no seat is free
+    await dead.replicas.retire()
+    await heir.replicas.register()
+    taken, unended = await heir.claim(first, ann, 1, "DEFAULT")  # though no seat is free
     with pytest.raises(ServiceQuotaExceededException):
         await heir.claim(SessionRef("agent", "third"), ann, 1, "DEFAULT")
-    async for record in heir.orphans(own=False):
+    assert unended
+    async for record in heir.of_owner("replica-dead"):
         assert record.ref == second
         await heir.stopped(record, EndReason.PLATFORM_RESTARTED)
     await heir.claim(SessionRef("agent", "third"), ann, 1, "DEFAULT")
