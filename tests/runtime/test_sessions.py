@@ -22,6 +22,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.runtime.exchange import request as exchange
 from agentkeep.runtime.records import EndReason, SessionState
+from agentkeep.runtime.replicas import Replicas
 from agentkeep.runtime.session_table import SessionTable
 
 
@@ -494,14 +495,14 @@ async def test_another_replica_neither_steals_nor_waits_for_ever(platform: Any, 
     """A living replica's session is its own; a dead one's may be taken, and the fence number says so."""
     runtime_id, session_id = await platform.create(), _id()
     ref = SessionRef(runtime_id, session_id)
-    other = SessionTable(store, clock, "replica-other", lease=30, retention=3600)
-    await other.heartbeat()
-    theirs = await other.ready(await other.claim(ref, None, 1, "DEFAULT"), "there")
+    other = SessionTable(store, clock, Replicas(store, clock, "replica-other", lease=30), retention=3600)
+    await other.replicas.register()
+    theirs = await other.ready((await other.claim(ref, None, 1, "DEFAULT"))[0], "there")
     with pytest.raises(RetryableConflictException, match="please retry"):
         await platform.begin(runtime_id, session_id)
     with pytest.raises(RetryableConflictException):
         await platform.call("stop_runtime_session", agentRuntimeArn=runtime_id, runtimeSessionId=session_id)
-    await other.retire_heartbeat()
+    await other.replicas.retire()
     await asyncio.sleep(0.01)
     (await platform.begin(runtime_id, session_id)).end()
     ours = await _record(platform, runtime_id, session_id)
@@ -514,14 +515,14 @@ async def test_sessions_of_a_dead_replica_are_ended(platform: Any, clock: Any, s
     """EXE-6. By whoever notices, with their keys."""
     runtime_id, session_id = await platform.create(), _id()
     ref = SessionRef(runtime_id, session_id)
-    other = SessionTable(store, clock, "replica-other", lease=30, retention=3600)
-    await other.heartbeat()
+    other = SessionTable(store, clock, Replicas(store, clock, "replica-other", lease=30), retention=3600)
+    await other.replicas.register()
     await other.claim(ref, None, 1, "DEFAULT")
     keys = await platform.identity.keys.issue_for_session(ref, None)
-    await clock.move(11)
     assert (await _record(platform, runtime_id, session_id)).state is SessionState.PROVISIONING
-    await other.retire_heartbeat()
-    await clock.move(11)
+    for _ in range(8):  # it beats no more, and for a whole lease nobody says anything
+        await clock.move(1.6)
+        await asyncio.sleep(0.02)
     async with asyncio.timeout(5):
         while (await _record(platform, runtime_id, session_id)).state is not SessionState.STOPPED:
             await asyncio.sleep(0.01)
@@ -532,11 +533,18 @@ async def test_sessions_of_a_dead_replica_are_ended(platform: Any, clock: Any, s
 async def test_a_session_taken_by_another_replica_is_ended_here(platform: Any, clock: Any, store: Any) -> None:
     runtime_id, session_id = await platform.create(), _id()
     (await platform.begin(runtime_id, session_id)).end()
-    await platform.plane._parts.table.retire_heartbeat()  # as after a long silence
-    await asyncio.sleep(0.01)
-    other = SessionTable(store, clock, "replica-other", lease=30, retention=3600)
-    await other.claim(SessionRef(runtime_id, session_id), None, 1, "DEFAULT")
-    await platform.plane._parts.recovery.verify_leases()
+    other = Replicas(store, clock, "replica-other", lease=8)
+    await other.register()
+    table = SessionTable(store, clock, other, retention=3600)
+    own = platform.plane._parts.replicas
+    assert await other.observe() == []
+    await platform.plane._parts.heartbeat.stop()  # a long silence
+    await clock.move(9)
+    assert await other.observe() == [own.name]
+    await table.stopped(await _record(platform, runtime_id, session_id), EndReason.REPLICA_LOST)
+    await other.forget(own.name)
+    await table.claim(SessionRef(runtime_id, session_id), None, 1, "DEFAULT")
+    await own.keep()
     await _until(lambda: _session(platform, runtime_id, session_id) is None)
     assert (await _record(platform, runtime_id, session_id)).owner == "replica-other"
 

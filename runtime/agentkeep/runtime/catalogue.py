@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from agentkeep.core.errors import ResourceNotFoundException
 from agentkeep.core.identifiers import Deployment
-from agentkeep.runtime.records import AgentRuntime, Endpoint, Version
+from agentkeep.runtime.records import AgentRuntime, Endpoint, Status, Version
 from agentkeep.storage.interface import ANY, Check, Delete, Expected, KeyValueStore, Put, partition
-from agentkeep.storage.records import Stored, all_of, encode, find, page_of
+from agentkeep.storage.records import Stored, all_of, decode, encode, find, page_of
 
 __all__ = ["Catalogue"]
 
@@ -76,6 +76,12 @@ class Catalogue:
 
     async def endpoints(self, runtime_id: str, after: str | None, limit: int) -> list[Stored[Endpoint]]:
         return await page_of(self.store, Endpoint, _endpoints(runtime_id), after, limit)
+
+    async def deleted(self, runtime_ids: Iterable[str]) -> set[str]:
+        """Those of them that are deleted, or being deleted."""
+        ids = list(runtime_ids)
+        found = zip(ids, await self.store.get_many(RUNTIMES, ids), strict=True)
+        return {id for id, raw in found if raw is None or decode(AgentRuntime, raw).status is Status.DELETING}
 
     def all_runtimes(self) -> AsyncIterator[Stored[AgentRuntime]]:
         return all_of(self.store, AgentRuntime, RUNTIMES)

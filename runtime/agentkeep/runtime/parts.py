@@ -24,6 +24,7 @@ from agentkeep.runtime.drivers.patient import PatientDriver
 from agentkeep.runtime.endpoints import Endpoints
 from agentkeep.runtime.environment import platform_variables, session_environment
 from agentkeep.runtime.environments import Environments
+from agentkeep.runtime.heartbeat import Heartbeat
 from agentkeep.runtime.invocations import RuntimeBearers, RuntimeInvocations
 from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.policies import Policies
@@ -32,6 +33,7 @@ from agentkeep.runtime.provisioning import Provisioning
 from agentkeep.runtime.reaper import Reaper
 from agentkeep.runtime.records import Version
 from agentkeep.runtime.recovery import Recovery
+from agentkeep.runtime.replicas import Place, Replicas
 from agentkeep.runtime.runtimes import Runtimes
 from agentkeep.runtime.session_endpoint import CredentialsApp, LivingSessionUsers
 from agentkeep.runtime.session_table import SessionTable
@@ -43,6 +45,8 @@ from agentkeep.runtime.warm_pools import WarmPools
 from agentkeep.storage.interface import KeyValueStore
 
 __all__ = ["EndpointFactory", "Parts"]
+
+OTHERS_POLL_SECONDS = 0.25
 
 #: Of a session: what makes the protocol that serves one connection to its session endpoint.
 EndpointFactory = Callable[[SessionRef], Callable[[], asyncio.Protocol]]
@@ -66,7 +70,9 @@ class Parts:
         settings: RuntimeSettings,
         folder: Path,
         alarm: Alarm | None,
+        place: Place | None,
     ) -> None:
+        self._clock = clock
         self._deployment = deployment
         self._settings = settings
         self._driver = driver = PatientDriver(driver, clock, settings.start_timeout)
@@ -83,13 +89,10 @@ class Parts:
             python_substitution=settings.python_substitution,
         )
         prepared = PreparedVersions(self.bundles, driver)
+        at = place or Place(_replica(folder))
+        self.replicas = Replicas(store, clock, at.name, settings.lease, at.public, at.internal, at.slot)
         self.table = SessionTable(
-            store,
-            clock,
-            _replica(folder),
-            settings.lease,
-            settings.session_record_retention,
-            settings.sessions_per_user,
+            store, clock, self.replicas, settings.session_record_retention, settings.sessions_per_user
         )
         environments = Environments(driver, self._variables, settings)
         self.warm_pools = WarmPools(
@@ -107,8 +110,10 @@ class Parts:
             pools=self.warm_pools,
             budgets=TaggedBudgets(self.catalogue, budget),
         )
-        self.recovery = Recovery(self.sessions, self.table, driver, keys, self._version)
-        self.reaper = Reaper(self.sessions, self.recovery, self.logs, clock, settings)
+        self.replicas.when_lost(self.sessions.forfeit)
+        self.recovery = Recovery(self.sessions, self.table, driver, keys, self._version, self._inherited)
+        self.heartbeat = Heartbeat(self.replicas, self.sessions, self.recovery, clock, self.catalogue.deleted)
+        self.reaper = Reaper(self.sessions, self.logs, clock, settings)
         self.provisioning = Provisioning(
             self.catalogue, clock, prepared, environments, workload_tokens, self._end_runtime, self._came_to_rest
         )
@@ -135,7 +140,15 @@ class Parts:
 
     async def _end_runtime(self, runtime_id: str) -> None:
         await self.warm_pools.drain(runtime_id)
-        await self.sessions.end_runtime(runtime_id)
+        if ending := self.sessions.end_runtime(runtime_id):
+            await asyncio.wait(ending)
+        # Other replicas end theirs when they see that the runtime goes (`Heartbeat`).
+        while await self.table.lives_any(runtime_id):
+            await self._clock.sleep(OTHERS_POLL_SECONDS)
+
+    async def _inherited(self, replica: str) -> None:
+        """What a dead replica had to do is ours."""
+        await self.provisioning.start()
 
     def _variables(self, version: Version, endpoint: str) -> Mapping[str, str]:
         settings = self._settings
@@ -148,6 +161,7 @@ class Parts:
     async def start(self) -> None:
         await self.recovery.recover()
         await self.bundles.collect(await self._digests_in_use())
+        self.heartbeat.start()
         self.reaper.start()
         await self.provisioning.start()
         self.warm_pools.start()
@@ -157,7 +171,8 @@ class Parts:
         await self.reaper.stop()
         await self.sessions.close()
         await self.warm_pools.stop()
-        await self.table.retire_heartbeat()
+        await self.heartbeat.stop()
+        await self.replicas.retire()
         self.logs.close()
 
     async def _version(self, runtime_id: str, number: int) -> Version | None:

@@ -1,4 +1,4 @@
-"""The reaper: keeps this replica's heartbeat, and ends sessions that are idle, too old or no longer answer."""
+"""The reaper: ends sessions that are idle, too old or no longer answer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import asyncio
 import logging
 
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import DependencyError, EnvironmentStartFailed
+from agentkeep.core.errors import EnvironmentStartFailed
 from agentkeep.runtime.health import ping, supports_ping
 from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.records import EndReason, SessionState
-from agentkeep.runtime.recovery import Recovery
 from agentkeep.runtime.session import Session
 from agentkeep.runtime.sessions import Sessions
 from agentkeep.runtime.settings import RuntimeSettings
@@ -24,11 +23,8 @@ COLLECT_SECONDS = 3600.0
 
 
 class Reaper:
-    def __init__(
-        self, sessions: Sessions, recovery: Recovery, logs: Logs, clock: Clock, settings: RuntimeSettings
-    ) -> None:
+    def __init__(self, sessions: Sessions, logs: Logs, clock: Clock, settings: RuntimeSettings) -> None:
         self._sessions = sessions
-        self._recovery = recovery
         self._logs = logs
         self._clock = clock
         self._settings = settings
@@ -38,7 +34,6 @@ class Reaper:
     def start(self) -> None:
         self._tasks = [
             asyncio.create_task(self._reap(), name="reaper"),
-            asyncio.create_task(self._beat(), name="heartbeat"),
             asyncio.create_task(self._collect(), name="log-retention"),
         ]
 
@@ -99,23 +94,6 @@ class Reaper:
         # An agent at work in a turn may be too busy to answer.
         if session.failed_pings >= self._settings.ping_failures and session.turns == 0:
             self._sessions.end(session, EndReason.UNHEALTHY)
-
-    async def _beat(self) -> None:
-        table, lease = self._sessions.table, self._settings.lease
-        last = self._clock.monotonic()
-        while True:
-            await self._clock.sleep(lease / 3)
-            try:
-                await table.heartbeat()
-                if self._clock.monotonic() - last > lease:
-                    await self._recovery.verify_leases()
-                last = self._clock.monotonic()
-                await self._recovery.bury_orphans()
-            except DependencyError as error:
-                # Sessions go on without the store; it is asked again soon.
-                log.warning("the heartbeat could not be written: %s", error)
-            except Exception:
-                log.exception("the session table could not be looked after")
 
     async def _collect(self) -> None:
         while True:

@@ -143,6 +143,7 @@ class EndReason(StrEnum):
     RUNTIME_DELETED = "the agent runtime was deleted"
     PLATFORM_STOPPED = "the platform was stopped"
     PLATFORM_RESTARTED = "the platform was restarted"
+    REPLICA_LOST = "the replica that ran it was lost"
     LEASE_LOST = "another replica took the session"
 
 

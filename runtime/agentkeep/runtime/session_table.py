@@ -1,7 +1,7 @@
 """The session table: who runs which session, in the key-value store, so that any number of replicas agree.
 
-A replica proves that it lives by a heartbeat, one small write for all its sessions. A session whose owner's heartbeat
-has run out may be taken by another replica; the fence number tells the two apart.
+A session is its owner's, a replica, as long as that lives (`replicas.py`) and has not ended it. The fence number grows
+with every environment, and tells what an earlier owner still writes from what the present one does.
 """
 
 from __future__ import annotations
@@ -19,25 +19,37 @@ from agentkeep.core.errors import (
     RetryableConflictException,
 )
 from agentkeep.runtime.records import EndReason, SessionRecord, SessionState
+from agentkeep.runtime.replicas import REPLICAS, Replica, Replicas
 from agentkeep.runtime.runtimes import once
 from agentkeep.runtime.user_sessions import UserSessions
 from agentkeep.storage.interface import ABSENT, Check, Delete, Expected, KeyValueStore, Put, Write, partition
 from agentkeep.storage.records import Stored, decode, encode, replayed
 
-__all__ = ["LeaseLost", "SessionTable", "in_progress", "other_user"]
+__all__ = ["LeaseLost", "OwnedElsewhere", "SessionTable", "in_progress", "other_user"]
 
 log = logging.getLogger(__name__)
 
 SESSIONS = partition("runtime", "sessions")
 #: The keys of those not ended, so that nobody need read through the ended ones.
 LIVE = partition("runtime", "live-sessions")
-REPLICAS = partition("runtime", "replicas")
 _PAGE = 200
 _TRIES = 8
 
 
 class LeaseLost(Exception):
-    """The session is no longer this replica's: another took it after our heartbeat had run out."""
+    """The session is no longer this replica's: another took it after this one was declared dead."""
+
+
+class OwnedElsewhere(RetryableConflictException):
+    """The session lives on `replica`."""
+
+    def __init__(self, replica: Replica) -> None:
+        super().__init__(str(in_progress()))
+        self.replica = replica
+
+    @property
+    def code(self) -> str:
+        return RetryableConflictException.__name__
 
 
 def in_progress() -> RetryableConflictException:
@@ -54,53 +66,66 @@ def other_user(session_id: str) -> CrossUserAccess:
 
 
 class SessionTable:
-    """`replica` names this process, the same after a restart with the same data. `per_user`: how many sessions one user
-    may have alive at once, 0 for any number."""
+    """`per_user`: how many sessions one user may have alive at once, 0 for any number."""
 
     def __init__(
-        self, store: KeyValueStore, clock: Clock, replica: str, lease: float, retention: float, per_user: int = 0
+        self, store: KeyValueStore, clock: Clock, replicas: Replicas, retention: float, per_user: int = 0
     ) -> None:
-        self.replica = replica
+        self.replicas = replicas
+        self.replica = replicas.name
         self._store = store
         self._clock = clock
-        self._lease_ms = int(lease * 1000)
         self._retention_ms = int(retention * 1000)
         self._user_sessions = UserSessions(store, per_user)
-
-    async def heartbeat(self) -> None:
-        now = epoch_ms(self._clock.now())
-        await self._store.transact([Put(REPLICAS, self.replica, b"alive", expires_ms=now + self._lease_ms)])
-
-    async def retire_heartbeat(self) -> None:
-        await self._store.transact([Delete(REPLICAS, self.replica)])
 
     async def find(self, ref: SessionRef) -> Stored[SessionRecord] | None:
         raw = await self._store.get(SESSIONS, _key(ref))
         return None if raw is None else Stored(decode(SessionRecord, raw), raw)
 
-    async def claim(self, ref: SessionRef, user: User | None, version: int, endpoint: str) -> SessionRecord:
-        """Takes the session for this replica, in PROVISIONING. Exactly one claim of several succeeds.
+    async def claim(
+        self, ref: SessionRef, user: User | None, version: int, endpoint: str
+    ) -> tuple[SessionRecord, bool]:
+        """Takes the session for this replica, in PROVISIONING; says, too, whether a dead owner had left it unended.
+        Exactly one claim of several succeeds.
 
-        Raises AccessDeniedException (another user's), RetryableConflictException (another replica's, or it was faster),
-        ServiceQuotaExceededException (the user has as many as one may have).
+        Raises AccessDeniedException (another user's), OwnedElsewhere (another replica's), RetryableConflictException
+        (another was faster), ServiceQuotaExceededException (the user has as many as one may have).
         """
         found = await self.find(ref)
         for _ in range(_TRIES):
             claimed, writes = await self._claiming(found, ref, user, version, endpoint)
             try:
                 await self._store.transact(writes)
-                return claimed
+                unended = found is not None and found.record.state is not SessionState.STOPPED
+                return claimed, unended
             except ConditionFailed:
                 # Where it was only the user's seat that somebody else took, there may be another.
-                before, found = found, await self.find(ref) if claimed.seat is not None else None
+                before, found = found, await self.find(ref)
                 if found != before or claimed.seat is None:
                     break
+        if (elsewhere := await self._elsewhere(found)) is not None:
+            raise OwnedElsewhere(elsewhere)
         raise in_progress()
+
+    async def _elsewhere(self, found: Stored[SessionRecord] | None) -> Replica | None:
+        """The other replica that answers for a session."""
+        if found is None or found.record.state is SessionState.STOPPED or found.record.owner == self.replica:
+            return None
+        replica = await self.replicas.responsible(found.record.owner)
+        return None if replica is None or replica.name == self.replica else replica
+
+    async def responsible(self, ref: SessionRef) -> tuple[str | None, Replica | None]:
+        """Who runs a session now: the owner's name, and the living replica that answers for it (its heir, who may be
+        this one, where it is dead). The owner is None where it is nobody's, or this replica's."""
+        found = await self.find(ref)
+        if found is None or found.record.state is SessionState.STOPPED or found.record.owner == self.replica:
+            return None, None
+        return found.record.owner, await self.replicas.responsible(found.record.owner)
 
     async def _claiming(
         self, found: Stored[SessionRecord] | None, ref: SessionRef, user: User | None, version: int, endpoint: str
     ) -> tuple[SessionRecord, list[Write]]:
-        fence, seat, writes = 1, None, list[Write]()
+        fence, seat, writes = 1, None, list(self.replicas.mine())
         expect: Expected = ABSENT
         if found is not None:
             record, expect = found.record, found.raw
@@ -109,7 +134,11 @@ class SessionTable:
             if record.state is not SessionState.STOPPED:
                 seat = record.seat
                 if record.owner != self.replica:
-                    # Free only if its owner is dead, and still dead when the transaction happens.
+                    responsible = await self.replicas.responsible(record.owner)
+                    if responsible is not None:
+                        # Dead, and ours to look after: that comes first.
+                        raise in_progress() if responsible.name == self.replica else OwnedElsewhere(responsible)
+                    # Free only if its owner is still dead when the transaction happens.
                     writes.append(Check(REPLICAS, record.owner, ABSENT))
             fence = record.fence + 1
         sits = seat is not None
@@ -138,7 +167,7 @@ class SessionTable:
         """Raises LeaseLost."""
         ready = replace(record, state=SessionState.READY, environment_id=environment_id, updated_at=self._clock.now())
         try:
-            await self._store.transact([self._put(ready, encode(record))])
+            await self._store.transact([*self.replicas.mine(), self._put(ready, encode(record))])
         except ConditionFailed:
             raise LeaseLost(record.session_id) from None
         return ready
@@ -188,14 +217,30 @@ class SessionTable:
             )
         return in_progress()
 
-    async def orphans(self, *, own: bool) -> AsyncIterator[SessionRecord]:
-        """Sessions not ended whose replica is dead. `own`: this replica's as well, where nothing of it runs yet."""
-        alive: dict[str, bool] = {self.replica: not own}
+    async def inherit(self, record: SessionRecord) -> SessionRecord | None:
+        """A dead replica's session, whose environment lives, becomes this one's; None: it is somebody's already."""
+        taken = replace(record, owner=self.replica, fence=record.fence + 1, updated_at=self._clock.now())
+        try:
+            await self._store.transact([*self.replicas.mine(), self._put(taken, encode(record))])
+        except ConditionFailed:
+            return None
+        return taken
+
+    async def of_owner(self, replica: str) -> AsyncIterator[SessionRecord]:
+        """Sessions not ended that are this replica's."""
         async for record in self.live():
-            if record.owner not in alive:
-                alive[record.owner] = await self._store.get(REPLICAS, record.owner) is not None
-            if not alive[record.owner]:
+            if record.owner == replica:
                 yield record
+
+    async def strays(self) -> set[str]:
+        """Replicas that are not registered, and of which sessions are left."""
+        owners = {record.owner async for record in self.live()} - {self.replica}
+        return {name for name in owners if await self.replicas.find(name) is None}
+
+    async def lives_any(self, runtime_id: str) -> bool:
+        """Whether a session of this runtime is not ended, on any replica."""
+        after, before = _range(runtime_id)
+        return bool(await self._store.query(LIVE, after=after, before=before, limit=1))
 
     async def live(self) -> AsyncIterator[SessionRecord]:
         """Every session not ended, on any replica."""
@@ -211,11 +256,15 @@ class SessionTable:
 
     async def of_runtime(self, runtime_id: str, limit: int) -> list[SessionRecord]:
         """Sessions of a runtime, ended ones too."""
-        # "0" follows "/": all keys that begin with the runtime's.
-        after, before = partition(runtime_id, ""), partition(runtime_id) + "0"
+        after, before = _range(runtime_id)
         items = await self._store.query(SESSIONS, after=after, before=before, limit=limit)
         return [decode(SessionRecord, item.value) for item in items]
 
 
 def _key(ref: SessionRef) -> str:
     return partition(ref.runtime_id, ref.session_id)
+
+
+def _range(runtime_id: str) -> tuple[str, str]:
+    """Of all keys that begin with the runtime's: "0" follows "/"."""
+    return partition(runtime_id, ""), partition(runtime_id) + "0"

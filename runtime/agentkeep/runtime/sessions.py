@@ -69,6 +69,7 @@ class Sessions:
             clock,
             settings,
             prepared=prepared,
+            keys=keys,
             endpoint_of=endpoint_of,
             environments=environments,
             pools=pools,
@@ -97,10 +98,11 @@ class Sessions:
         """The session, READY, with a turn begun (`Session.begin_turn`). Made, on `version`, if it does not live.
 
         Raises AccessDeniedException (another user's), RuntimeClientError (the agent does not start),
-        RetryableConflictException (another replica has it, or it is ending), ServiceQuotaExceededException,
-        ThrottlingException (too much at once).
+        OwnedElsewhere (another replica has it), RetryableConflictException (it is ending),
+        ServiceQuotaExceededException, ThrottlingException (too much at once), StoreUnavailable.
         """
         while True:
+            await self.table.replicas.confirm()
             session = self._live.get(ref)
             if session is None:
                 session = self._create(version, endpoint, ref, user)
@@ -118,7 +120,7 @@ class Sessions:
                 raise other_user(ref.session_id)
             session.user = user  # the same; its claims are now those of its newest token
             await asyncio.shield(session.ready)
-            if session.state is SessionState.READY:
+            if session.state is SessionState.READY and self.table.replicas.holds():
                 session.begin_turn()
                 return session
 
@@ -173,9 +175,12 @@ class Sessions:
         session.log.note(f"session {session.ref.session_id} ended: {reason.value}")
         await session.log.close()
         # The credentials must die and the lease be given back, however long the store is away.
-        await self._until_done(lambda: self._keys.end_session(session.ref))
+        # But of a session that is another replica's by now they are that one's.
+        await self._until_done(self.table.replicas.confirm)
+        if not session.forfeited:
+            await self._until_done(lambda: self._keys.end_session(session.ref))
         record = session.record
-        if record is not None and reason is not EndReason.LEASE_LOST:
+        if record is not None and not session.forfeited:
             await self._until_done(lambda: self.table.stopped(record, reason, session.stop_token))
         self._forget(session)
         if session.state is not SessionState.STOPPED:
@@ -233,15 +238,24 @@ class Sessions:
         if token is not session.stop_token:
             await self.table.spend(token)
 
-    async def end_runtime(self, runtime_id: str) -> None:
-        """Ends every session of a runtime."""
-        ending = [
+    def end_runtime(self, runtime_id: str) -> list[asyncio.Task[None]]:
+        """Ends every session of a runtime that is here."""
+        return [
             self.end(session, EndReason.RUNTIME_DELETED)
             for session in self.all_live()
             if session.ref.runtime_id == runtime_id
         ]
-        if ending:
-            await asyncio.wait(ending)
+
+    def forfeit(self) -> None:
+        """This replica was declared dead: what it has is others', who may have it already."""
+        for session in self.all_live():
+            session.forfeited = True
+            self.end(session, EndReason.LEASE_LOST)
+
+    def cut(self) -> None:
+        """This replica cannot prove that it lives: what is under way ends, and sessions wait for what becomes of it."""
+        for session in self.all_live():
+            session.cut_connections()
 
     # The platform's own life.
 

@@ -26,6 +26,7 @@ from agentkeep.core.errors import (
     StoreUnavailable,
     ThrottlingException,
 )
+from agentkeep.core.ports import Keys
 from agentkeep.runtime.admission import StartSlots
 from agentkeep.runtime.artifacts import ArtifactError
 from agentkeep.runtime.budgets import TaggedBudgets
@@ -54,6 +55,7 @@ class Starts:
         settings: RuntimeSettings,
         *,
         prepared: PreparedVersions,
+        keys: Keys,
         endpoint_of: Callable[[SessionRef], Callable[[], asyncio.Protocol]],
         environments: Environments,
         pools: WarmPools,
@@ -65,6 +67,7 @@ class Starts:
         self._clock = clock
         self._settings = settings
         self._prepared = prepared
+        self._keys = keys
         self._endpoint_of = endpoint_of
         self._environments = environments
         self._pools = pools
@@ -89,7 +92,7 @@ class Starts:
     async def start(self, session: Session, version: Version) -> None:
         """Until the session is READY, or ended; its futures `claimed` and `ready` tell who waits."""
         try:
-            record = await self._table.claim(session.ref, session.user, version.number, session.endpoint)
+            record, unended = await self._table.claim(session.ref, session.user, version.number, session.endpoint)
         except BaseException as error:
             self._forget(session)
             if session.pooled is not None:
@@ -102,6 +105,9 @@ class Starts:
         session.claimed.set_result(record)
         begun_ns = time.time_ns()
         try:
+            if unended:
+                # Of an environment that nobody has ended: its keys must not be good beside the new one's.
+                await self._keys.end_session(session.ref)
             if not await self._claim_pooled(session, version):
                 async with self._slots.taken():
                     await self._make_environment(session, version)
@@ -119,6 +125,7 @@ class Starts:
             session.fail_start(ThrottlingException(f"The session could not be started now: {error}. Try again later"))
             self._end(session, EndReason.START_FAILED)
         except LeaseLost:
+            session.forfeited = True
             session.fail_start(in_progress())
             self._end(session, EndReason.LEASE_LOST)
         except asyncio.CancelledError:
