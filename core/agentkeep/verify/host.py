@@ -1,3 +1,4 @@
+# ruff: noqa: S104, S108 -- places that every session has are what this is about.
 """What this machine has that sessions must not find: the same things as a session's, and ports on all its addresses.
 
 It says something where the deployment runs on this machine; elsewhere it says that nothing of here is reached.

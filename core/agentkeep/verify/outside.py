@@ -44,6 +44,12 @@ def _anonymous(session: Session, path: str) -> Answer:
     return session.wire._send("GET", path, b"", {})
 
 
+def _once_more(session: Session) -> Answer:
+    answer = session.invoke(WHO)
+    session.stop()
+    return answer
+
+
 OUTSIDE = (
     Attempt(
         "sessions_of_other_users",
@@ -62,6 +68,13 @@ OUTSIDE = (
         "Use an ended session's keys.",
         lambda theirs, mine: _events(theirs, _stolen(theirs)),
         lambda theirs, mine: _events(theirs, None),
+        ended=True,
+    ),
+    Attempt(
+        "ids_of_ended_sessions",
+        "Take over the id of another user's ended session.",
+        lambda theirs, mine: theirs.invoke(WHO, user=mine.user),
+        lambda theirs, mine: _once_more(theirs),
         ended=True,
     ),
     Attempt(

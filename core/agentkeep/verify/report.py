@@ -32,6 +32,7 @@ class Finding:
     detail: str
     control: str
     control_detail: str
+    seconds: float = 0.0
 
 
 @dataclass
@@ -81,6 +82,7 @@ class Row:
         return {
             "phase": self.phase, "attack": self.attack, "tries": self.tries, "tried": self.tried,
             "refused": self.refused, "leaked": self.leaked, "notRun": self.not_run, "control": self.control,
+            "seconds": round(max(one.seconds for one in self.findings), 3),
             "evidence": self.evidence(), "gaps": self.gaps(),
         }  # fmt: skip
 

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from agentkeep.verify.bundle import ENTRY_POINT, probe_zip
 from agentkeep.verify.probe.attack import Victim, masked
+from agentkeep.verify.probe.endpoint import namespace
 
 __all__ = ["Deployment", "Stage", "Unprepared"]
 
@@ -48,7 +50,8 @@ class Stage:
     takes; None: there is only the first, for which operators speak."""
 
     def __init__(
-        self, deployment: Deployment, *, account: str, image: str | None, discovery_url: str | None, say: Callable[[str], None]
+        self, deployment: Deployment, *, account: str, image: str | None, discovery_url: str | None,
+        say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.id = secrets.token_hex(4)
         self.beginning = f"canary-{secrets.token_hex(8)}-"
@@ -117,7 +120,7 @@ class Stage:
         record = self._data.batch_create_memory_records(
             memoryId=self.memory,
             records=[{
-                "requestIdentifier": "r", "namespaces": [f"/probe/{user}"], "timestamp": datetime.now(UTC),
+                "requestIdentifier": "r", "namespaces": [namespace(user)], "timestamp": datetime.now(UTC),
                 "content": {"text": f"The canary of this user is {canary}."},
             }],
         )  # fmt: skip
@@ -177,7 +180,8 @@ class Stage:
             f'action == AgentCore::Action::"{victim.tool}", resource == AgentCore::Gateway::"{gateway_arn}");'
         )
         policy = self._control.create_policy(
-            policyEngineId=engine, name=f"verify_{secrets.token_hex(6)}", definition={"cedar": {"statement": statement}},
+            policyEngineId=engine, name=f"verify_{secrets.token_hex(6)}",
+            definition={"cedar": {"statement": statement}},
             validationMode="IGNORE_ALL_FINDINGS",
         )["policyId"]  # fmt: skip
         self._removing(f"policy {policy}", lambda: self._control.delete_policy(policyEngineId=engine, policyId=policy))
@@ -193,18 +197,16 @@ class Stage:
                 self._create_runtime("tokens", {"authorizerConfiguration": {"customJWTAuthorizer": authorizer}})
             )
         for id in made:
-            self._until(
-                lambda id=id: self._control.get_agent_runtime(agentRuntimeId=id)["status"], "READY", "the probe",  # type: ignore[misc]
-                lambda id=id: self._control.get_agent_runtime(agentRuntimeId=id).get("failureReason"),  # type: ignore[misc]
-            )  # fmt: skip
-            found = self._control.get_agent_runtime(agentRuntimeId=id)
-            self.runtimes.append(found["agentRuntimeArn"])
-            identity = found.get("workloadIdentityDetails", {}).get("workloadIdentityArn", id)
-            self.workloads[found["agentRuntimeArn"]] = identity.rsplit("/", 1)[-1]
+            found = partial(self._control.get_agent_runtime, agentRuntimeId=id)
+            self._until(partial(_status, found), "READY", "the probe", partial(_why, found))
+            runtime = found()
+            self.runtimes.append(runtime["agentRuntimeArn"])
+            identity = runtime.get("workloadIdentityDetails", {}).get("workloadIdentityArn", id)
+            self.workloads[runtime["agentRuntimeArn"]] = identity.rsplit("/", 1)[-1]
         # Agents may speak to agents of the first kind, for their own user: else refusing another's session proves
         # nothing.
         statement = {"Effect": "Allow", "Principal": {"AWS": self._role}, "Resource": self.runtimes[0],
-                     "Action": ["bedrock-agentcore:InvokeAgentRuntime", "bedrock-agentcore:InvokeAgentRuntimeForUser"]}  # fmt: skip
+                     "Action": [f"bedrock-agentcore:InvokeAgentRuntime{more}" for more in ("", "ForUser")]}  # fmt: skip
         self._control.put_resource_policy(
             resourceArn=self.runtimes[0], policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]})
         )
@@ -243,6 +245,14 @@ class Stage:
             if "FAILED" in found or time.monotonic() > deadline:
                 raise Unprepared(f"{what} is {found}: {why() or 'no reason is given'}")
             time.sleep(0.1)
+
+
+def _status(found: Callable[[], Any]) -> str:
+    return str(found()["status"])
+
+
+def _why(found: Callable[[], Any]) -> str:
+    return str(found().get("failureReason", ""))
 
 
 def _patiently(removal: Callable[[], Any]) -> None:

@@ -22,7 +22,7 @@ from agentkeep.verify.stage import Stage, Unprepared
 
 __all__ = ["Suite"]
 
-assert agent  # all attacks are on the list now
+assert agent.LISTS  # all attacks are on the list now
 
 ATONCE, AFTERWARDS, OUTSIDE_PHASE = "at once", "afterwards", "from outside"
 #: Users whose data each session reaches for; its neighbours in a ring, so everybody is attacked.
@@ -85,17 +85,12 @@ class Suite:
         return session
 
     def _successors(self, ended: Sequence[Session]) -> list[Session]:
-        """Somebody new in a session of his own, somebody new with the id of an ended session, and an ended session's
-        own user with its id."""
-        number = len(ended)
-        first = ended[0]
+        """Somebody new, in a session of each kind, and an ended session's own user with its id."""
         found = []
-        for offset, id in enumerate((None, first.id)):
-            victim = self._stage.plant(f"later{offset}-{self._stage.id}-{secrets.token_hex(4)}")
-            # The same agent as the ended session's, or its id would not be the same session's.
-            found.append(self._session(len(self._stage.runtimes) * (number + offset), victim, id))
-        again = self._session(0, first.victim, ended[1].id if len(ended) > 2 * len(self._stage.runtimes) else None)
-        return [*found, again] if again.id != first.id else found
+        for kind in range(len(self._stage.runtimes)):
+            victim = self._stage.plant(f"later{kind}-{self._stage.id}-{secrets.token_hex(4)}")
+            found.append(self._session(len(self._stage.runtimes) * len(ended) + kind, victim))
+        return [*found, self._session(0, ended[0].victim, ended[0].id)]
 
     def _start(self, sessions: Sequence[Session]) -> list[Session]:
         """Each with its plants and its keys. Those that cannot are left out, and said."""
@@ -166,16 +161,18 @@ class Suite:
     def _target(self, session: Session, others: Sequence[Session], host: Host) -> dict[str, Any]:
         at = next((n for n, other in enumerate(others) if other.own.port > session.own.port), 0)
         ring = [*others[at:], *others[:at]]
+        strangers = [other for other in ring if other.user != session.user]
+        canaries = [other.victim.canary for other in strangers]
         return {
             "names": [host.name, *(other.name for other in others)],
             "pids": [*host.pids, *PIDS],
             "ports": [port for port in (host.port, *(other.port for other in others)) if port != session.port],
             "keys": [host.key, *(other.key for other in others)],
-            "secrets": [host.secret, *(masked(other.secret) for other in others), *(o.victim.canary for o in others)],
+            "secrets": [host.secret, *(masked(other.secret) for other in others), *canaries],
             "addresses": [a for a in dict.fromkeys(other.own.address for other in others) if a != session.own.address],
             "places": host.places,
             "files": host.files,
-            "victims": [asdict(other.victim) for other in ring[:VICTIMS] if other.user != session.user],
+            "victims": [asdict(other.victim) for other in strangers[:VICTIMS]],
             "gateway": self._stage.gateway,
             "provider": self._stage.provider,
             "own": asdict(session.own),
@@ -191,7 +188,9 @@ class Suite:
             if found is None:
                 why = str(results.get("", "the session did not report it"))
                 found = {"outcome": ["not run", why], "control": ["not run", why]}
-            yield Finding(phase, attack.name, attack.tries, session.name, *found["outcome"], *found["control"])
+            (outcome, detail), (control, why) = found["outcome"], found["control"]
+            seconds = found.get("seconds", 0.0)
+            yield Finding(phase, attack.name, attack.tries, session.name, outcome, detail, control, why, seconds)
 
     def _from_outside(self, sessions: Sequence[Session], *, ended: bool) -> None:
         """The first of each kind of session by the user of the next one of that kind."""

@@ -1,3 +1,4 @@
+# ruff: noqa: S104 -- places that every session has are what this is about.
 """The agent: the container contract by the standard library, and what is asked of it.
 
 POST /invocations, a JSON object with `do`:
@@ -29,7 +30,8 @@ PORT = 8080
 LONGEST = 400  # characters of evidence
 #: Attacks change limits, children and descriptors of this process: one at a time.
 _one_at_a_time = threading.Lock()
-assert (containers, endpoint, exhaustion, files, network, power, processes)  # their attacks are on the list now
+#: Where the attacks are: importing them puts them on the list.
+LISTS = (files, processes, network, power, containers, endpoint, exhaustion)
 
 
 def attempt(attack: Attack, target: Target) -> list[str]:
@@ -107,5 +109,6 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 def main() -> None:
-    print(f"listening on {PORT}, Python {sys.version.split()[0]}", flush=True)
+    sys.stdout.write(f"listening on {PORT}, Python {sys.version.split()[0]}\n")
+    sys.stdout.flush()
     Server(("0.0.0.0", PORT), Agent).serve_forever()

@@ -1,11 +1,12 @@
+# ruff: noqa: S108 -- places that every session has are what this is about.
 """What an attack is, what it aims at, and how it is told whether it succeeded.
 
-An attack that succeeds returns what it got (or did); one that fails raises OSError, ValueError or LookupError, which is
-what must happen. Anything else it raises says that it could not be carried out, which is not a pass.
+An attack that succeeds returns what it got (or did); one that fails raises OSError, ValueError or LookupError, as it
+must. Anything else it raises says that it could not be carried out, which is not a pass.
 
 Each attack is run a second time, aimed at what is the session's own (`Target.control`): there it must succeed. So it
-takes what it tries from `Target.aim`, or from members of the target that the control fills with the session's own. Calls
-that no session may make cannot succeed in one; there the control makes an allowed call in the same way.
+takes what it tries from `Target.aim`, or from members of the target that the control fills with the session's own.
+Calls that no session may make cannot succeed in one; there the control makes an allowed call in the same way.
 """
 
 from __future__ import annotations
@@ -95,9 +96,9 @@ class Victim:
 @dataclass
 class Target:
     """Of the neighbours and the host: `names` of what they planted (each plants one of everything under its name),
-    `pids` (host's view), `ports`, `keys` of shared memory, `addresses` of neighbours, `places` (host:port) that the host
-    and the platform serve, `files` of theirs (sockets of engines, say). `secrets` are masked. `own` and `me` are the
-    attacker's; `gateway`, `provider` are ids."""
+    `pids` (host's view), `ports`, `keys` of shared memory, `addresses` of neighbours, `places` (host:port) that the
+    host and the platform serve, `files` of theirs (sockets of engines, say). `secrets` are masked. `own` and `me` are
+    the attacker's; `gateway`, `provider` are ids."""
 
     names: list[str] = field(default_factory=list)
     pids: list[int] = field(default_factory=list)

@@ -1,3 +1,4 @@
+# ruff: noqa: S108 -- places that every session has are what this is about.
 """What a session in a container must not be able to reach, besides what no session must."""
 
 from __future__ import annotations
@@ -7,10 +8,12 @@ import os
 import re
 import socket
 import struct
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .attack import CONTAINER, Blocked, Target, any_of, attack
-from .kernel import lines
+from .kernel import first_in, lines
 from .network import connected, place
 
 
@@ -18,7 +21,7 @@ from .network import connected, place
 def beyond_its_network(target: Target) -> Any:
     """The internet, a neighbouring machine, the engine's own bridge."""
     hosts = ["192.0.2.1:443", "10.0.0.1:443", "172.17.0.1:443", "1.1.1.1:443"]
-    return any_of([lambda one=one: connected(place(one)) for one in target.aim(hosts, target.places)])
+    return any_of([partial(connected, place(one)) for one in target.aim(hosts, target.places)])
 
 
 @attack(CONTAINER)
@@ -30,15 +33,17 @@ def neighbours(target: Target) -> Any:
         raise RuntimeError("no address of a neighbour is known")
     places = [(address, port) for address in addresses for port in ports]
     kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
-    return any_of([lambda one=one, kind=kind: connected(one, kind) for kind in kinds for one in places])
+    return any_of([partial(connected, one, kind) for kind in kinds for one in places])
 
 
 @attack(CONTAINER)
 def names_of_the_world(target: Target) -> Any:
     """Resolve a name: a query carries data out as well as a connection does."""
-    attempts = [lambda name=name: socket.getaddrinfo(name, 443) for name in ("example.org", "example.com")]
-    attempts += [lambda: connected(("192.0.2.53", 53), socket.SOCK_DGRAM)]  # type: ignore[list-item,return-value]
-    return any_of(target.aim(attempts, [lambda: socket.getaddrinfo("localhost", 443)]))
+    attempts: list[Callable[[], Any]] = [
+        partial(socket.getaddrinfo, name, 443) for name in ("example.org", "example.com")
+    ]
+    attempts += [partial(connected, ("192.0.2.53", 53), socket.SOCK_DGRAM)]
+    return any_of(target.aim(attempts, [partial(socket.getaddrinfo, "localhost", 443)]))
 
 
 @attack(CONTAINER)
@@ -60,7 +65,7 @@ def a_neighbours_address(target: Target) -> Any:
     addresses = [address for address in target.addresses if address][:1]
     if not addresses:
         raise RuntimeError("no address of a neighbour is known")
-    return any_of([lambda option=option: forged(addresses[0], option) for option in (15, 19)])
+    return any_of([partial(forged, addresses[0], option) for option in (15, 19)])
 
 
 @attack(CONTAINER)
@@ -75,14 +80,14 @@ def power_over_the_interface(target: Target) -> Any:
             (0x8955, internet + hardware + struct.pack("i16s16s", 6, b"", b"eth0")),  # SIOCSARP
         ]
         flags = (0x8913, struct.pack("16sH14x", b"lo", 0))  # SIOCGIFFLAGS: reading is allowed
-        return any_of([lambda one=one: fcntl.ioctl(any_socket, *one) for one in target.aim(attempts, [flags])])
+        return any_of([partial(fcntl.ioctl, any_socket, *one) for one in target.aim(attempts, [flags])])
 
 
 @attack(CONTAINER)
 def ipv6(target: Target) -> Any:
     """An address the rules, which are IPv4's, do not cover."""
     (path,) = target.aim(["/proc/net/if_inet6"], ["/proc/net/dev"])
-    found = [line for line in lines(path) if target.control or not line.split()[-1] == "lo"]
+    found = [line for line in lines(path) if target.control or line.split()[-1] != "lo"]
     if not found:
         raise Blocked("none")
     return found
@@ -100,7 +105,7 @@ def the_hypervisor(target: Target) -> Any:
 
     machines: list[tuple[int, Any]] = [(40, (cid, 52)) for cid in (0, 1, 2)]
     attempts = target.aim(machines, [(socket.AF_INET, place(target.places[0]) if target.places else ("", 0))])
-    return any_of([lambda one=one: reached(*one) for one in attempts])
+    return any_of([partial(reached, *one) for one in attempts])
 
 
 @attack(CONTAINER)
@@ -114,7 +119,7 @@ def accounts_of_the_host(target: Target) -> Any:
         return found
 
     files = ("/etc/shadow", "/etc/machine-id", "/etc/fstab", "/var/lib/dbus/machine-id")
-    return any_of([lambda path=path: said(path) for path in target.aim(files, [target.own.file])])
+    return any_of([partial(said, path) for path in target.aim(files, [target.own.file])])
 
 
 @attack(CONTAINER)
@@ -142,7 +147,7 @@ def image_layers(target: Target) -> Any:
     folders = {"/var/lib/docker", "/var/lib/containerd", "/var/lib/containers"}
     for line in lines("/proc/self/mountinfo"):
         folders.update(re.findall(r"(?:upperdir|workdir|lowerdir)=([^,: ]+)", line))
-    return any_of([lambda path=path: os.listdir(path)[0] for path in target.aim(sorted(folders), [target.own.folder])])
+    return any_of([partial(first_in, path) for path in target.aim(sorted(folders), [target.own.folder])])
 
 
 @attack(CONTAINER)
@@ -154,7 +159,7 @@ def devices(target: Target) -> Any:
         with open(f"/dev/{name}", "rb", 0):
             return name
 
-    return any_of([lambda name=name: opened(name) for name in target.aim(names, ["null"])])
+    return any_of([partial(opened, name) for name in target.aim(names, ["null"])])
 
 
 @attack(CONTAINER)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -43,7 +45,7 @@ def holding(canary: str, answer: bytes) -> bytes:
 @attack(ENDPOINT)
 def events_of_other_users(target: Target) -> Any:
     """List another user's events."""
-    return any_of([lambda one=one: signed("POST", f"{actor(one)}/sessions/s", {}) for one in target.victims])
+    return any_of([partial(signed, "POST", f"{actor(one)}/sessions/s", {}) for one in target.victims])
 
 
 @attack(ENDPOINT)
@@ -52,15 +54,13 @@ def events_by_other_spellings(target: Target) -> Any:
 
     def spellings(user: str) -> list[str]:
         me = target.me.user
-        return [user, f"{me}/../{user}", f"../{user}", f"{user}/", f"{user}\0", f" {user}", f"{me},{user}", user.upper(),
-                user.replace("e", "\u0435"), f"%{ord(user[0]):02x}{user[1:]}"]  # fmt: skip
+        return [user, f"{me}/../{user}", f"../{user}", f"{user}/", f"{user}\0", f" {user}", f"{me},{user}",
+                user.upper(), user.replace("e", "\u0435"), f"%{ord(user[0]):02x}{user[1:]}"]  # fmt: skip
 
     def seen(victim: Victim, name: str) -> bytes:
         return holding(victim.canary, signed("POST", f"{actor(victim, name)}/sessions/s", {}))
 
-    return any_of(
-        [lambda one=one, name=name: seen(one, name) for one in target.victims for name in spellings(one.user)]
-    )
+    return any_of([partial(seen, one, name) for one in target.victims for name in spellings(one.user)])
 
 
 @attack(ENDPOINT)
@@ -71,15 +71,13 @@ def events_by_id(target: Target) -> Any:
         path = f"{actor(victim, user)}/sessions/s/events/{encoded(victim.event)}"
         return holding(victim.canary, signed("GET", path))
 
-    return any_of(
-        [lambda one=one, user=user: seen(one, user) for one in target.victims for user in (one.user, target.me.user)]
-    )
+    return any_of([partial(seen, one, user) for one in target.victims for user in (one.user, target.me.user)])
 
 
 @attack(ENDPOINT)
 def sessions_of_other_users(target: Target) -> Any:
     """List another user's conversations."""
-    return any_of([lambda one=one: signed("POST", f"{actor(one)}/sessions", {}) for one in target.victims])
+    return any_of([partial(signed, "POST", f"{actor(one)}/sessions", {}) for one in target.victims])
 
 
 @attack(ENDPOINT)
@@ -90,7 +88,7 @@ def names_of_other_users(target: Target) -> Any:
         found = json.loads(signed("POST", f"/memories/{victim.memory}/actors", {}))
         return {one["actorId"]: "is told of" for one in found["actorSummaries"]}[victim.user]
 
-    return any_of([lambda one=one: named(one) for one in target.victims])
+    return any_of([partial(named, one) for one in target.victims])
 
 
 @attack(ENDPOINT)
@@ -101,7 +99,7 @@ def events_written_for_others(target: Target) -> Any:
         event = {"actorId": victim.user, "sessionId": "s2", "eventTimestamp": time.time(), "payload": _TEXT}
         return signed("POST", f"/memories/{victim.memory}/events", event)
 
-    return any_of([lambda one=one: written(one) for one in target.victims])
+    return any_of([partial(written, one) for one in target.victims])
 
 
 @attack(ENDPOINT)
@@ -115,7 +113,7 @@ def events_of_others_deleted(target: Target) -> Any:
             event = json.loads(signed("POST", f"/memories/{victim.memory}/events", made))["event"]["eventId"]
         return signed("DELETE", f"{actor(victim)}/sessions/s/events/{encoded(event)}")
 
-    return any_of([lambda one=one: deleted(one) for one in target.victims])
+    return any_of([partial(deleted, one) for one in target.victims])
 
 
 @attack(ENDPOINT)
@@ -126,7 +124,7 @@ def records_of_other_users(target: Target) -> Any:
         path = f"/memories/{victim.memory}/memoryRecords"
         return holding(victim.canary, signed("POST", path, {"namespace": namespace, "maxResults": 100}))
 
-    return any_of([lambda one=one, space=space: listed(one, space) for one in target.victims for space in spaces(one)])
+    return any_of([partial(listed, one, space) for one in target.victims for space in spaces(one)])
 
 
 @attack(ENDPOINT)
@@ -137,13 +135,17 @@ def records_searched(target: Target) -> Any:
         query = {"namespace": namespace, "searchCriteria": {"searchQuery": "canary of this user", "topK": 100}}
         return holding(victim.canary, signed("POST", f"/memories/{victim.memory}/retrieve", query))
 
-    return any_of(
-        [lambda one=one, space=space: searched(one, space) for one in target.victims for space in spaces(one)]
-    )
+    return any_of([partial(searched, one, space) for one in target.victims for space in spaces(one)])
+
+
+def namespace(user: str) -> str:
+    """Where a user's records are, by a template that is usual (docs/decisions/0009)."""
+    return f"/strategies/verify/actors/{user}/"
 
 
 def spaces(victim: Victim) -> list[str]:
-    return [f"/probe/{victim.user}", f"/probe/{victim.user}/", "/probe/", "/"]
+    own = namespace(victim.user)
+    return [own, own.rstrip("/"), own.removesuffix(f"{victim.user}/"), "/"]
 
 
 @attack(ENDPOINT)
@@ -154,7 +156,7 @@ def records_by_id(target: Target) -> Any:
         path = f"/memories/{victim.memory}/memoryRecord/{encoded(victim.record)}"
         return holding(victim.canary, signed("GET", path))
 
-    return any_of([lambda one=one: seen(one) for one in target.victims])
+    return any_of([partial(seen, one) for one in target.victims])
 
 
 # --- Tools
@@ -185,11 +187,11 @@ def tools_of_others_called(target: Target) -> Any:
         result = mcp(target, "tools/call", {"name": tool, "arguments": {}})
         said = json.dumps(result)
         # What is refused for who asks is told so; anything else means that the call went on to the tool.
-        if result.get("isError") and "AccessDenied" in said:
+        if result.get("isError") and ("Denied" in said or "not authorized" in said):
             raise Refused(said[:200])
         return said[:200]
 
-    return any_of([lambda tool=one.tool: called(tool) for one in target.victims if one.tool])
+    return any_of([partial(called, one.tool) for one in target.victims if one.tool])
 
 
 def first(found: list[str], otherwise: str) -> str:
@@ -209,7 +211,7 @@ def keys_of_other_sessions(target: Target) -> Any:
         keys = [unmasked(key) for key in victim.keys] if victim.keys else own_keys()
         return signed("POST", f"{actor(victim)}/sessions/s", {}, keys=keys)
 
-    return any_of([lambda one=one: used(one) for one in target.victims if one.keys or target.control])
+    return any_of([partial(used, one) for one in target.victims if one.keys or target.control])
 
 
 @attack(ENDPOINT)
@@ -227,11 +229,17 @@ def credentials_by_headers(target: Target) -> Any:
 def workload_tokens_for_others(target: Target) -> Any:
     """Get proof of acting for another user."""
 
-    def got(victim: Victim) -> str:
-        asked = {"workloadName": target.me.workload, "userId": victim.user}
-        return "a token" if signed("POST", "/identities/GetWorkloadAccessTokenForUserId", asked) else ""
+    def got(victim: Victim, name: str, more: dict[str, str]) -> str:
+        asked = {"workloadName": victim.workload, **more}
+        return "a token" if signed("POST", f"/identities/GetWorkloadAccessToken{name}", asked) else ""
 
-    return any_of([lambda one=one: got(one) for one in target.victims])
+    attempts: list[Callable[[], Any]] = []
+    for one in target.victims:
+        for workload in (one, target.me):
+            attempts.append(partial(got, workload, "ForUserId", {"userId": one.user}))
+        attempts.append(partial(got, one, "", {}))
+    # Agents are given their proof, and ask for none: the control is another operation, signed and sent in the same way.
+    return any_of(target.aim(attempts, [lambda: signed("POST", f"/memories/{target.me.memory}/actors", {})]))
 
 
 @attack(ENDPOINT)
@@ -243,7 +251,7 @@ def workload_tokens_of_others(target: Target) -> Any:
         asked = {"workloadIdentityToken": token, "resourceCredentialProviderName": target.provider}
         return "the key" if json.loads(signed("POST", "/identities/api-key", asked))["apiKey"] else ""
 
-    return any_of([lambda one=one: got(one) for one in target.victims if one.token or target.control])
+    return any_of([partial(got, one) for one in target.victims if one.token or target.control])
 
 
 # --- Other sessions
@@ -259,7 +267,7 @@ def other_sessions_invoked(target: Target) -> Any:
         headers = {SESSION: victim.session, USER: user} if user else {SESSION: victim.session}
         return signed("POST", f"/runtimes/{encoded(victim.runtime)}/invocations", {"do": "who"}, headers=headers)
 
-    return any_of([lambda one=one, user=user: asked(one, user) for one in target.victims for user in (one.user, "")])
+    return any_of([partial(asked, one, user) for one in target.victims for user in (one.user, "")])
 
 
 @attack(ENDPOINT)
@@ -270,7 +278,7 @@ def other_sessions_stopped(target: Target) -> Any:
         path = f"/runtimes/{encoded(victim.runtime)}/stopruntimesession"
         return signed("POST", path, {}, headers={SESSION: victim.session})
 
-    attempts = [lambda one=one: stopped(one) for one in target.victims]
+    attempts = [partial(stopped, one) for one in target.victims]
     # Stopping itself would end the probe: the control is another operation, signed and sent in the same way.
     return any_of(target.aim(attempts, [lambda: signed("POST", f"/memories/{target.me.memory}/actors", {})]))
 
@@ -283,12 +291,12 @@ def operators_routes(target: Target) -> Any:
     """The platform's own routes: sessions, logs, usage, traces, audit, code; plainly and signed."""
     sessions = [one.session for one in target.victims[:2]]
     runtime = target.me.runtime.rsplit("/", 1)[-1]
-    paths = ["/sessions", "//sessions", "/%73essions", "/credentials/../sessions", "/v1/../sessions", "/alerts", "/audit",
-             "/oidc/token", "/artifacts/agentkeep-deploy/x", f"/catalogue/{target.gateway}", "/ports/keys",
+    paths = ["/sessions", "//sessions", "/%73essions", "/credentials/../sessions", "/v1/../sessions", "/alerts",
+             "/audit", "/oidc/token", "/artifacts/agentkeep-deploy/x", f"/catalogue/{target.gateway}", "/ports/keys",
              *(f"/logs/{one}" for one in sessions), *(f"/traces/{runtime}/{one}" for one in sessions),
              *(f"/usage/{runtime}/{one}" for one in sessions)]  # fmt: skip
-    attempts = [lambda path=path: http("GET", base_url() + path) for path in paths]
-    attempts += [lambda path=path: signed("GET", path) for path in paths]
+    attempts = [partial(http, "GET", base_url() + path) for path in paths]
+    attempts += [partial(signed, "GET", path) for path in paths]
     return any_of(target.aim(attempts, [lambda: http("GET", base_url() + "/credentials")[:0] or b"answered"]))
 
 
@@ -304,4 +312,4 @@ def operations_of_operators(target: Target) -> Any:
         ("GET", "/gateways/", None), ("PUT", f"/resourcepolicy/{encoded(target.me.runtime)}", {"policy": "{}"}),
     ]  # fmt: skip
     allowed: list[tuple[str, str, Any]] = [("POST", f"/memories/{target.me.memory}/actors", {})]
-    return any_of([lambda one=one: signed(*one) for one in target.aim(operations, allowed)])
+    return any_of([partial(signed, *one) for one in target.aim(operations, allowed)])

@@ -1,3 +1,4 @@
+# ruff: noqa: S108 -- places that every session has are what this is about.
 """Files: of neighbours, of the host, of what all sessions share."""
 
 from __future__ import annotations
@@ -6,10 +7,11 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from .attack import PROCESS, Blocked, Target, any_of, attack, in_masked
-from .kernel import lines, read, write
+from .kernel import first_in, lines, read, write
 
 PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/run", "/home", "/home/agent", "/root", "/mnt", "/var/task", "/")
 #: Trees that hold nothing of sessions, and much of it.
@@ -20,7 +22,7 @@ _LARGEST = 1 << 20
 @attack()
 def files_of_others(target: Target) -> Any:
     """Read what neighbours and the host left in shared places."""
-    return any_of([lambda path=f"{place}/{name}": read(path) for place in PLACES for name in target.names])
+    return any_of([partial(read, f"{place}/{name}") for place in PLACES for name in target.names])
 
 
 def tree() -> Iterator[tuple[str, list[str], list[str]]]:
@@ -65,7 +67,7 @@ def host_folders(target: Target) -> Any:
     """List the host's homes, logs, state, and the platform's own files."""
     folders = ("/root", "/var/log", "/var/lib", "/etc/ssl/private", "/etc/systemd", "/boot", "/mnt", "/media", "/srv")
     others = [folder for folder in folders if not sys.base_prefix.startswith(folder + "/")]
-    return any_of([lambda folder=folder: os.listdir(folder)[0] for folder in target.aim(others, [target.own.folder])])
+    return any_of([partial(first_in, folder) for folder in target.aim(others, [target.own.folder])])
 
 
 @attack(PROCESS)
@@ -88,7 +90,7 @@ def host_configuration(target: Target) -> Any:
     if not target.control and "agent" not in read("/etc/passwd").decode():
         return read("/etc/passwd")
     files = ("/etc/shadow", "/etc/machine-id", "/etc/fstab", "/etc/sudoers", "/etc/environment", "/.dockerenv")
-    return any_of([lambda path=path: read(path) for path in target.aim(files, [target.own.file])])
+    return any_of([partial(read, path) for path in target.aim(files, [target.own.file])])
 
 
 @attack()
@@ -97,7 +99,7 @@ def write_into_what_is_shared(target: Target) -> Any:
     libraries = os.path.dirname(os.__file__)
     places = ("/", "/dev", "/etc", "/usr", "/usr/lib", "/opt/python", "/var/task", "/.agentkeep", "/var", "/var/empty",
               "/opt", libraries, sys.base_prefix, "/.agentkeep/_agentkeep_sandbox")  # fmt: skip
-    return any_of([lambda place=place: write(f"{place}/left-behind") for place in target.aim(places, ["/tmp"])])
+    return any_of([partial(write, f"{place}/left-behind") for place in target.aim(places, ["/tmp"])])
 
 
 @attack()
@@ -107,14 +109,14 @@ def change_what_is_shared(target: Target) -> Any:
     attempts: list[Callable[[], Any]] = []
     for path in target.aim(paths, [target.own.file]):
         if path != "/dev/null":
-            attempts.append(lambda path=path: write(path))
+            attempts.append(partial(write, path))
         attempts += [
-            lambda path=path: os.chmod(path, 0o777),
-            lambda path=path: os.chown(path, os.getuid(), os.getgid()),
-            lambda path=path: os.utime(path, (1, 1)),
-            lambda path=path: os.setxattr(path, "user.note", b"x"),
-            lambda path=path: os.rename(path, path + "-moved"),
-            lambda path=path: os.unlink(path),
+            partial(os.chmod, path, 0o777),
+            partial(os.chown, path, os.getuid(), os.getgid()),
+            partial(os.utime, path, (1, 1)),
+            partial(os.setxattr, path, "user.note", b"x"),
+            partial(os.rename, path, path + "-moved"),
+            partial(os.unlink, path),
         ]
     return any_of(attempts)
 
@@ -133,7 +135,7 @@ def write_to_the_kernel(target: Target) -> Any:
             file.write(b"1")
         return path
 
-    return any_of([lambda path=path: change(path) for path in target.aim(paths, [f"{target.own.file}.spare"])])
+    return any_of([partial(change, path) for path in target.aim(paths, [f"{target.own.file}.spare"])])
 
 
 @attack(PROCESS)
@@ -147,7 +149,7 @@ def masked_parts_of_proc(target: Target) -> Any:
         return data
 
     names = ("kcore", "keys", "key-users", "kallsyms", "modules", "timer_list", "sched_debug")
-    return any_of([lambda name=name: content(f"/proc/{name}") for name in target.aim(names, ["self/status"])])
+    return any_of([partial(content, f"/proc/{name}") for name in target.aim(names, ["self/status"])])
 
 
 @attack(PROCESS)
@@ -162,7 +164,7 @@ def folders_of_the_kernel(target: Target) -> Any:
 
     folders = ("/sys", "/sys/fs/cgroup", "/sys/kernel", "/proc/scsi", "/proc/irq", "/dev/mapper", "/dev/disk",
                "/proc/bus")  # fmt: skip
-    return any_of([lambda folder=folder: listed(folder) for folder in target.aim(folders, ["/proc/self"])])
+    return any_of([partial(listed, folder) for folder in target.aim(folders, ["/proc/self"])])
 
 
 @attack(PROCESS)

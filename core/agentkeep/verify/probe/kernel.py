@@ -66,6 +66,11 @@ def lines(path: str) -> list[str]:
         return file.read().splitlines()
 
 
+def first_in(folder: str) -> str:
+    """A name in the folder. Raises IndexError where it is empty."""
+    return f"{folder}/{os.listdir(folder)[0]}"
+
+
 def write(path: str) -> str:
     existed = os.path.lexists(path)
     with open(path, "r+b" if existed else "wb") as file:
@@ -89,9 +94,10 @@ def ours(pid: int) -> bool:
 
 
 def lineage(pid: int) -> list[int]:
-    """A process and those above it, as far as they can be seen."""
+    """A process, or the one a thread belongs to, and those above it, as far as they can be seen."""
     found: list[int] = []
     try:
+        pid = int(next(line for line in lines(f"/proc/{pid}/status") if line.startswith("Tgid:")).split()[1])
         while pid not in (0, *found):
             found.append(pid)
             pid = int(lines(f"/proc/{pid}/stat")[0].rpartition(")")[2].split()[1])

@@ -1,3 +1,4 @@
+# ruff: noqa: S104 -- places that every session has are what this is about.
 """The network: of neighbours, of the host, and beyond."""
 
 from __future__ import annotations
@@ -7,9 +8,10 @@ import fcntl
 import os
 import socket
 import struct
+from functools import partial
 from typing import Any
 
-from .attack import CONTAINER, PROCESS, Blocked, Target, any_of, attack
+from .attack import CONTAINER, PROCESS, Target, any_of, attack
 from .kernel import call
 
 
@@ -38,13 +40,13 @@ def place(text: str) -> tuple[str, int]:
 @attack()
 def abstract_sockets_of_others(target: Target) -> Any:
     """Connect to Unix sockets that have no file."""
-    return any_of([lambda name=name: answer_of(socket.AF_UNIX, f"\0{name}") for name in target.names])
+    return any_of([partial(answer_of, socket.AF_UNIX, f"\0{name}") for name in target.names])
 
 
 @attack()
 def loopback_ports_of_others(target: Target) -> Any:
     """Connect to what neighbours and the host serve on loopback."""
-    return any_of([lambda port=port: answer_of(socket.AF_INET, ("127.0.0.1", port)) for port in target.ports])
+    return any_of([partial(answer_of, socket.AF_INET, ("127.0.0.1", port)) for port in target.ports])
 
 
 @attack()
@@ -59,7 +61,7 @@ def sockets_of_the_engine(target: Target) -> Any:
             client.connect(path)
         return path
 
-    return any_of([lambda path=path: reached(path) for path in target.aim(sockets, target.files)])
+    return any_of([partial(reached, path) for path in target.aim(sockets, target.files)])
 
 
 @attack(PROCESS)
@@ -78,24 +80,36 @@ def a_way_out(target: Target) -> Any:
         (socket.AF_INET6, ("2001:db8::1", 9)),
         (socket.AF_INET6, ("fe80::1", 9, 0, 1)),
     ]
-    return any_of([lambda one=one: route(*one) for one in target.aim(beyond, [(socket.AF_INET, ("127.0.0.1", 9))])])
+    return any_of([partial(route, *one) for one in target.aim(beyond, [(socket.AF_INET, ("127.0.0.1", 9))])])
 
 
 @attack()
 def the_metadata_address(target: Target) -> Any:
     """Cloud credentials of the machine."""
     hosts = ["169.254.169.254:80", "169.254.170.23:80", "169.254.171.254:80"]
-    return any_of([lambda one=one: connected(place(one)) for one in target.aim(hosts, target.places)])
+    return any_of([partial(connected, place(one)) for one in target.aim(hosts, target.places)])
 
 
 @attack()
 def ports_of_the_host(target: Target) -> Any:
-    """What the host, the platform and its stores serve, at every address known of them, but for the session endpoint."""
+    """What the host, the platform and its stores serve, at every known address, but for the session endpoint."""
     known = (22, 443, 2375, 4780, 5432, 6379, 8080, 8081, 9200)
     places = [*target.places, *(f"169.254.170.2:{port}" for port in known)]
-    attempts = [lambda one=one: connected(place(one)) for one in target.aim(places, target.places)]
-    attempts += [lambda: connected(("169.254.170.2", 53), socket.SOCK_DGRAM)]
+    places = [one for one in places if not at_home(place(one)[0])]
+    attempts = [partial(connected, place(one)) for one in target.aim(places, target.places)]
+    if not at_home("169.254.170.2"):
+        attempts.append(partial(connected, ("169.254.170.2", 53), socket.SOCK_DGRAM))
     return any_of(attempts)
+
+
+def at_home(address: str) -> bool:
+    """Whether it is this session's own address: what listens there is in its own namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 @attack(PROCESS)
@@ -122,14 +136,14 @@ def listening(address: tuple[str, int]) -> str:
 def the_session_endpoint_itself(target: Target) -> Any:
     """Take over the address at which the platform vends credentials; bind a privileged port."""
     addresses = [("169.254.170.2", 80), ("0.0.0.0", 80), ("127.0.0.1", 81)]
-    return any_of([lambda one=one: listening(one) for one in target.aim(addresses, [("127.0.0.1", 0)])])
+    return any_of([partial(listening, one) for one in target.aim(addresses, [("127.0.0.1", 0)])])
 
 
 @attack(CONTAINER)
 def the_platforms_address(target: Target) -> Any:
     """Answer for the platform to other sessions: hold its address."""
     addresses = [("169.254.170.2", 80), ("169.254.170.2", 8080)]
-    return any_of([lambda one=one: listening(one) for one in target.aim(addresses, [("127.0.0.1", 0)])])
+    return any_of([partial(listening, one) for one in target.aim(addresses, [("127.0.0.1", 0)])])
 
 
 @attack()
@@ -142,7 +156,7 @@ def socket_families(target: Target) -> Any:
         with socket.socket(*kind):
             return str(kind)
 
-    return any_of([lambda kind=kind: made(kind) for kind in target.aim(kinds, [(2, 1, 0)])])
+    return any_of([partial(made, kind) for kind in target.aim(kinds, [(2, 1, 0)])])
 
 
 @attack()
@@ -165,7 +179,7 @@ def typing_into_terminals(target: Target) -> Any:
 
     try:
         requests = target.aim([0x5412, (1 << 32) | 0x5412], [0x5413])  # own: TIOCGWINSZ
-        return any_of([lambda one=one: pushed(one) for one in requests])
+        return any_of([partial(pushed, one) for one in requests])
     finally:
         os.close(master)
         os.close(slave)

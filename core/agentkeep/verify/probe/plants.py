@@ -1,3 +1,4 @@
+# ruff: noqa: S104, S108 -- places that every session has are what this is about.
 """One of everything that could leak, under the session's name."""
 
 from __future__ import annotations

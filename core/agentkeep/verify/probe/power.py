@@ -1,3 +1,4 @@
+# ruff: noqa: S108 -- places that every session has are what this is about.
 """Power over the machine: capabilities, users, namespaces, mounts, the kernel's surface."""
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+from functools import partial
 from typing import Any
 
 from .attack import Blocked, Target, any_of, attack
@@ -125,7 +127,7 @@ def calls_of_the_future(target: Target) -> Any:
         return f"call {number} answered"
 
     own = SYSTEM_CALLS["getpid"][not X86]
-    return any_of([lambda number=number: made(number) for number in target.aim([900, 1000, 4000], [own])])
+    return any_of([partial(made, number) for number in target.aim([900, 1000, 4000], [own])])
 
 
 @attack()
@@ -143,7 +145,7 @@ def naming_the_machine(target: Target) -> Any:
         lambda: time.clock_settime(time.CLOCK_REALTIME, time.time()),
         lambda: os.mknod("/tmp/disk", 0o60600, os.makedev(254, 0)),
     ]
-    return any_of(target.aim(attempts, [piped]))  # type: ignore[list-item]
+    return any_of(target.aim(attempts, [piped]))
 
 
 @attack()

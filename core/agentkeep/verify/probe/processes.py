@@ -1,3 +1,4 @@
+# ruff: noqa: S108 -- places that every session has are what this is about.
 """Processes and memory: of neighbours, of the fork server, of the platform."""
 
 from __future__ import annotations
@@ -7,6 +8,8 @@ import mmap
 import os
 import resource
 import signal
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .attack import PROCESS, Blocked, Target, any_of, attack
@@ -41,7 +44,7 @@ def process_arguments_of_others(target: Target) -> Any:
 def proc_entries_of_others(target: Target) -> Any:
     """Environment, files, memory of a neighbour, the fork server, the platform."""
     entries = ("environ", "cmdline", "maps", "mem", "root/tmp", "fd/0", "stat")
-    return any_of([lambda path=f"/proc/{pid}/{entry}": read(path) for pid in foreign(target) for entry in entries])
+    return any_of([partial(read, f"/proc/{pid}/{entry}") for pid in foreign(target) for entry in entries])
 
 
 @attack(PROCESS)
@@ -65,7 +68,7 @@ def signals_to_others(target: Target) -> Any:
         os.kill(pid, 0)
         return f"process {pid}"
 
-    return any_of([lambda pid=pid: signalled(pid) for pid in foreign(target)])
+    return any_of([partial(signalled, pid) for pid in foreign(target)])
 
 
 @attack()
@@ -76,13 +79,13 @@ def pidfds_of_others(target: Target) -> Any:
         os.close(os.pidfd_open(pid))
         return f"process {pid}"
 
-    return any_of([lambda pid=pid: held(pid) for pid in foreign(target)])
+    return any_of([partial(held, pid) for pid in foreign(target)])
 
 
 @attack()
 def limits_of_others(target: Target) -> Any:
     """Read or change the limits of a process outside."""
-    return any_of([lambda pid=pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in foreign(target)])
+    return any_of([partial(resource.prlimit, pid, resource.RLIMIT_NOFILE) for pid in foreign(target)])
 
 
 @attack()
@@ -93,7 +96,7 @@ def tracing(target: Target) -> Any:
         call("ptrace", 16, pid, 0, 0)
         return f"process {pid}"
 
-    attempts = [lambda pid=pid: traced(pid) for pid in (*foreign(target), 1)]
+    attempts: list[Callable[[], Any]] = [partial(traced, pid) for pid in (*foreign(target), 1)]
     return any_of(target.aim(attempts, [allowed_call]))
 
 
@@ -101,7 +104,7 @@ def tracing(target: Target) -> Any:
 def reading_process_memory(target: Target) -> Any:
     """process_vm_readv, pidfd_getfd, kcmp."""
     pids = (*foreign(target), os.getpid())
-    attempts = [lambda pid=pid: call("process_vm_readv", pid, 0, 0, 0, 0, 0) for pid in pids]
+    attempts: list[Callable[[], Any]] = [partial(call, "process_vm_readv", pid, 0, 0, 0, 0, 0) for pid in pids]
     attempts += [lambda: call("pidfd_getfd", os.pidfd_open(os.getpid()), 0, 0)]
     attempts += [lambda: call("kcmp", os.getpid(), 1, 0, 0, 0)]
     return any_of(target.aim(attempts, [allowed_call]))
@@ -142,7 +145,9 @@ def scan_memory(wanted_masked: list[str]) -> list[str]:
     """Which of the secrets, all beginning alike, are anywhere in this process's memory. Memory is masked as they are
     before it is searched: what the search itself leaves behind is masked once or twice, never plain."""
     wanted = {bytes.fromhex(text): text for text in wanted_masked}
-    beginning = os.path.commonprefix(list(wanted))
+    first, last = min(wanted), max(wanted)
+    length = next((at for at, (one, other) in enumerate(zip(first, last)) if one != other), len(first))  # noqa: B905
+    beginning = first[:length]
     if len(beginning) < 8:
         raise RuntimeError("the secrets to search for do not begin alike")
     mask = bytes((value + 1) % 256 for value in range(256))
@@ -186,7 +191,7 @@ def system_v_shared_memory(target: Target) -> Any:
             raise OSError(ctypes.get_errno(), "shmget")
         return f"key {key:#x}"
 
-    return any_of([lambda key=key: attach(key) for key in target.keys])
+    return any_of([partial(attach, key) for key in target.keys])
 
 
 def end(pid: int) -> None:
