@@ -336,10 +336,15 @@ async def test_the_operation_streams(platform: Any) -> None:
 
     platform.driver.behaviour.answer = answer
     output = await platform.call(
-        "invoke_agent_runtime", agentRuntimeArn=runtime_id, payload=b'{"prompt": "hi"}', contentType="application/json"
+        "invoke_agent_runtime",
+        agentRuntimeArn=runtime_id,
+        payload=b'{"prompt": "hi"}',
+        contentType="application/json",
+        traceParent=f"00-{'ab' * 16}-{'cd' * 8}-01",
     )
     assert output["contentType"] == "text/event-stream"
     assert output["mcpSessionId"] == "m"
+    assert output["traceParent"].startswith(f"00-{'ab' * 16}-")
     session = platform.plane._parts.sessions.live(SessionRef(runtime_id, output["runtimeSessionId"]))
     pieces = aiter(output["response"])
     assert await anext(pieces) == b"data: 1\n\n"

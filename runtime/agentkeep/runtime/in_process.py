@@ -71,6 +71,8 @@ async def invoke(
         held.callback(turn.end)
         answer = await _exchange(held, turn, document.get("payload", b""))
         headers = dict(answer.headers)
+        if "traceparent" not in headers:
+            headers = {name.decode(): value.decode("latin-1") for name, value in turn.span.headers} | headers
         output: dict[str, Any] = {name: headers[header] for name, header in _RETURNED.items() if header in headers}
         output.setdefault("contentType", "application/json")
         output |= {"runtimeSessionId": turn.session_id, "statusCode": answer.status}
