@@ -18,7 +18,7 @@ from agentkeep.runtime.drivers.docker.driver import DockerDriver
 from agentkeep.runtime.drivers.docker.firewall import PLATFORM_IN_CONTAINER, PLATFORM_ON_HOST, Firewall, is_in_force
 from agentkeep.runtime.drivers.docker.firewall_service import keep
 from agentkeep.runtime.drivers.docker.isolation import STALE, read_report, write_report
-from agentkeep.runtime.drivers.docker.network import BRIDGE, HOST, NETWORK, SUBNET
+from agentkeep.runtime.drivers.docker.network import BRIDGE, HOST, NETWORK, REPLICAS, SUBNET
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 
 needs_engine = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600), pytest.mark.xdist_group("docker")]
@@ -75,16 +75,20 @@ class TestWithAnEngine:
         docker_engine: DockerEngine,  # noqa: F811
         tmp_path: Path,
     ) -> None:
-        """Each by itself stops it, with what to do. Here the platform is not where it says, so nothing is reached."""
+        """Each by itself stops it, with what to do. Here no session edge is, so nothing is reached."""
         settings = DockerDriverSettings(
-            socket=docker_engine.socket, platform="container", firewall_report=report, probe_image="no-such:1"
+            socket=docker_engine.socket,
+            platform="container",
+            firewall_report=report,
+            probe_image="no-such:1",
+            sessions_folder=tmp_path,
         )
         driver = DockerDriver(tmp_path / "state", settings)
         with pytest.raises(SandboxUnavailable, match="docker compose up"):
             await driver.ready()
         docker_engine.docker(
             "network", "create", "--internal", "--label", "agentkeep=sessions",
-            "--subnet", str(SUBNET), "--gateway", HOST,
+            "--subnet", str(SUBNET), "--gateway", HOST, "--ip-range", str(REPLICAS),
             "-o", f"com.docker.network.bridge.name={BRIDGE}", "-o", "com.docker.network.bridge.enable_icc=false",
             "-o", "com.docker.network.bridge.enable_ip_masquerade=false", NETWORK,
         )  # fmt: skip

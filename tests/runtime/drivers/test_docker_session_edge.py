@@ -214,9 +214,7 @@ class TestEdge:
         edge.cancel()
         await asyncio.wait([edge])
 
-    async def test_bytes_pass_as_they_are_no_faster_than_they_are_read(
-        self, listener: EdgeListener, port: int
-    ) -> None:
+    async def test_bytes_pass_as_they_are_no_faster_than_they_are_read(self, listener: EdgeListener, port: int) -> None:
         """EXE-2: both ways, until each side has said all it had to say."""
         listener.add(SESSION, Echo)
         reader, writer = await asyncio.open_connection(SESSION, port)
@@ -297,15 +295,15 @@ class TestEdge:
                 if await reader.read(1) == b"x":
                     break
                 writer.close()
-        for _, writer in [*held[1:], (reader, writer)]:
-            writer.close()
+        for _, each in [*held[1:], (reader, writer)]:
+            each.close()
 
     async def test_a_connection_that_waited_too_long_is_nobodys(self, listener: EdgeListener, port: int) -> None:
         """EXE-5: whoever began it may have ended, and its address be another's by now."""
         listener.add(SESSION, lambda: Answer("the next one's"))
         with socket.create_connection((SESSION, port)) as silent:
             silent.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            time.sleep(session_edge._SILENT + 0.3)  # noqa: ASYNC251 -- the edge, which runs in this loop, is to stand still
+            time.sleep(session_edge._SILENT + 0.3)  # the edge, which runs in this loop, is to stand still
             silent.setblocking(False)
             reader, writer = await asyncio.open_connection(sock=silent)
             try:

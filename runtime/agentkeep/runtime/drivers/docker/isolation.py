@@ -91,7 +91,7 @@ class _PlatformInContainer:
 
     async def _prove(self, image: Image) -> None:
         names = new_name(), new_name()
-        own = await asyncio.to_thread(_own_address)
+        own = _own_address()
         try:
             for name, address, peer, stay in zip(names, PROBES, reversed(PROBES), ("120", "0"), strict=True):
                 variables = {"PLATFORM": PLATFORM, "CLOSED": f"{HOST},{own},{peer}", "STAY": stay}
