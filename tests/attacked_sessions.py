@@ -1,38 +1,25 @@
-"""What the tests share that have many sessions attack one another (tests/isolation/attacks.py) and the machine."""
+"""What the tests share that have many sessions attack one another and the machine (agentkeep.verify.probe)."""
 
 from __future__ import annotations
 
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-__all__ = ["container_agent", "host_port", "leaks", "masked", "own_addresses"]
-
-ISOLATION = Path(__file__).parent / "isolation"
+__all__ = ["host_port", "leaks", "own_addresses"]
 
 
-def container_agent() -> dict[str, bytes]:
-    """The attacking agent's files, with the attacks that only containers are exposed to."""
-    files = {name: (ISOLATION / name).read_bytes() for name in ("agent.py", "attacks.py", "docker_attacks.py")}
-    files["agent.py"] = files["agent.py"].replace(b"import attacks\n", b"import attacks\nimport docker_attacks\n")
-    return files
-
-
-def masked(secret: str) -> str:
-    """So that handing it to an attacker does not put it into his memory."""
-    return bytes(byte + 1 for byte in secret.encode()).hex()
-
-
-def leaks(results: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, str]:
-    """The attacks that did not fail, with what each found; `results` are those of each session."""
+def leaks(results: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The attacks that did not fail, with what each found, and those whose control did not succeed, so that failing
+    says nothing; `results` are those of each session."""
     return {
-        f"session {number}: {name}": detail
+        f"session {number}: {name}": found
         for number, result in enumerate(results)
-        for name, (outcome, detail) in result.items()
-        if outcome != "failed"
+        for name, found in result.items()
+        if (found["outcome"][0], found["control"][0]) != ("failed", "succeeded")
     }
 
 

@@ -20,10 +20,15 @@ from urllib.request import urlopen
 
 import boto3
 import pytest
-from attacked_sessions import container_agent, host_port, leaks, masked, own_addresses  # noqa: F401 -- a fixture
+from attacked_sessions import host_port, leaks, own_addresses  # noqa: F401 -- a fixture
 from botocore.config import Config
 from compose_stack import PLANES, REPOSITORY, ComposeStack, compose_stack
 from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
+from platform_process import PlatformProcess
+
+from agentkeep.cli.deployment import Running, write_credentials
+from agentkeep.verify.bundle import probe_files
+from agentkeep.verify.probe.attack import masked
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(2400), pytest.mark.xdist_group("docker")]
 
@@ -298,7 +303,10 @@ class TestAsAttacked:
         host_port: int,  # noqa: F811
     ) -> None:
         """EXE-1, EXE-5: neither another session's, the planes', the stores', the host's nor the engine's anything."""
-        arn = application.deploy(stack.engine.image("isolation", container_agent(), packages=SDK))
+        arn = application.deploy(
+            stack.engine.image("isolation", probe_files()),
+            environmentVariables={"RES_OPTIONS": "timeout:1 attempts:1"},  # names fail either way; sooner so
+        )
         services = [
             f"{network['IPAddress']}:{port}"
             for service, port in (("valkey", 6379), ("opensearch", 9200), ("identity", 8081), ("keycloak", 8080))
@@ -309,12 +317,11 @@ class TestAsAttacked:
         tokens = [beginning + secrets.token_hex(16) for _ in names]
         neighbours = [f"neighbour-{number}-{secrets.token_hex(16)}" for number in range(2)]
 
-        def plant(number: int) -> None:
-            environment = {"TOKEN": tokens[number], "NAME": names[number]}
-            application.invoke(arn, names[number], do="plant", name=names[number], port=22000 + number,
-                               key=0x5D000000 + number, environment=environment)  # fmt: skip
+        def plant(number: int) -> Any:
+            own = {"name": names[number], "port": 22000 + number, "key": 0x5D000000 + number}
+            return application.invoke(arn, names[number], do="plant", secret=masked(tokens[number]), **own)
 
-        def attack(number: int) -> dict[str, list[str]]:
+        def attack(number: int) -> Any:
             others = [other for other in range(SESSIONS) if other != number]
             target = {
                 "names": [names[other] for other in others],
@@ -322,33 +329,43 @@ class TestAsAttacked:
                 "ports": [22000 + other for other in others],
                 "keys": [0x5D000000 + other for other in others],
                 "secrets": [masked(tokens[other]) for other in others],
-                "own": masked(tokens[number]),
+                "own": planted[number]["own"],
+                **around,
             }
-            found: dict[str, list[str]] = application.invoke(
-                arn, names[number], do="attack", target=target, environment=around
-            )
-            return found
+            return application.invoke(arn, names[number], do="attack", where=["container"], target=target)
 
         with ThreadPoolExecutor(SESSIONS) as pool:
             for neighbour in neighbours:
-                application.invoke(arn, neighbour, do="plant", name=neighbour, port=22900, key=1,
-                                   environment={"TOKEN": "x"})  # fmt: skip
+                application.invoke(arn, neighbour, do="plant", name=neighbour, port=22900, key=1, secret=masked("x"))
             addresses = [self.address(stack, neighbour) for neighbour in neighbours]
+            hosts = ["169.254.170.2", "169.254.171.254", *own_addresses()]
             around = {
-                "NEIGHBOURS": ",".join(addresses),
-                "HOST_PORTS": str(host_port),
-                "HOST_ADDRESSES": ",".join(["169.254.171.254", *own_addresses()]),
-                "SERVICES": ",".join(services),
-                "SOCKET": str(stack.engine.socket),
-                "RES_OPTIONS": "timeout:1 attempts:1",
+                "addresses": addresses,
+                "places": [*(f"{host}:{host_port}" for host in hosts), *services],
+                "files": [str(stack.engine.socket)],
             }
-            list(pool.map(plant, range(SESSIONS)))
+            planted = list(pool.map(plant, range(SESSIONS)))
             results = list(pool.map(attack, range(SESSIONS)))
             for session in (*names, *neighbours):
                 application.stop(arn, session)
         assert leaks(results) == {}
-        assert all(len(result) >= 36 for result in results)
+        assert all(len(result) >= 38 for result in results)
         assert [session for session in (*names, *neighbours) if container_of(stack, session)] == []
+
+    def test_the_command_that_operators_run_finds_no_leak(self, stack: ComposeStack, tmp_path: Path) -> None:
+        """EXE-5: `agentkeep verify isolation` by the public port alone, and nothing of it is left."""
+        operator = stack.operator()
+        Running(stack.url, 0, 0.0, operator["region"], "000000000000").write(tmp_path)
+        write_credentials(tmp_path, operator["accessKeyId"], operator["secretAccessKey"])
+        image = stack.engine.image("isolation", probe_files())
+        before = stack.engine.docker("ps", "--all", "--quiet")
+        ran = PlatformProcess(tmp_path).run(
+            "verify", "isolation", "--sessions", "10", "--image", image, "--json", check=False, timeout=600
+        )
+        report = json.loads(ran.stdout)
+        assert (ran.returncode, report["result"]) == (0, "passed"), ran.stdout[-4000:] + ran.stderr[-2000:]
+        assert report["left"] == [] and len(report["attacks"]) > 100
+        assert stack.engine.docker("ps", "--all", "--quiet") == before
 
     @staticmethod
     def address(stack: ComposeStack, session: str) -> str:

@@ -10,14 +10,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from attacked_sessions import container_agent, host_port, leaks, masked, own_addresses  # noqa: F401 -- a fixture
-from docker_engine import SDK, DockerEngine, docker_engine, remove_rules  # noqa: F401 -- a fixture
+from attacked_sessions import host_port, leaks, own_addresses  # noqa: F401 -- a fixture
+from docker_engine import DockerEngine, docker_engine, remove_rules  # noqa: F401 -- a fixture
 
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
 from agentkeep.runtime.drivers.docker.environment import DockerEnvironment
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import Environment, VersionSpec
 from agentkeep.testing.driver import make_spec, request
+from agentkeep.verify.bundle import probe_files
+from agentkeep.verify.probe.attack import masked
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600), pytest.mark.xdist_group("docker")]
 
@@ -36,7 +38,7 @@ async def driver(
 
 @pytest.fixture(scope="module")
 def version(docker_engine: DockerEngine) -> VersionSpec:  # noqa: F811
-    return VersionSpec("isolation", "1", image=docker_engine.image("isolation", container_agent(), packages=SDK))
+    return VersionSpec("isolation", "1", image=docker_engine.image("isolation", probe_files()))
 
 
 async def ask(environment: Environment, **payload: Any) -> Any:
@@ -52,14 +54,12 @@ async def test_sessions_in_containers_leak_nothing(
     docker_engine: DockerEngine,  # noqa: F811
 ) -> None:
     """EXE-1, EXE-5: neither the internet, another session, the host's ports, the metadata address nor the Docker
-    socket; and the attempts of attacks.py."""
+    socket; and the attempts of every sandbox. See agentkeep.verify.probe."""
     neighbours = [await driver.start(make_spec(version, {"TOKEN": "x"})) for _ in range(2)]
     around = {
-        "NEIGHBOURS": ",".join(one.place.address for one in neighbours),
-        "HOST_PORTS": str(host_port),
-        "HOST_ADDRESSES": ",".join(own_addresses()),
-        "SOCKET": str(docker_engine.socket),
-        "RES_OPTIONS": "timeout:1 attempts:1",  # names fail either way; sooner so
+        "addresses": [one.place.address for one in neighbours],
+        "places": [f"{address}:{host_port}" for address in ("169.254.170.2", *own_addresses())],
+        "files": [str(docker_engine.socket)],
     }
     beginning = f"secret-{secrets.token_hex(8)}-"
     names = [f"session-{n}-{secrets.token_hex(8)}" for n in range(SESSIONS)]
@@ -67,13 +67,17 @@ async def test_sessions_in_containers_leak_nothing(
     for neighbour in neighbours:  # they listen: what fails to reach them is not their being slow
         assert (await request(neighbour, "GET", "/ping", timeout=90))[0] == 200
     started: list[DockerEnvironment] = []
+    planted: list[Any] = []
     try:
         for number, (name, token) in enumerate(zip(names, tokens, strict=True)):
-            session = await driver.start(make_spec(version, {"TOKEN": token, "NAME": name, **around}))
+            # Names fail either way; sooner with these options.
+            given = {"TOKEN": token, "NAME": name, "RES_OPTIONS": "timeout:1 attempts:1"}
+            session = await driver.start(make_spec(version, given))
             started.append(session)
-            await ask(session, do="plant", name=name, port=22000 + number, key=0x5C000000 + number)
+            own = {"name": name, "port": 22000 + number, "key": 0x5C000000 + number, "secret": masked(token)}
+            planted.append(await ask(session, do="plant", **own))
 
-        async def attack(number: int) -> dict[str, list[str]]:
+        async def attack(number: int) -> Any:
             others = [other for other in range(SESSIONS) if other != number]
             target = {
                 "names": [names[other] for other in others],
@@ -81,25 +85,26 @@ async def test_sessions_in_containers_leak_nothing(
                 "ports": [22000 + other for other in others],
                 "keys": [0x5C000000 + other for other in others],
                 "secrets": [masked(tokens[other]) for other in others],
-                "own": masked(tokens[number]),
+                "own": planted[number]["own"],
+                **around,
             }
-            results: dict[str, list[str]] = await ask(started[number], do="attack", target=target)
-            return results
+            return await ask(started[number], do="attack", where=["container"], target=target)
 
         results = await asyncio.gather(*(attack(number) for number in range(SESSIONS)))
     finally:
         await asyncio.gather(*(one.stop(0) for one in (*started, *neighbours)))
     assert leaks(results) == {}
-    assert all(len(result) >= 35 for result in results)
+    assert all(len(result) >= 38 for result in results)
+    users = {one["uid"] for one in planted}
+    assert len(users) == SESSIONS and min(users) >= 0x69000000  # no user of the host's, nor another session's
 
 
 async def test_a_container_uses_up_only_what_is_its_own(driver: DockerDriver, version: VersionSpec) -> None:
     """EXE-1: processes, disk, descriptors, memory end at the session's limits; it and its neighbour live."""
-    around = {"TOKEN": "x", "NEIGHBOURS": "", "HOST_PORTS": "1", "HOST_ADDRESSES": "", "SOCKET": "/x"}
-    greedy = await driver.start(make_spec(version, around))
-    neighbour = await driver.start(make_spec(version, around))
+    greedy = await driver.start(make_spec(version, {"TOKEN": "x"}))
+    neighbour = await driver.start(make_spec(version, {"TOKEN": "x"}))
     try:
-        results = await ask(greedy, do="use up", target={})
+        results = await ask(greedy, do="use up")
         assert results
         assert dict.fromkeys(results, True) == results
         for session in (greedy, neighbour):
@@ -114,14 +119,13 @@ async def test_without_our_rules_the_hosts_ports_are_open(
     host_port: int,  # noqa: F811
 ) -> None:
     """Else failing to reach them would prove nothing about the rules."""
-    around = {"TOKEN": "x", "NEIGHBOURS": "169.254.170.9", "HOST_PORTS": str(host_port), "HOST_ADDRESSES": ""}
-    session = await driver.start(make_spec(version, {**around, "SOCKET": "/x"}))
+    session = await driver.start(make_spec(version, {"TOKEN": "x"}))
+    name, target = "ports_of_the_host", {"places": [f"169.254.170.2:{host_port}"]}
     try:
-        assert (await ask(session, do="attack", target={}, only="ports_of_the_host"))["ports_of_the_host"][
-            0
-        ] == "failed"
+        refused = await ask(session, do="attack", where=["container"], target=target, only=[name])
+        assert refused[name]["outcome"][0] == "failed"
         remove_rules()
-        reached = await ask(session, do="attack", target={}, only="ports_of_the_host")
-        assert reached["ports_of_the_host"][0] == "succeeded"
+        reached = await ask(session, do="attack", where=["container"], target=target, only=[name])
+        assert reached[name]["outcome"][0] == "succeeded"
     finally:
         await session.stop(0)

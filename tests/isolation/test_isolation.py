@@ -7,7 +7,6 @@ import ctypes
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacked_sessions import leaks, masked
+from attacked_sessions import leaks
 
 from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
 from agentkeep.runtime.drivers.process.environment import ProcessEnvironment
 from agentkeep.runtime.drivers.process.settings import ProcessDriverSettings
 from agentkeep.testing.driver import make_spec, request
+from agentkeep.verify.bundle import ENTRY_POINT, probe_files
+from agentkeep.verify.probe import agent
+from agentkeep.verify.probe.attack import ATTACKS, masked
 
 pytestmark = pytest.mark.sandbox
 
-HERE = Path(__file__).parent
 SESSIONS = 20
 KEY, PORT = 0x5A000000, 21000
 
@@ -90,11 +91,10 @@ def _serve(server: socket.socket, name: str) -> None:
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory) -> VersionSpec:
     bundle = tmp_path_factory.mktemp("isolation") / "agent"
-    bundle.mkdir(mode=0o755)
-    for name in ("agent.py", "attacks.py"):
-        shutil.copy(HERE / name, bundle)
-    packages = next(Path(entry) for entry in sys.path if (Path(entry) / "bedrock_agentcore").is_dir())
-    return VersionSpec("isolation", "1", bundle=bundle, dependencies=packages, entry_point=("agent.py",))
+    for name, content in probe_files().items():
+        (bundle / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        (bundle / name).write_bytes(content)
+    return VersionSpec("isolation", "1", bundle=bundle, entry_point=(ENTRY_POINT,))
 
 
 @pytest.fixture(scope="module", params=["fork server", "cold"])
@@ -115,7 +115,7 @@ async def ask(environment: ProcessEnvironment, **payload: Any) -> Any:
 
 async def test_twenty_sessions_leak_nothing(driver: ProcessDriver, version: VersionSpec, host: Planted) -> None:
     """EXE-1, EXE-5: files, environment, memory, process arguments, shared memory, abstract sockets, loopback ports of
-    nineteen neighbours and the host; and the ways out of a sandbox. See attacks.py."""
+    nineteen neighbours and the host; and the ways out of a sandbox. See agentkeep.verify.probe."""
     sessions = SESSIONS if driver._settings.fork_servers else 4  # cold ones cost a second of processor each
     planted = [
         Planted(f"session-{number}-{secrets.token_hex(8)}", PORT + number, KEY + number, new_secret())
@@ -125,32 +125,31 @@ async def test_twenty_sessions_leak_nothing(driver: ProcessDriver, version: Vers
         *(driver.start(make_spec(version, {"TOKEN": one.secret, "NAME": one.name})) for one in planted)
     )
     try:
-        await asyncio.gather(
+        own = await asyncio.gather(
             *(
-                ask(session, do="plant", name=own.name, port=own.port, key=own.key)
-                for session, own in zip(started, planted, strict=True)
+                ask(session, do="plant", name=one.name, port=one.port, key=one.key, secret=masked(one.secret))
+                for session, one in zip(started, planted, strict=True)
             )
         )
         outside = [os.getpid(), os.getppid(), *(session.pid for session in started), *_fork_server_pids(started)]
 
-        async def attack(number: int) -> dict[str, list[str]]:
+        async def attack(number: int) -> Any:
             others = [host, *(one for position, one in enumerate(planted) if position != number)]
             target = {
                 "names": [one.name for one in others],
                 "pids": [pid for pid in outside if pid != started[number].pid],
+                "own": own[number]["own"],
                 "ports": [one.port for one in others],
                 "keys": [one.key for one in others],
                 "secrets": [masked(one.secret) for one in others],
-                "own": masked(planted[number].secret),
             }
-            results: dict[str, list[str]] = await ask(started[number], do="attack", target=target)
-            return results
+            return await ask(started[number], do="attack", where=["process"], target=target)
 
         results = await asyncio.gather(*(attack(number) for number in range(sessions)))
     finally:
         await asyncio.gather(*(session.stop(0) for session in started))
     assert leaks(results) == {}
-    assert all(len(result) >= 40 for result in results)
+    assert all(len(result) >= 38 for result in results)
 
 
 async def test_a_session_uses_up_only_what_is_its_own(driver: ProcessDriver, version: VersionSpec) -> None:
@@ -158,7 +157,7 @@ async def test_a_session_uses_up_only_what_is_its_own(driver: ProcessDriver, ver
     greedy = await driver.start(make_spec(version, {"TOKEN": "x"}))
     neighbour = await driver.start(make_spec(version, {"TOKEN": "x"}))
     try:
-        results = await ask(greedy, do="use up", target={})
+        results = await ask(greedy, do="use up")
         assert results
         assert dict.fromkeys(results, True) == results
         for session in (greedy, neighbour):
@@ -176,9 +175,8 @@ def _fork_server_pids(started: list[ProcessEnvironment]) -> list[int]:
 
 
 def test_the_attack_list_says_what_each_tries() -> None:
-    source = (HERE / "attacks.py").read_text()
-    for line in source.split("\n@attack\ndef ")[1:]:
-        assert '"""' in line.splitlines()[1], line.splitlines()[0]
+    assert agent.LISTS and len(ATTACKS) > 70
+    assert [name for name, one in ATTACKS.items() if not one.tries.endswith(".") or not one.where] == []
 
 
 def test_the_attacks_work_where_there_is_no_sandbox(host: Planted) -> None:
@@ -198,12 +196,12 @@ def test_the_attacks_work_where_there_is_no_sandbox(host: Planted) -> None:
     }
     try:
         code = (
-            "import json, sys, attacks\ntarget = attacks.Target(**json.loads(sys.argv[1]))\n"
-            "for name in sys.argv[2:]:\n    attacks.ATTACKS[name](target)\nprint('all')"
+            "import json, sys\nfrom agentkeep.verify.probe import agent, attack\n"
+            "target = attack.Target.of(json.loads(sys.argv[1]))\n"
+            "for name in sys.argv[2:]:\n    attack.ATTACKS[name].function(target)\nprint('all')"
         )
         ran = subprocess.run(
             [sys.executable, "-c", code, json.dumps(target), *harmless.split()],
-            cwd=HERE,
             capture_output=True,
             text=True,
         )
