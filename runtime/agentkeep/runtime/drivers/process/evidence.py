@@ -138,10 +138,12 @@ def inspect_fork_server(pid: int, uid: int) -> None:
 
 def inhabits(pid: int, session: Sealed) -> bool:
     """Whether the session's process is still in its namespaces. One that ends leaves them, and the kernel gives their
-    numbers away, before anybody is told of its end. Blocking."""
+    numbers away, before anybody is told of its end. (Those of users and process ids it keeps to the last.) Blocking."""
     try:
-        return any(
-            _identity(Path(f"/proc/{pid}/ns/{kind}")) == (device, inode) for kind, device, inode in session.namespaces
+        return all(
+            _identity(Path(f"/proc/{pid}/ns/{kind}")) == (device, inode)
+            for kind, device, inode in session.namespaces
+            if kind not in ("user", "pid")
         )
     except (FileNotFoundError, ProcessLookupError):
         return False
