@@ -4,6 +4,7 @@ A driver's test puts this one file into a bundle or image; `python contract_agen
 """
 
 import ctypes
+import http.client
 import http.server
 import json
 import os
@@ -52,6 +53,13 @@ class Agent(http.server.BaseHTTPRequestHandler):
         with urllib.request.urlopen(f"http://169.254.170.2{path}", timeout=10) as reply:
             return str(reply.read().decode())
 
+    def do_try_endpoint(self, path: str) -> str | None:
+        """None if it answers nobody."""
+        try:
+            return self.do_endpoint(path)
+        except (OSError, http.client.HTTPException):
+            return None
+
     def do_exit(self, code: int) -> None:
         os._exit(code)
 
@@ -59,14 +67,18 @@ class Agent(http.server.BaseHTTPRequestHandler):
         ctypes.string_at(0)
 
     def do_daemon(self, name: str) -> None:
-        """A process that leaves its parent, its group and its session, and ignores what can be ignored."""
-        ignore = "; ".join(f"signal.signal({number}, signal.SIG_IGN)" for number in (1, 2, 3, 15))
-        code = f"import signal, time; {ignore}; time.sleep(600)  # {name}"
-        outer = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}], start_new_session=True)"
-        subprocess.run([sys.executable, "-c", outer], check=True)
+        leave_a_daemon(name)
 
     def do_sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+def leave_a_daemon(name: str) -> None:
+    """A process that leaves its parent, its group and its session, and ignores what can be ignored."""
+    ignore = "; ".join(f"signal.signal({number}, signal.SIG_IGN)" for number in (1, 2, 3, 15))
+    code = f"import signal, time; {ignore}; time.sleep(600)  # {name}"
+    outer = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}], start_new_session=True)"
+    subprocess.run([sys.executable, "-c", outer], check=True)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -92,7 +104,9 @@ def main() -> None:
         sys.stdout.write("leaving\nwithout a last newline")
         raise SystemExit(3)
     if SCENARIO == "slow":
-        time.sleep(0.7)
+        time.sleep(float(os.environ.get("SLOW_SECONDS", "0.7")))
+    if SCENARIO == "daemon":
+        leave_a_daemon(os.environ["NAME"])
     if SCENARIO == "silent":
         signal.pause()
     if SCENARIO == "deaf":
@@ -103,6 +117,8 @@ def main() -> None:
     everywhere = SCENARIO == "everywhere" or "DOCKER_CONTAINER" in os.environ
     host = "0.0.0.0" if everywhere else "127.0.0.1"  # noqa: S104
     server = Server((host, int(os.environ.get("AGENT_PORT", "8080"))), Agent)
+    if SCENARIO == "two ports":
+        threading.Thread(target=Server((host, 9191), Agent).serve_forever, daemon=True).start()
     if SCENARIO == "thread":
         threading.Thread(target=server.serve_forever).start()  # keeps the process alive when the main script has ended
         return

@@ -4,6 +4,10 @@
 - `version`: a version whose agent is `contract_agent.py` of this package, port 8080.
 
 class TestMyDriver(DriverContract): ...
+
+A driver that is slow says how slow, in `timing`; one whose calls may be turned away (DriverThrottled) is tested as
+the platform runs it, in a `PatientDriver`. What becomes of environments when their platform or their host ends, and of
+those that nobody has claimed yet, is in `driver_life.py`; commands are in `driver_commands.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +26,31 @@ import pytest
 from agentkeep.core.errors import EnvironmentStartFailed
 from agentkeep.runtime.drivers.driver import Driver, Environment, EnvironmentSpec, Limits, Severity, VersionSpec
 
-__all__ = ["AGENT", "Answer", "DriverContract", "Log", "ask", "make_spec", "request"]
+__all__ = [
+    "AGENT",
+    "Answer",
+    "DriverContract",
+    "Log",
+    "Timing",
+    "ask",
+    "make_spec",
+    "processes",
+    "request",
+]
 
 AGENT = Path(__file__).with_name("contract_agent.py")
 READY = 30.0  # seconds an agent may take to listen, on a loaded machine
 LIMITS = Limits(memory=512 << 20, processes=64, open_files=512, cpus=2, disk=64 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What a driver is given, on a loaded machine. Seconds."""
+
+    ready: float = READY  # for a new environment, until its agent listens
+    lag: float = 0.0  # an agent may have run for so long when `start` returns
+    notice: float = 5.0  # until what happened inside is known outside
+    grace: float = 10.0  # for an agent that ends when it is asked
 
 
 class Log:
@@ -124,6 +149,8 @@ def processes(marker: str) -> list[str]:
 
 
 class DriverContract:
+    timing = Timing()
+
     async def test_probe_finds_nothing_in_the_way(self, driver: Driver) -> None:
         findings = await driver.probe()
         assert findings
@@ -168,7 +195,8 @@ class DriverContract:
             await environment.stop(0)
 
     async def test_connect_waits_for_a_slow_agent(self, driver: Driver, version: VersionSpec) -> None:
-        environment = await driver.start(make_spec(version, environment={"SCENARIO": "slow"}))
+        slow = {"SCENARIO": "slow", "SLOW_SECONDS": str(self.timing.lag + 0.7)}
+        environment = await driver.start(make_spec(version, environment=slow))
         try:
             with pytest.raises(TimeoutError):
                 await environment.connect(0.2)
@@ -188,7 +216,7 @@ class DriverContract:
         log = Log()
         environment = await driver.start(make_spec(version, environment={"SCENARIO": "import error"}, log=log))
         with pytest.raises(EnvironmentStartFailed) as failed:
-            await environment.connect(READY)
+            await environment.connect(self.timing.ready)
         ended = await environment.wait()
         assert ended.code == 1
         assert "1" in ended.reason
@@ -231,7 +259,7 @@ class DriverContract:
             await ask(environment, "write", text="line\n")
             await ask(environment, "write", text="größer\n" * 20_000)
             await ask(environment, "write", text="an error\n", error=True)
-            await log.shows("an error\n")
+            await log.shows("an error\n", self.timing.notice)
         finally:
             await environment.stop(0)
         assert "half a line\n" in log.text
@@ -242,7 +270,7 @@ class DriverContract:
         log = Log()
         environment = await driver.start(make_spec(version, environment={"SCENARIO": "polite"}, log=log))
         assert (await request(environment, "GET", "/ping"))[0] == 200
-        ended = await environment.stop(10)
+        ended = await environment.stop(self.timing.grace)
         assert ended.code == 0
         assert "goodbye\n" in log.text
 
