@@ -180,8 +180,8 @@ class Replicas:
             return
         try:
             await self._store.transact([Delete(REPLICAS, self.name, registration), Delete(BEATS, self.name)])
-        except ConditionFailed:
-            pass  # it was declared dead
+        except (ConditionFailed, StoreUnavailable):
+            pass  # it was declared dead, or will be
 
     def mine(self) -> Sequence[Write]:
         """For transactions that only a living replica may do."""
