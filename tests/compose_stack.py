@@ -49,6 +49,7 @@ class ComposeStack:
     port: int
     keycloak_port: int
     settings: dict[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -77,7 +78,8 @@ class ComposeStack:
 
     def compose(self, *arguments: str, timeout: float = 900) -> str:
         """What it prints. AssertionError with what it said, where it fails."""
-        files = ("-f", "docker-compose.yml", "-f", "infra/compose/demo.yml")
+        names = ("docker-compose.yml", "infra/compose/demo.yml", *self.overrides)
+        files = [part for name in names for part in ("-f", name)]
         ran = subprocess.run(
             [COMPOSE, "--ansi", "never", "--progress", "plain", *files, *arguments],
             cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=timeout,
@@ -106,6 +108,10 @@ class ComposeStack:
 
     def container(self, service: str) -> str:
         return self.compose("ps", "--quiet", service).strip()
+
+    def replicas(self, service: str) -> list[str]:
+        """Their containers."""
+        return self.compose("ps", "--quiet", service).split()
 
     def inspect(self, service: str) -> Any:
         return json.loads(self.engine.docker("inspect", self.container(service)))[0]
@@ -141,7 +147,7 @@ class ComposeStack:
 
 
 @contextmanager
-def compose_stack(engine: DockerEngine, **settings: str) -> Iterator[ComposeStack]:
+def compose_stack(engine: DockerEngine, overrides: tuple[str, ...] = (), **settings: str) -> Iterator[ComposeStack]:
     """Its images are there; nothing runs yet. At the end all is removed, volumes too."""
     try:
         load(engine.socket, public_images())
@@ -150,7 +156,7 @@ def compose_stack(engine: DockerEngine, **settings: str) -> Iterator[ComposeStac
     build(engine, IMAGE, REPOSITORY, SOURCES)
     for image, folder in DEMONSTRATION.items():
         build(engine, image, REPOSITORY / "examples" / folder, ("",))
-    stack = ComposeStack(engine, _free_port(), _free_port(), settings)
+    stack = ComposeStack(engine, _free_port(), _free_port(), settings, overrides)
     stack.down(volumes=True)
     try:
         yield stack

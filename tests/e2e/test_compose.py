@@ -11,17 +11,16 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-import boto3
 import pytest
 from attacked_sessions import host_port, leaks, own_addresses  # noqa: F401 -- a fixture
-from botocore.config import Config
+from compose_application import AGENT, Application, until
 from compose_stack import PLANES, REPOSITORY, ComposeStack, compose_stack
 from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
 from platform_process import PlatformProcess
@@ -33,31 +32,6 @@ from agentkeep.verify.probe.attack import masked
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(2400), pytest.mark.xdist_group("docker")]
 
 SESSIONS = 20
-AGENT = b"""
-import os, time, uuid
-import boto3
-from bedrock_agentcore import BedrockAgentCoreApp
-
-app = BedrockAgentCoreApp()
-born = str(uuid.uuid4())
-
-@app.entrypoint
-def invoke(payload, context):
-    if "pieces" in payload:
-        return pieces(payload["pieces"])
-    found = {"born": born, "session": context.session_id, "size": len(payload.get("text", ""))}
-    if "memory" in payload:
-        memory = boto3.client("bedrock-agentcore")
-        found["events"] = len(memory.list_events(**payload["memory"])["events"])
-    return found
-
-def pieces(number):
-    for each in range(number):
-        yield {"at": time.time(), "piece": each}
-        time.sleep(0.5)
-
-app.run()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -65,52 +39,6 @@ def stack(docker_engine: DockerEngine) -> Iterator[ComposeStack]:  # noqa: F811
     with compose_stack(docker_engine) as stack:
         print(f"up in {stack.up():.0f} s")
         yield stack
-
-
-class Application:
-    """A client of the platform with the operator's key, and one deployed agent."""
-
-    def __init__(self, stack: ComposeStack) -> None:
-        self.stack = stack
-        self.operator = stack.operator()
-        self.control = self.client("bedrock-agentcore-control")
-        self.data = self.client("bedrock-agentcore")
-
-    def client(self, service: str, **settings: Any) -> Any:
-        return boto3.client(
-            service,
-            endpoint_url=self.stack.url,
-            region_name=self.operator["region"],
-            aws_access_key_id=self.operator["accessKeyId"],
-            aws_secret_access_key=self.operator["secretAccessKey"],
-            config=Config(retries={"max_attempts": 1}, read_timeout=180, max_pool_connections=50, **settings),
-        )
-
-    def deploy(self, image: str, **settings: Any) -> str:
-        made = self.control.create_agent_runtime(
-            agentRuntimeName=f"agent_{uuid.uuid4().hex[:8]}",
-            agentRuntimeArtifact={"containerConfiguration": {"containerUri": image}},
-            roleArn="arn:aws:iam::123456789012:role/agent",
-            networkConfiguration={"networkMode": "PUBLIC"},
-            **settings,
-        )
-        deadline = time.monotonic() + 90
-        while True:
-            found = self.control.get_agent_runtime(agentRuntimeId=made["agentRuntimeId"])
-            if found["status"] != "CREATING":
-                assert found["status"] == "READY", found.get("failureReason")
-                return str(made["agentRuntimeArn"])
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-
-    def invoke(self, arn: str, session: str, **payload: Any) -> Any:
-        answer = self.data.invoke_agent_runtime(
-            agentRuntimeArn=arn, runtimeSessionId=session, runtimeUserId="alice", payload=json.dumps(payload).encode()
-        )
-        return json.loads(answer["response"].read())
-
-    def stop(self, arn: str, session: str) -> None:
-        self.data.stop_runtime_session(agentRuntimeArn=arn, runtimeSessionId=session)
 
 
 @pytest.fixture(scope="module")
@@ -123,20 +51,12 @@ def agent(application: Application) -> str:
     return application.deploy(application.stack.engine.image("compose", {"main.py": AGENT}, packages=SDK))
 
 
-def until(holds: Callable[[], bool], seconds: float, what: str) -> float:
-    began = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began < seconds, f"{what}: not within {seconds:g} s"
-        time.sleep(0.2)
-    return time.monotonic() - began
-
-
 def healthy(stack: ComposeStack, *services: str) -> bool:
     return all(stack.inspect(each)["State"].get("Health", {}).get("Status") == "healthy" for each in services)
 
 
-def container_of(stack: ComposeStack, session: str) -> str:
-    return stack.engine.docker("ps", "--quiet", "--filter", f"label=agentkeep.session={session}")
+def containers_of_sessions(stack: ComposeStack) -> set[str]:
+    return set(stack.engine.docker("ps", "--all", "--quiet", "--filter", "label=agentkeep=session").split())
 
 
 class TestAsDeployed:
@@ -187,7 +107,7 @@ class TestAsDeployed:
                 on.setdefault(network, set()).add(name)
         for members in on.values():
             members.discard("orders")  # the demonstration's, which is a tool outside
-        assert on["sessions"] == {"runtime"}
+        assert on["sessions"] == {"runtime", "session-edge"}
         assert on["store"] == {"valkey", *PLANES}
         assert on["search"] == {"opensearch", "memory", "observability"}
         assert on["front"] == {"edge", *PLANES}
@@ -334,10 +254,12 @@ class TestAsAttacked:
             }
             return application.invoke(arn, names[number], do="attack", where=["container"], target=target)
 
+        before = containers_of_sessions(stack)
         with ThreadPoolExecutor(SESSIONS) as pool:
             for neighbour in neighbours:
                 application.invoke(arn, neighbour, do="plant", name=neighbour, port=22900, key=1, secret=masked("x"))
-            addresses = [self.address(stack, neighbour) for neighbour in neighbours]
+            addresses = [self.address(stack, one) for one in containers_of_sessions(stack) - before]
+            assert len(addresses) == len(neighbours)
             hosts = ["169.254.170.2", "169.254.171.254", *own_addresses()]
             around = {
                 "addresses": addresses,
@@ -350,7 +272,7 @@ class TestAsAttacked:
                 application.stop(arn, session)
         assert leaks(results) == {}
         assert all(len(result) >= 38 for result in results)
-        assert [session for session in (*names, *neighbours) if container_of(stack, session)] == []
+        assert containers_of_sessions(stack) == before
 
     def test_the_command_that_operators_run_finds_no_leak(self, stack: ComposeStack, tmp_path: Path) -> None:
         """EXE-5: `agentkeep verify isolation` by the public port alone, and nothing of it is left."""
@@ -368,8 +290,8 @@ class TestAsAttacked:
         assert stack.engine.docker("ps", "--all", "--quiet") == before
 
     @staticmethod
-    def address(stack: ComposeStack, session: str) -> str:
-        found = json.loads(stack.engine.docker("inspect", container_of(stack, session)))[0]
+    def address(stack: ComposeStack, container: str) -> str:
+        found = json.loads(stack.engine.docker("inspect", container))[0]
         return str(found["NetworkSettings"]["Networks"]["agentkeep-sessions"]["IPAddress"])
 
     def test_the_runtime_plane_does_not_own_the_machine(self, stack: ComposeStack) -> None:
