@@ -132,6 +132,18 @@ async def test_only_the_same_host_twice_and_only_for_a_websocket(talking: Stack,
     assert not talking.sessions.requests
 
 
+@pytest.mark.parametrize("fields", [{}, {"Connection": "Upgrade"}, {"Connection": "keep-alive"}])
+async def test_a_header_makes_no_websocket(talking: Stack, stack: Stack, fields: dict[str, str]) -> None:
+    """IDN-5: policies know WebSockets by an action of their own; a POST is not one because it says so."""
+    answer = await stack.raw(stack.signed(b"{}", headers={"Upgrade": "websocket", **fields}))
+    assert status(answer) in (200, 424)
+    request = stack.sessions.requests[-1]
+    assert "upgrade" not in request.headers and not request.operation
+    async with connect(url(talking), additional_headers=headers(talking)):
+        pass
+    assert talking.sessions.requests[-1].operation == "InvokeAgentRuntimeWithWebSocketStream"
+
+
 async def test_frames_pass_as_they_are(talking: Stack) -> None:
     """Text, binary, empty, larger than AgentCore's 64 KB, in fragments; close codes both ways."""
     async with connect(url(talking), additional_headers=headers(talking), max_size=None) as ws:

@@ -70,8 +70,9 @@ def parse_target(path: bytes, query: bytes) -> Target:
 
 
 def text_headers(raw: Mapping[bytes, bytes]) -> dict[str, str]:
-    """The headers as text, those of the model checked. Raises ValidationException naming every wrong one."""
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw.items()}
+    """The headers as text, those of the model checked. Without Upgrade: whether a request is a WebSocket's is for the
+    front to say, not for a header that any request may have. Raises ValidationException naming every wrong one."""
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw.items() if name != b"upgrade"}
     faults = None
     for name in headers.keys() & _LENGTHS.keys():
         member, low, high = _LENGTHS[name]

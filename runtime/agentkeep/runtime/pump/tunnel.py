@@ -23,6 +23,8 @@ __all__ = ["Tunnel"]
 
 logger = logging.getLogger(__name__)
 
+#: The action that policies name.
+WEB_SOCKET = "InvokeAgentRuntimeWithWebSocketStream"
 _NO_BODY = sha256(b"").hexdigest()
 _NEVER = float("inf")
 
@@ -101,6 +103,7 @@ class Tunnel(Exchange):
             bearer,
             self.request_id,
             {**given, **headers},
+            operation=WEB_SOCKET,
         )
 
     # The agent's end.
