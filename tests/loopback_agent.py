@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from agentkeep.core.errors import ServiceError
 from agentkeep.runtime.tracing import InvocationSpan
-from agentkeep.runtime.turn import InvocationRequest
+from agentkeep.runtime.turn import InvocationRequest, McpTurn
 
 
 @dataclass
@@ -216,6 +216,7 @@ class LoopbackTurn:
     session_id: str
     path: str = "/invocations"
     ended: int = 0
+    mcp: McpTurn | None = None
 
     def __post_init__(self) -> None:
         self.span = InvocationSpan("InvokeAgentRuntime", self.request.request_id, self.request.headers, {}, {})
@@ -275,6 +276,9 @@ class LoopbackSessions:
         if request.session_id not in self.live:
             return None
         return self._turn(request, request.session_id)
+
+    async def challenge(self, request: InvocationRequest) -> str | None:
+        return None
 
     async def begin(self, request: InvocationRequest) -> LoopbackTurn:
         await asyncio.sleep(self.start_seconds)

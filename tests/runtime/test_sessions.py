@@ -334,7 +334,7 @@ async def test_an_agent_that_dies_while_starting_is_noticed_at_once(platform: An
 async def test_mcp_agents_need_no_ping(platform: Any) -> None:
     runtime_id = await platform.create(protocolConfiguration={"serverProtocol": "MCP"})
     platform.driver.behaviour.ping_status = 404
-    turn = await platform.begin(runtime_id, _id())
+    turn = await platform.begin(runtime_id, _id(), headers={"accept": "application/json, text/event-stream"})
     assert turn.path == "/mcp"
     assert platform.driver.agents[0].spec.version.port == 8000
 

@@ -64,6 +64,7 @@ from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
 from agentkeep.runtime.environment import CREDENTIALS_PATH
 from agentkeep.runtime.operations import RuntimePlane
+from agentkeep.runtime.protected_resources import PLACE as PROTECTED_RESOURCES
 from agentkeep.runtime.pump import InvocationRoute
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.service.application import Application
@@ -228,6 +229,7 @@ class EmbeddedPlatform:
                 Mount("/traces", TracesApp(spans, usage, prices, alerts, waiting_spans.flush), Access.OPERATOR),
                 Mount("/alerts", AlertsApp(alerts), Access.OPERATOR),
                 Mount(CREDENTIALS_PATH, runtime.credentials_app, Access.SESSION),
+                Mount("/runtimes", runtime.protected_resources, Access.PUBLIC, place=PROTECTED_RESOURCES),
                 Mount("/v1", otlp, Access.SESSION),
                 *tools.mounts(
                     Callers(authenticator, identity.authorizers, runtime.session_users), runtime_settings.public_url

@@ -15,6 +15,7 @@ from agentkeep.core.identifiers import Arn
 from agentkeep.core.ports import Authorizers
 from agentkeep.runtime.catalogue import Catalogue
 from agentkeep.runtime.policies import Decision, Policy, decide
+from agentkeep.runtime.protected_resources import advertised_scopes, resource_url
 from agentkeep.runtime.targets import Target
 
 __all__ = ["Authorization"]
@@ -94,14 +95,17 @@ class Authorization:
                 raise UnauthorizedException("Missing authentication token")
             user = await self._authorizers.verify(target.settings.authorizer, bearer)
         except UnauthorizedException as error:
-            raise UnauthorizedException(error.message, error.challenge or self._challenge(target)) from None
+            raise UnauthorizedException(error.message, error.challenge or self.challenge(target)) from None
         _refuse_denied(target.runtime_arn, target.policies, frozenset(), action)
         return user
 
-    def _challenge(self, target: Target) -> str:
-        place = f"{self._public_url}/runtimes/{quote(target.runtime_arn, safe='')}/invocations"
-        qualifier = quote(target.endpoint, safe="")
-        return f'Bearer resource_metadata="{place}/.well-known/oauth-protected-resource?qualifier={qualifier}"'
+    def challenge(self, target: Target) -> str:
+        """How to get a token for a runtime with an authorizer (`WWW-Authenticate`)."""
+        assert target.settings.authorizer is not None
+        place = f"{resource_url(self._public_url, target.runtime_arn)}/.well-known/oauth-protected-resource"
+        challenge = f'Bearer resource_metadata="{place}?qualifier={quote(target.endpoint, safe="")}"'
+        scopes = " ".join(advertised_scopes(target.settings.authorizer))
+        return f'{challenge}, scope="{scopes}"' if scopes else challenge
 
     async def _agents_principals(self, caller: Caller) -> frozenset[str]:
         """With the role under which operators know an agent, and that policies written for AWS name."""

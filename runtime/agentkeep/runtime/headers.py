@@ -54,6 +54,10 @@ _MODELLED: Final = (
     "mcp-name",
     "x-amzn-trace-id",
 )
+#: Of streamable HTTP: where a broken stream goes on, and where a browser's page is from, for the server's own defence.
+_MCP: Final = ("last-event-id", "origin")
+#: Arguments of tools, mirrored for whoever looks at heads only (MCP 2026-07-28).
+_MCP_PARAMETERS: Final = "mcp-param-"
 #: Allow-listed or not, these have their place already.
 _PLACED: Final = frozenset({*_MODELLED, "traceparent", "tracestate", "baggage", "authorization"})
 _VALUE_LIMIT: Final = 4096
@@ -81,9 +85,11 @@ def agent_headers(
     callback_url: str | None,
     bearer: str | None,
     trace: Iterable[tuple[bytes, bytes]],
+    mcp: bool = False,
 ) -> list[tuple[bytes, bytes]]:
     """The head of the agent's request but Host and framing. `sent` and `forwarded` have lower-case names; `bearer` is
-    the token that passed the runtime's authorizer, `trace` says of which span the agent's own are children."""
+    the token that passed the runtime's authorizer, `trace` says of which span the agent's own are children; `mcp`: the
+    agent is an MCP server."""
     headers = [
         (b"content-type", sent.get("content-type", "application/json").encode("latin-1")),
         (SESSION_HEADER.encode(), session_id.encode("latin-1")),
@@ -95,6 +101,10 @@ def agent_headers(
         value = sent.get(name)
         if value is not None:
             headers.append((name.encode("latin-1"), value.encode("latin-1")))
+    if mcp:
+        for name, value in sent.items():
+            if name in _MCP or (name.startswith(_MCP_PARAMETERS) and len(value) <= _VALUE_LIMIT):
+                headers.append((name.encode("latin-1"), value.encode("latin-1")))
     if workload_token is not None:
         # The SDK reads the first where both are there; older agents know only the second.
         token = workload_token.encode("latin-1")
@@ -105,6 +115,8 @@ def agent_headers(
     for name in forwarded:
         value = sent.get(name)
         if value is not None and len(value) <= _VALUE_LIMIT and name not in _PLACED:
+            if mcp and name.startswith(_MCP_PARAMETERS):
+                continue  # is there already
             headers.append((name.encode("latin-1"), value.encode("latin-1")))
     # Never the header as sent: a SigV4 signature is nobody's business, and this token has been verified.
     if bearer is not None and "authorization" in forwarded:

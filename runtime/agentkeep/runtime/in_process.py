@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final, cast
 
+import orjson
+
 from agentkeep.core.call import Call, CallerKind
 from agentkeep.core.errors import RuntimeClientError
 from agentkeep.runtime.exchange import AgentAnswer, AgentProtocolError, request
@@ -16,7 +18,11 @@ from agentkeep.runtime.records import DEFAULT_ENDPOINT
 from agentkeep.runtime.turn import InvocationRequest
 from agentkeep.wire.types import bedrock_agentcore as data
 
-__all__ = ["AnswerStream", "invocation_request", "invoke"]
+__all__ = ["AnswerStream", "agent_card", "invocation_request", "invoke"]
+
+#: Where an A2A agent has its card, whatever the path of its messages (guide, "runtime-a2a-protocol-contract").
+CARD_PATH: Final = "/.well-known/agent-card.json"
+CARD_LIMIT: Final = 1 << 20
 
 #: Members of the operation's input and output that are headers.
 _SENT: Final = {
@@ -69,8 +75,12 @@ async def invoke(
     turn = await invocations.begin(invocation_request(call, document))
     async with AsyncExitStack() as held:
         held.callback(turn.end)
-        answer = await _exchange(held, turn, document.get("payload", b""))
+        answer = await _exchange(held, turn, "POST", turn.path, document.get("payload", b""))
         headers = dict(answer.headers)
+        if turn.mcp is not None and answer.status < 400:
+            given = headers.setdefault("mcp-session-id", turn.mcp.session_id)
+            if not turn.mcp.knows(given):
+                await turn.mcp.bind(given)
         if "traceparent" not in headers:
             headers = {name.decode(): value.decode("latin-1") for name, value in turn.span.headers} | headers
         output: dict[str, Any] = {name: headers[header] for name, header in _RETURNED.items() if header in headers}
@@ -80,14 +90,32 @@ async def invoke(
         return cast(data.InvokeAgentRuntimeResponse, output)
 
 
-async def _exchange(held: AsyncExitStack, turn: SessionTurn, payload: bytes) -> AgentAnswer:
+async def agent_card(
+    invocations: RuntimeInvocations, call: Call, document: Mapping[str, Any]
+) -> data.GetAgentCardResponse:
+    """What the session's agent says of itself. Raises ServiceError."""
+    turn = await invocations.begin(invocation_request(call, document, call.operation))
+    async with AsyncExitStack() as held:
+        held.callback(turn.end)
+        answer = await _exchange(held, turn, "GET", CARD_PATH, b"")
+        try:
+            card = orjson.loads(await answer.read(CARD_LIMIT))
+        except (AgentProtocolError, OSError, orjson.JSONDecodeError) as error:
+            raise RuntimeClientError(f"The agent's card cannot be read: {error}") from None
+        if not isinstance(card, dict):
+            raise RuntimeClientError("The agent's card is not a JSON object")
+        return {"runtimeSessionId": turn.session_id, "agentCard": card, "statusCode": 200}
+
+
+async def _exchange(held: AsyncExitStack, turn: SessionTurn, method: str, path: str, payload: bytes) -> AgentAnswer:
     connection = await turn.connect()
     try:
-        answer = await held.enter_async_context(request(connection, "POST", turn.path, turn.headers, payload))
+        answer = await held.enter_async_context(request(connection, method, path, turn.headers, payload))
     except (AgentProtocolError, OSError):
         raise RuntimeClientError(
             f"The agent closed the connection before it answered. Its output: agentkeep logs {turn.session_id}"
         ) from None
+    turn.span.answered(answer.status)
     if answer.status >= 400:
         raise RuntimeClientError(
             f"Received error ({answer.status}) from runtime. Please check your CloudWatch logs for more information. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,8 @@ from agentkeep.runtime.admission import TurnLimits
 from agentkeep.runtime.authorization import Authorization, not_accepted
 from agentkeep.runtime.drivers.driver import Connection, Execution
 from agentkeep.runtime.headers import agent_headers
+from agentkeep.runtime.mcp_sessions import MCP_SESSION_HEADER, SESSION_ID, McpSessions, SessionMcpTurn
+from agentkeep.runtime.protocols import action, admit, is_message
 from agentkeep.runtime.records import DEFAULT_ENDPOINT, SessionState
 from agentkeep.runtime.rules import invalid
 from agentkeep.runtime.session import Session
@@ -41,22 +42,30 @@ from agentkeep.runtime.sessions import Sessions
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.targets import Target, Targets
 from agentkeep.runtime.tracing import InvocationSpan, about_session, refused_invocation, session_owner
-from agentkeep.runtime.turn import InvocationRequest
+from agentkeep.runtime.turn import InvocationRequest, McpTurn
 
 __all__ = ["RuntimeBearers", "RuntimeInvocations", "SessionTurn"]
 
-INVOKE: Final = "InvokeAgentRuntime"
-WEB_SOCKET: Final = "InvokeAgentRuntimeWithWebSocketStream"
 CALLBACK_HEADER: Final = "oauth2callbackurl"
-#: The model leaves session ids open but for their length; they travel in headers.
-_SESSION_ID: Final = re.compile(r"[!-~]{33,256}")
 _USER_ID_LIMIT: Final = 1024
 
 
 class SessionTurn:
     """A `Turn` of a session in this process."""
 
-    __slots__ = ("_clock", "_ended", "_limits", "_session", "_timeout", "environment_id", "headers", "path", "span")
+    __slots__ = (
+        "_clock",
+        "_ended",
+        "_limits",
+        "_resting",
+        "_session",
+        "_timeout",
+        "environment_id",
+        "headers",
+        "mcp",
+        "path",
+        "span",
+    )
 
     def __init__(
         self,
@@ -66,6 +75,7 @@ class SessionTurn:
         clock: Clock,
         timeout: float,
         limits: TurnLimits,
+        mcp: McpTurn | None = None,
     ) -> None:
         assert session.environment is not None
         assert session.prepared is not None
@@ -73,10 +83,11 @@ class SessionTurn:
         self._clock = clock
         self._timeout = timeout
         self._limits = limits
-        self._ended = False
+        self._ended = self._resting = False
         self.environment_id = session.environment.id
         self.path = session.prepared.settings.path
         self.headers = headers
+        self.mcp = mcp
         self.span = span
 
     @property
@@ -117,10 +128,16 @@ class SessionTurn:
         """Must follow `execute`, once."""
         await self._session.end_command(execution)
 
+    def rest(self) -> None:
+        """From here on the turn only listens, and keeps the session from being idle no longer."""
+        if not self._resting:
+            self._resting = True
+            self._session.end_turn(self._clock.monotonic())
+
     def end(self, error: ServiceError | None = None, proved: bool = True) -> None:
         if not self._ended:
             self._ended = True
-            self._session.end_turn(self._clock.monotonic())
+            self.rest()
             self._limits.end()
             self.span.end(error, proved)
 
@@ -133,6 +150,7 @@ class RuntimeInvocations:
         targets: Targets,
         authorization: Authorization,
         sessions: Sessions,
+        mcp_sessions: McpSessions,
         workload_tokens: WorkloadTokens,
         clock: Clock,
         settings: RuntimeSettings,
@@ -142,6 +160,7 @@ class RuntimeInvocations:
         self._targets = targets
         self._authorization = authorization
         self._sessions = sessions
+        self._mcp = mcp_sessions
         self._workload_tokens = workload_tokens
         self._clock = clock
         self._settings = settings
@@ -149,24 +168,31 @@ class RuntimeInvocations:
 
     def begin_now(self, request: InvocationRequest) -> SessionTurn | None:
         target = self._targets.cached(request.runtime, request.qualifier, request.account_id)
-        if target is None or request.session_id is None:
+        if target is None:
             return None
+        session_id, mcp_id = request.session_id, _mcp_id(target, request)
+        if mcp_id is not None:
+            session_id = self._mcp.session_of_now(target.runtime_id, session_id, mcp_id)
+        if session_id is None:
+            return None
+        _note_protocol(request, target)
         user: User | None
         if request.caller is None:
-            user = self._authorization.cached_token(target, request.bearer or "", _action(request))
+            user = self._authorization.cached_token(target, request.bearer or "", action(request))
             if user is None:
                 return None
         elif request.caller.kind is CallerKind.OPERATOR:
-            user = self._authorization.operator(target, request.caller, request.user_id, _action(request))
+            user = self._authorization.operator(target, request.caller, request.user_id, action(request))
         else:
             return None
-        session = self._sessions.live(SessionRef(target.runtime_id, request.session_id))
+        admit(target.settings.protocol, request)
+        session = self._sessions.live(SessionRef(target.runtime_id, session_id))
         if session is None or session.state is not SessionState.READY:
             return None
         if session.user != user:
-            refused = other_user(request.session_id)
+            refused = other_user(session_id)
             about = {RUNTIME_ID: target.runtime_id}
-            refused_invocation(_action(request), request.request_id, time.time_ns(), request.headers, refused, about)
+            refused_invocation(action(request), request.request_id, time.time_ns(), request.headers, refused, about)
             self._alert(request, user, refused)
             raise refused
         if user is not None and not self._token_is_fresh(session, request.bearer):
@@ -188,7 +214,7 @@ class RuntimeInvocations:
                 self._limits.end()
                 raise
         except ServiceError as error:
-            refused_invocation(_action(request), request.request_id, begun_ns, request.headers, error, owner)
+            refused_invocation(action(request), request.request_id, begun_ns, request.headers, error, owner)
             raise
 
     def _alert(self, request: InvocationRequest, user: User | None, refused: CrossUserAccess) -> None:
@@ -196,14 +222,20 @@ class RuntimeInvocations:
             return
         caller = request.caller or Caller(CallerKind.USER, f"user {user.id if user else '-'} (by token)")
         caller = replace(caller, user=user or caller.user)
-        self._alarm.crossed_soon(caller, _action(request), request.request_id, refused)
+        self._alarm.crossed_soon(caller, action(request), request.request_id, refused)
 
     async def _begin(self, request: InvocationRequest, owner: dict[str, AttributeValue], begun_ns: int) -> SessionTurn:
         """Notes in `owner` whose trace the attempt is on, once that is known."""
         target = await self._target(request)
         owner[RUNTIME_ID] = target.runtime_id
+        _note_protocol(request, target)
         user = await self._user(target, request)
-        ref = SessionRef(target.runtime_id, _session_id(request.session_id))
+        admit(target.settings.protocol, request)
+        session_id, mcp_id = _session_id(request.session_id), _mcp_id(target, request)
+        unbound = False
+        if mcp_id is not None:
+            session_id, unbound = await self._mcp.session_of(target.runtime_id, request.session_id, mcp_id)
+        ref = SessionRef(target.runtime_id, session_id)
         mine = owned_by(ref, user.id if user is not None else None)
         try:
             session = await self._sessions.open(target.version, target.endpoint, ref, user)
@@ -216,6 +248,8 @@ class RuntimeInvocations:
         owner.update(mine)
         try:
             self._limits.check(session.turns - 1)
+            if unbound and mcp_id is not None:
+                await self._mcp.bind(ref, mcp_id)
             if user is not None and not self._token_is_fresh(session, request.bearer):
                 with step("identity", "IssueWorkloadAccessToken", ref, user.id):
                     token = await self._workload_tokens.issue(target.runtime_id, user, request.bearer)
@@ -234,19 +268,36 @@ class RuntimeInvocations:
         except ResourceNotFoundException:
             if request.caller is None:
                 raise not_accepted() from None
+            await self._find_protocol(request)
             raise
 
+    async def _find_protocol(self, request: InvocationRequest) -> None:
+        """Of a runtime that has no such endpoint; if there is one at all."""
+        try:
+            target = await self._targets.resolve(request.runtime, DEFAULT_ENDPOINT, request.account_id)
+        except ServiceError:
+            return
+        _note_protocol(request, target)
+
+    async def challenge(self, request: InvocationRequest) -> str | None:
+        try:
+            target = await self._target(request)
+        except ServiceError:
+            return None
+        _note_protocol(request, target)
+        return None if target.settings.authorizer is None else self._authorization.challenge(target)
+
     async def _user(self, target: Target, request: InvocationRequest) -> User | None:
-        caller, action = request.caller, _action(request)
+        caller, asked = request.caller, action(request)
         if caller is None:
-            return await self._authorization.token(target, request.bearer or "", action)
+            return await self._authorization.token(target, request.bearer or "", asked)
         user_id = request.user_id
         if user_id is not None and not 1 <= len(user_id) <= _USER_ID_LIMIT:
             raise invalid(FieldError("runtimeUserId", f"must have between 1 and {_USER_ID_LIMIT} characters"))
         if caller.kind is CallerKind.OPERATOR:
-            return self._authorization.operator(target, caller, user_id, action)
+            return self._authorization.operator(target, caller, user_id, asked)
         if caller.kind is CallerKind.SESSION:
-            return await self._authorization.agent(target, caller, user_id, action)
+            return await self._authorization.agent(target, caller, user_id, asked)
         raise AccessDeniedException(f"{caller.principal} may not invoke agents.")
 
     def _token_is_fresh(self, session: Session, bearer: str | None) -> bool:
@@ -258,8 +309,10 @@ class RuntimeInvocations:
     def _turn(self, session: Session, request: InvocationRequest, begun_ns: int | None = None) -> SessionTurn:
         assert session.prepared is not None
         sent = request.headers
+        protocol = request.reached.protocol = session.prepared.settings.protocol
+        message = is_message(protocol, request)
         span = InvocationSpan(
-            _action(request), request.request_id, sent, session_owner(session), about_session(session), begun_ns
+            action(request), request.request_id, sent, session_owner(session), about_session(session), begun_ns
         )
         headers = agent_headers(
             sent,
@@ -270,8 +323,13 @@ class RuntimeInvocations:
             sent.get(CALLBACK_HEADER, self._settings.oauth2_callback_url),
             request.bearer,
             span.headers,
+            mcp=message,
         )
-        return SessionTurn(session, headers, span, self._clock, self._settings.connect_timeout, self._limits)
+        mcp = SessionMcpTurn(self._mcp, session.ref, sent.get(MCP_SESSION_HEADER)) if message else None
+        turn = SessionTurn(session, headers, span, self._clock, self._settings.connect_timeout, self._limits, mcp)
+        if mcp is not None and request.method == "GET":
+            mcp.on_begun = turn.rest
+        return turn
 
     # StopRuntimeSession.
 
@@ -328,17 +386,20 @@ class RuntimeBearers:
         return Caller(CallerKind.USER, f"arn:aws:sts::{self._account}:federated-user/{name}", user=user)
 
 
-def _action(request: InvocationRequest) -> str:
-    """The action that policies name."""
-    if request.operation:
-        return request.operation
-    return WEB_SOCKET if request.headers.get("upgrade", "").lower() == "websocket" else INVOKE
+def _note_protocol(request: InvocationRequest, target: Target) -> None:
+    """A token's holder learns nothing of a runtime that takes none: not even that it exists."""
+    if request.caller is not None or target.settings.authorizer is not None:
+        request.reached.protocol = target.settings.protocol
+
+
+def _mcp_id(target: Target, request: InvocationRequest) -> str | None:
+    return request.headers.get(MCP_SESSION_HEADER) if is_message(target.settings.protocol, request) else None
 
 
 def _session_id(given: str | None) -> str:
     if given is None:
         return str(uuid.uuid4())
-    if _SESSION_ID.fullmatch(given) is None:
+    if SESSION_ID.fullmatch(given) is None:
         raise invalid(
             FieldError("runtimeSessionId", "must have between 33 and 256 characters, all of them visible ASCII")
         )

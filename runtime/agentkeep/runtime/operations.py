@@ -20,6 +20,7 @@ from agentkeep.runtime.documents import Documents
 from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.parts import EndpointFactory, Parts
 from agentkeep.runtime.records import DEFAULT_ENDPOINT
+from agentkeep.runtime.replicas import Place
 from agentkeep.runtime.rules import check_settings
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.tags import check_tags
@@ -36,7 +37,7 @@ _NOT_SETTINGS: Final = frozenset({"agentRuntimeName", "agentRuntimeId", "clientT
 class RuntimePlane:
     """Beside the operations: `invocations` for the pump, `bearers` for the service, `credentials_app` for session
     listeners (at `environment.CREDENTIALS_PATH`), and for operators `admin_app` (/sessions, /logs) and `artifacts_app`
-    (/artifacts)."""
+    (/artifacts); `protected_resources` for everybody (at `protected_resources.PLACE`)."""
 
     name: Final = "runtime"
     arn_kinds: Final = frozenset({"runtime", "runtime-endpoint"})
@@ -56,8 +57,10 @@ class RuntimePlane:
         settings: RuntimeSettings,
         data_dir: Path,
         alarm: Alarm | None = None,
+        place: Place | None = None,
     ) -> None:
-        """`data_dir`: a folder of this plane's own; a replica keeps its name, bundles and logs there."""
+        """`data_dir`: a folder of this plane's own; a replica keeps its bundles and logs there. `place`: of this
+        replica among others; None: it is alone."""
         self._parts = parts = Parts(
             store,
             deployment,
@@ -72,6 +75,7 @@ class RuntimePlane:
             settings,
             data_dir,
             alarm,
+            place,
         )
         self._deployment = deployment
         self._settings = settings
@@ -84,6 +88,7 @@ class RuntimePlane:
         self.session_users = parts.session_users
         self.admin_app = parts.admin_app
         self.artifacts_app = parts.artifacts_app
+        self.protected_resources = parts.protected_resources
 
     async def start(self) -> None:
         """Ends what a platform before left half done, and takes up what it left to do."""
@@ -274,6 +279,10 @@ class RuntimePlane:
         self, call: Call, request: data.InvokeAgentRuntimeRequest
     ) -> data.InvokeAgentRuntimeResponse:
         return await in_process.invoke(self.invocations, call, request)
+
+    @allow(CallerKind.SESSION, CallerKind.USER)
+    async def get_agent_card(self, call: Call, request: data.GetAgentCardRequest) -> data.GetAgentCardResponse:
+        return await in_process.agent_card(self.invocations, call, request)
 
     @allow(CallerKind.SESSION, CallerKind.USER)
     async def invoke_agent_runtime_command(

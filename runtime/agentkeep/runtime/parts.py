@@ -27,8 +27,10 @@ from agentkeep.runtime.environments import Environments
 from agentkeep.runtime.heartbeat import Heartbeat
 from agentkeep.runtime.invocations import RuntimeBearers, RuntimeInvocations
 from agentkeep.runtime.logs import Logs
+from agentkeep.runtime.mcp_sessions import McpSessions
 from agentkeep.runtime.policies import Policies
 from agentkeep.runtime.prepared import PreparedVersions
+from agentkeep.runtime.protected_resources import ProtectedResourceApp
 from agentkeep.runtime.provisioning import Provisioning
 from agentkeep.runtime.reaper import Reaper
 from agentkeep.runtime.records import Version
@@ -121,13 +123,15 @@ class Parts:
         self.endpoints = Endpoints(self.catalogue, clock, self._changed)
         self.tags = Tags(self.catalogue, self.warm_pools.changed)
         authorization = Authorization(self.catalogue, authorizers, settings.public_url)
+        mcp_sessions = McpSessions(store, clock, self.sessions, self.table)
         self.invocations = RuntimeInvocations(
-            self.targets, authorization, self.sessions, workload_tokens, clock, settings, alarm
+            self.targets, authorization, self.sessions, mcp_sessions, workload_tokens, clock, settings, alarm
         )
         self.bearers = RuntimeBearers(self.targets, authorization, deployment.account)
         self.credentials_app = CredentialsApp(self.sessions, keys, clock)
         self.session_users = LivingSessionUsers(self.sessions, self.table)
         self.admin_app = AdminApp(self.table, self.logs, self.warm_pools)
+        self.protected_resources = ProtectedResourceApp(self.targets, settings.public_url)
         self.artifacts_app = ArtifactsApp(artifacts, settings.bundle_limit)
 
     def _changed(self, runtime_id: str) -> None:

@@ -15,7 +15,15 @@ from agentkeep.core.errors import ServiceError
 from agentkeep.runtime.drivers.driver import Connection
 from agentkeep.runtime.tracing import InvocationSpan
 
-__all__ = ["InvocationRequest", "Invocations", "Turn"]
+__all__ = ["InvocationRequest", "Invocations", "McpTurn", "Reached", "Turn"]
+
+
+@dataclass(slots=True)
+class Reached:
+    """Whom a request reaches, as far as its caller may know: noted by `Invocations`, for the errors it is answered
+    with. `protocol` is the runtime's; HTTP as long as nothing is known."""
+
+    protocol: str = "HTTP"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,29 @@ class InvocationRequest:
     request_id: str
     headers: Mapping[str, str] = field(default_factory=dict)
     operation: str = ""  # where it is another one, on a session as well
+    method: str = "POST"
+    reached: Reached = field(default_factory=Reached)
+
+
+class McpTurn(Protocol):
+    """The MCP session of a turn."""
+
+    @property
+    def session_id(self) -> str:
+        """The Mcp-Session-Id the client is told where the server names none."""
+        ...
+
+    def begun(self) -> None:
+        """The answer has begun. One that only listens for the server's messages (GET) keeps no session busy."""
+        ...
+
+    def knows(self, given: str) -> bool:
+        """Whether a request with this Mcp-Session-Id would find the session already."""
+        ...
+
+    async def bind(self, given: str) -> None:
+        """From now on it does. Raises RuntimeClientError."""
+        ...
 
 
 class Turn(Protocol):
@@ -50,6 +81,11 @@ class Turn(Protocol):
     @property
     def path(self) -> str:
         """Where the agent takes this protocol's requests (`/invocations`)."""
+        ...
+
+    @property
+    def mcp(self) -> McpTurn | None:
+        """Set where the agent is an MCP server."""
         ...
 
     @property
@@ -78,6 +114,10 @@ class Invocations(Protocol):
     def begin_now(self, request: InvocationRequest) -> Turn | None:
         """The turn, if everything needed is known here and nothing must be waited for; else None, and `begin` is
         asked. Raises ServiceError where it already knows the refusal."""
+        ...
+
+    async def challenge(self, request: InvocationRequest) -> str | None:
+        """For a request that names no caller: how to get a token (`WWW-Authenticate`), where the runtime takes them."""
         ...
 
     async def begin(self, request: InvocationRequest) -> Turn:

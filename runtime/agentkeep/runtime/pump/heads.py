@@ -12,7 +12,8 @@ from agentkeep.runtime.turn import Turn
 
 __all__ = ["agent_refused", "answer_fields", "invocation_head", "upgrade_answer", "upgrade_head"]
 
-#: What of an agent's answer passes to the client. Framing is our own.
+#: What of an agent's answer passes to the client. Framing is our own. Nothing by which a client knows the platform's
+#: word (`x-amzn-errortype`), asks for credentials (`www-authenticate`) or keeps any (`set-cookie`).
 _PASSED: Final = frozenset(
     (
         b"baggage",
@@ -38,29 +39,37 @@ _WEBSOCKET_TO_CLIENT: Final = frozenset(
     (b"sec-websocket-accept", b"sec-websocket-protocol", b"sec-websocket-extensions")
 )
 _SESSION: Final = SESSION_HEADER.encode() + b": "
+#: That an error which passed is the agent's, whatever its body says.
+_AGENTS_ERROR: Final = b"x-amzn-errortype: RuntimeClientError\r\n"
 
 
-def invocation_head(turn: Turn) -> list[bytes]:
+def invocation_head(turn: Turn, method: str) -> list[bytes]:
     """The agent's request, but for its framing and the empty line."""
-    out = [b"POST ", turn.path.encode(), b" HTTP/1.1\r\nhost: localhost\r\n"]
+    out = [method.encode(), b" ", turn.path.encode(), b" HTTP/1.1\r\nhost: localhost\r\n"]
     for name, value in turn.headers:
         out += (name, b": ", value, b"\r\n")
     return out
 
 
-def answer_fields(session_id: str, fields: Fields) -> tuple[list[bytes], int | None]:
+def answer_fields(turn: Turn, status: int, fields: Fields) -> tuple[list[bytes], int | None]:
     """The client's header lines, and the answer's length if the agent stated it."""
     length = None
     seen = set()
-    out = [_SESSION, session_id.encode(), b"\r\n"]
+    out = [_SESSION, turn.session_id.encode(), b"\r\n"]
     for name, value in fields:
-        if name in _PASSED and name not in seen:
+        if (name in _PASSED or (name == b"allow" and status == 405)) and name not in seen:
             seen.add(name)
             out += (name, b": ", value, b"\r\n")
         elif name == b"content-length":
             length = int(value)
-    if b"content-type" not in seen:
-        out.append(b"content-type: application/json\r\n")
+    mcp = turn.mcp
+    if mcp is None:
+        if b"content-type" not in seen:
+            out.append(b"content-type: application/json\r\n")
+    elif status >= 400:
+        out.append(_AGENTS_ERROR)
+    elif b"mcp-session-id" not in seen:
+        out += (b"mcp-session-id: ", mcp.session_id.encode(), b"\r\n")
     return out, length
 
 

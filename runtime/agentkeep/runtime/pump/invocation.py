@@ -22,10 +22,12 @@ from agentkeep.core.errors import (
     InternalServerException,
     RetryableConflictException,
     ServiceError,
+    UnauthorizedException,
     ValidationException,
 )
 from agentkeep.core.ports import AccessKey
 from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
+from agentkeep.runtime.pump.envelopes import rpc_id
 from agentkeep.runtime.pump.pump import Pump
 from agentkeep.runtime.pump.run import Run
 from agentkeep.runtime.pump.target import (
@@ -35,7 +37,7 @@ from agentkeep.runtime.pump.target import (
     parse_target,
     text_headers,
 )
-from agentkeep.runtime.turn import InvocationRequest
+from agentkeep.runtime.turn import InvocationRequest, Reached
 from agentkeep.service.authentication import Claim
 from agentkeep.service.direct import ClientConnection, Exchange, Head
 from agentkeep.service.spool import Spool
@@ -70,6 +72,8 @@ class Invocation(Exchange):
         self._claim: Claim | None = None
         self._access: AccessKey | None = None
         self._request: InvocationRequest | None = None  # known with its caller
+        self._reached = Reached()
+        self._call = b""  # the body, if it was held, until an answer begins: an error may have to name its call
         self._headers: dict[str, str] = {}
         self._attempt = _FIRST
         self._key: object | None = None
@@ -84,6 +88,8 @@ class Invocation(Exchange):
         pump, head = self._pump, self.head
         try:
             self._headers = text_headers(head.headers)
+            if head.method != b"POST" and head.length != 0:
+                raise ValidationException(f"A {head.method.decode()} request has no body here")
             if head.length is not None and head.length > pump.limits.body:
                 raise _too_large(pump.limits.body)
             bearer = bearer_token(self._headers, head.session)
@@ -97,7 +103,26 @@ class Invocation(Exchange):
                 self._identified(access.caller, None)
             else:
                 self._task = asyncio.get_running_loop().create_task(self._find_key(claim))
+        except UnauthorizedException as error:
+            if head.session is None and b"authorization" not in head.headers and b"X-Amz-" not in head.query:
+                self._task = asyncio.get_running_loop().create_task(self._challenge(error))
+            else:
+                self.answer_failed(error)
         except ServiceError as error:
+            self.answer_failed(error)
+
+    async def _challenge(self, error: UnauthorizedException) -> None:
+        """Nobody has signed, and there is no token: where tokens are taken, the answer says how to get one."""
+        try:
+            challenge = await self._pump.invocations.challenge(self._asked(None, ""))
+        except ServiceError as refused:
+            self.answer_failed(refused)
+        except Exception:
+            logger.exception("invocation %s failed", self.request_id)
+            self.answer_failed(InternalServerException("The invocation failed. The platform's log says more"))
+        else:
+            if challenge is not None:
+                error = UnauthorizedException("Missing authentication token", challenge)
             self.answer_failed(error)
 
     async def _find_key(self, claim: Claim) -> None:
@@ -118,27 +143,31 @@ class Invocation(Exchange):
 
     def _identified(self, caller: Caller | None, bearer: str | None) -> None:
         headers, head = self._headers, self.head
+        request = self._request = self._asked(caller, bearer)
+        invocation_id, session_id = request.invocation_id, request.session_id
+        if invocation_id is not None and session_id is not None and caller is not None and request.method == "POST":
+            self._key = (caller.principal, head.path, head.query, request.user_id, session_id, invocation_id)
+            self._attempt = attempt(headers.get("amz-sdk-request", ""))
+            if self._attempt.number > 1:
+                self._retried = self._pump.runs.get(self._key)
+
+    def _asked(self, caller: Caller | None, bearer: str | None) -> InvocationRequest:
+        headers, head = self._headers, self.head
         target = parse_target(head.path, head.query)
-        invocation_id = headers.get("amz-sdk-invocation-id")
-        session_id = headers.get(SESSION_HEADER) or None
-        user_id = headers.get(USER_HEADER)
-        self._request = InvocationRequest(
+        return InvocationRequest(
             target.runtime,
             target.qualifier,
             target.account_id,
-            session_id,
-            user_id,
-            invocation_id,
+            headers.get(SESSION_HEADER) or None,
+            headers.get(USER_HEADER),
+            headers.get("amz-sdk-invocation-id"),
             caller,
             bearer,
             self.request_id,
             headers,
+            method=head.method.decode(),
+            reached=self._reached,
         )
-        if invocation_id is not None and session_id is not None and caller is not None:
-            self._key = (caller.principal, head.path, head.query, user_id, session_id, invocation_id)
-            self._attempt = attempt(headers.get("amz-sdk-request", ""))
-            if self._attempt.number > 1:
-                self._retried = self._pump.runs.get(self._key)
 
     # The body.
 
@@ -207,7 +236,7 @@ class Invocation(Exchange):
         body = b""
         if self._mode is _Mode.HOLD:
             parts, self._parts = self._parts, []
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            body = self._call = parts[0] if len(parts) == 1 else b"".join(parts)
         digest = (self._hash or sha256(body)).hexdigest()
         try:
             if self._claim is not None:
@@ -280,6 +309,7 @@ class Invocation(Exchange):
     # The answer.
 
     def answer_started(self, status: int, fields: list[bytes], length: int | None) -> None:
+        self._call = b""
         self.start(status, fields, length)
 
     def answer_data(self, data: bytes) -> None:
@@ -302,7 +332,10 @@ class Invocation(Exchange):
             return
         if not self.received and self._run is not None:
             self._run.give_up()
-        status, fields, body = self._pump.error_answer(error)
+        # A retry that joined another's run has found out nothing by itself.
+        protocol = self._reached.protocol if self._run is None else self._run.protocol
+        call = rpc_id(self._call) if protocol in ("MCP", "A2A") and self._call else None
+        status, fields, body = self._pump.error_answer(error, protocol, call)
         self.answer(status, fields, body)
 
 

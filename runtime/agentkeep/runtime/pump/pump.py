@@ -6,10 +6,10 @@ from typing import Protocol
 
 from agentkeep.core.errors import ServiceError
 from agentkeep.runtime.pump.agent import AgentPool
+from agentkeep.runtime.pump.envelopes import RpcId, error_envelope
 from agentkeep.runtime.pump.limits import PumpLimits
 from agentkeep.runtime.pump.runs import Runs
 from agentkeep.runtime.turn import Invocations
-from agentkeep.service.answers import error_answer
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.spool import Spools
 from agentkeep.wire.model import service
@@ -37,9 +37,12 @@ class Pump:
         self.now = 0.0  # the loop's time, as of the last sweep
         self._operation = service("bedrock-agentcore").operation("InvokeAgentRuntime")
 
-    def error_answer(self, error: ServiceError) -> tuple[int, list[bytes], bytes]:
-        """Status, header lines and body, as InvokeAgentRuntime models them."""
-        return error_answer(error, self._operation)
+    def error_answer(
+        self, error: ServiceError, protocol: str = "HTTP", call: RpcId = None
+    ) -> tuple[int, list[bytes], bytes]:
+        """Status, header lines and body, as the runtime's protocol has them; for HTTP as InvokeAgentRuntime models
+        them. `call`: the id of the JSON-RPC request."""
+        return error_envelope(error, self._operation, protocol, call)
 
     def sweep(self, now: float) -> None:
         self.now = now

@@ -14,10 +14,12 @@ from agentkeep.service.direct import ClientConnection, Exchange, Head
 __all__ = ["InvocationRoute"]
 
 _DEFAULT_LIMITS = PumpLimits()
+_METHODS = frozenset((b"POST", b"GET", b"DELETE"))
 
 
 class InvocationRoute:
-    """POST /runtimes/{runtime}/invocations and GET /runtimes/{runtime}/ws. A DirectRoute; close it after the front."""
+    """/runtimes/{runtime}/invocations (POST; of MCP clients GET and DELETE too) and GET /runtimes/{runtime}/ws.
+    A DirectRoute; close it after the front."""
 
     def __init__(
         self, invocations: Invocations, authenticator: Authenticator, limits: PumpLimits = _DEFAULT_LIMITS
@@ -30,7 +32,10 @@ class InvocationRoute:
         runtime, _, tail = path[10:].partition(b"/")
         if not runtime:
             return False
-        return (tail == b"invocations" and method == b"POST") or (tail == b"ws" and websocket)
+        # With a slash at the end: so agents' cards say it (AGENTCORE_RUNTIME_URL).
+        if tail == b"invocations" or tail == b"invocations/":
+            return method in _METHODS and not websocket
+        return tail == b"ws" and websocket
 
     def open(self, head: Head, connection: ClientConnection) -> Exchange:
         before, connection.memo = connection.memo, None

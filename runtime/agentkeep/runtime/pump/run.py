@@ -19,6 +19,7 @@ from agentkeep.core.errors import InternalServerException, RuntimeClientError, S
 from agentkeep.runtime.pump.agent import AgentConnection, AgentPool, Fields
 from agentkeep.runtime.pump.heads import agent_refused, answer_fields, invocation_head
 from agentkeep.runtime.pump.limits import PumpLimits
+from agentkeep.runtime.pump.mcp import McpAnswer, passes
 from agentkeep.runtime.turn import InvocationRequest, Invocations, Turn
 from agentkeep.service.spool import Spool
 
@@ -163,6 +164,11 @@ class Run:
         return self._recorded is not None and self._ended
 
     @property
+    def protocol(self) -> str:
+        """The runtime's, as far as it is known."""
+        return self._request.reached.protocol
+
+    @property
     def over(self) -> bool:
         return self.state is RunState.COMPLETE or self.state is RunState.FAILED
 
@@ -206,7 +212,7 @@ class Run:
     def give_up(self) -> None:
         """Nobody wants the answer: the agent's server sees its client leave."""
         self._client = self._sender = self._recorded = None
-        self._fail(RuntimeClientError("The invocation was given up"))
+        self.fail(RuntimeClientError("The invocation was given up"))
         self._pump.runs.forget(self)
 
     # Opening.
@@ -220,7 +226,7 @@ class Run:
                 self._turn = pump.invocations.begin_now(self._request)
             agent = pump.pool.take(self._turn.environment_id) if self._turn is not None else None
         except ServiceError as error:
-            self._fail(error)
+            self.fail(error)
         except Exception:
             self._fail_unexpectedly()
         else:
@@ -244,7 +250,7 @@ class Run:
             if agent is None and not self.over:
                 agent = await pump.pool.connect(self._turn)
         except ServiceError as error:
-            self._fail(error)
+            self.fail(error)
         except Exception:
             self._fail_unexpectedly()
         self._opening = False
@@ -264,16 +270,18 @@ class Run:
         self._agent = agent
         self.state = RunState.SENDING
         self.deadline = self._pump.now + self._pump.limits.first_byte
-        out = invocation_head(turn)
+        method = self._request.method
+        out = invocation_head(turn, method)
+        receiver = self if turn.mcp is None else McpAnswer(self, agent, turn.mcp)
         if isinstance(body, bytes):
             self._body = None
             turn.span.sent(body)
-            out += (b"content-length: %d\r\n\r\n" % len(body), body)
-            agent.request(self, b"".join(out), True)
+            out += (b"content-length: %d\r\n\r\n" % len(body) if method == "POST" else b"\r\n", body)
+            agent.request(receiver, b"".join(out), True)
             return
         length = body.size if body is not None else self._length
         out.append(b"transfer-encoding: chunked\r\n\r\n" if length is None else b"content-length: %d\r\n\r\n" % length)
-        agent.request(self, b"".join(out), False)
+        agent.request(receiver, b"".join(out), False)
         if body is not None:
             self._task = asyncio.get_running_loop().create_task(self._send_spooled(body))
             return
@@ -302,12 +310,15 @@ class Run:
 
     def on_answer(self, status: int, fields: Fields) -> None:
         self.deadline = self._pump.now + self._pump.limits.gap
-        if status >= 400:
-            self._fail(agent_refused(status))
+        turn = self._turn
+        assert turn is not None
+        if status >= 400 and (turn.mcp is None or not passes(status)):
+            self.fail(agent_refused(status))
             return
-        assert self._turn is not None
-        self._turn.span.answered(status)
-        out, length = answer_fields(self._turn.session_id, fields)
+        turn.span.answered(status)
+        if turn.mcp is not None:
+            turn.mcp.begun()
+        out, length = answer_fields(turn, status, fields)
         self.state = RunState.ANSWERING
         self._head = (status, out, length)
         if self._client is not None:
@@ -358,19 +369,20 @@ class Run:
 
     def on_agent_lost(self) -> None:
         self._agent = None
-        self._fail(RuntimeClientError("The runtime closed the connection before its answer was complete"))
+        self.fail(RuntimeClientError("The runtime closed the connection before its answer was complete"))
 
     def expire(self) -> None:
         """The deadline has passed."""
-        self._fail(AgentTooSlow("The runtime did not answer in time"))
+        self.fail(AgentTooSlow("The runtime did not answer in time"))
 
     # Endings.
 
     def _fail_unexpectedly(self) -> None:
         logger.exception("invocation %s failed", self._request.request_id)
-        self._fail(InternalServerException("The invocation failed. The platform's log says more"))
+        self.fail(InternalServerException("The invocation failed. The platform's log says more"))
 
-    def _fail(self, error: ServiceError) -> None:
+    def fail(self, error: ServiceError) -> None:
+        """There is no answer, or not all of it."""
         if self.over:
             return
         if self.state is RunState.WAITING or self._client is not None:

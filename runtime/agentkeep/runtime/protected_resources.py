@@ -1,0 +1,77 @@
+"""Where clients of a runtime with a JWT authorizer learn which provider's tokens it takes (RFC 9728).
+
+    GET {public_url}/runtimes/{arn}/invocations/.well-known/oauth-protected-resource?qualifier=     unauthenticated
+
+A 401 names this address. Runtimes invoked with signatures have no such document, and nor has what does not exist: the
+same answer for both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import quote
+
+from agentkeep.core.errors import ServiceError
+from agentkeep.runtime.pump.target import parse_target
+from agentkeep.runtime.targets import Targets
+from agentkeep.service.asgi import Receive, Scope, Send, respond
+
+__all__ = ["PLACE", "ProtectedResourceApp", "advertised_scopes", "resource_url"]
+
+#: Host and path of every such document.
+PLACE: Final = re.compile(rb"[^/]*/runtimes/[^/]+/invocations/\.well-known/oauth-protected-resource")
+_WELL_KNOWN: Final = "/.well-known/"
+
+
+def resource_url(public_url: str, runtime_arn: str) -> str:
+    """A runtime, as its clients address it."""
+    return f"{public_url.rstrip('/')}/runtimes/{quote(runtime_arn, safe='')}/invocations"
+
+
+def advertised_scopes(authorizer: Mapping[str, Any]) -> Sequence[str]:
+    """What clients are to ask the provider for (`advertisedScopeMapping`): the tokens' scopes may bear other names."""
+    mapping = authorizer.get("advertisedScopeMapping") or {}
+    return [mapping.get(scope, scope) for scope in authorizer.get("allowedScopes") or ()]
+
+
+def issuer_url(discovery_url: str) -> str:
+    """The provider behind its discovery document: the well-known part comes last (OpenID Connect Discovery 4), or
+    before the issuer's path (RFC 8414, 3.1)."""
+    before, _, after = discovery_url.partition(_WELL_KNOWN)
+    path = after.partition("/")[2]
+    return f"{before}/{path}" if path else before
+
+
+class ProtectedResourceApp:
+    """The ASGI application at `PLACE`."""
+
+    def __init__(self, targets: Targets, public_url: str) -> None:
+        self._targets = targets
+        self._public_url = public_url
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        document = await self._document(scope["raw_path"], scope["query_string"]) if scope["method"] == "GET" else None
+        if document is None:
+            await respond(send, 404, {"message": "There is no such protected resource"})
+        else:
+            await respond(send, 200, document, ((b"cache-control", b"no-cache"),))
+
+    async def _document(self, path: bytes, query: bytes) -> dict[str, Any] | None:
+        try:
+            named = parse_target(path, query)[:3]
+            target = self._targets.cached(*named) or await self._targets.resolve(*named)
+        except ServiceError:
+            return None
+        authorizer = target.settings.authorizer
+        if authorizer is None:
+            return None
+        document: dict[str, Any] = {
+            "resource": resource_url(self._public_url, target.runtime_arn),
+            "authorization_servers": [issuer_url(authorizer["discoveryUrl"])],
+            "bearer_methods_supported": ["header"],
+        }
+        if scopes := advertised_scopes(authorizer):
+            document["scopes_supported"] = list(scopes)
+        return document
