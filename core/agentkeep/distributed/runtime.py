@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlsplit
 
 from agentkeep.core.call import SessionRef
 from agentkeep.distributed.readiness import Check
 from agentkeep.distributed.service import Composed, Service
-from agentkeep.distributed.settings import load
+from agentkeep.distributed.settings import ServiceSettings, load
 from agentkeep.runtime.artifacts import FolderArtifactStore
 from agentkeep.runtime.drivers.by_artifact import DriverByArtifact
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
@@ -20,7 +22,10 @@ from agentkeep.runtime.drivers.process.settings import ProcessDriverSettings
 from agentkeep.runtime.environment import CREDENTIALS_PATH
 from agentkeep.runtime.operations import RuntimePlane
 from agentkeep.runtime.pump import InvocationRoute
+from agentkeep.runtime.replica_relay import ReplicaRelay
+from agentkeep.runtime.replicas import Place
 from agentkeep.runtime.settings import RuntimeSettings
+from agentkeep.runtime.slots import Slot
 from agentkeep.service.asgi import App
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.mounts import Access, Mount
@@ -29,6 +34,7 @@ from agentkeep.service.relay import SessionRelay
 
 __all__ = ["SETTINGS", "compose"]
 
+_ANY: Final = ("0.0.0.0", "::", "")  # noqa: S104
 #: Checked before the service waits for anything.
 SETTINGS: Final = (RuntimeSettings, ProcessDriverSettings, DockerDriverSettings)
 
@@ -38,7 +44,10 @@ async def compose(service: Service) -> Composed:
     if "public_url" not in settings.model_fields_set:
         settings = settings.model_copy(update={"public_url": service.settings.public_url})
     service.data.mkdir(parents=True, exist_ok=True)
-    driver = _driver(service, settings)
+    slot = Slot.take(service.data)
+    service.on_exit_call(slot.release)
+    place = _place(service, settings, slot)
+    driver = _driver(service, settings, slot)
     service.on_exit(driver.close)
 
     def session_endpoint(session: SessionRef) -> Callable[[], asyncio.Protocol]:
@@ -57,14 +66,18 @@ async def compose(service: Service) -> Composed:
         service.port(BUDGET),
         session_endpoint,
         settings,
-        service.data / "runtime",
+        slot.folder / "runtime",
         service.alarm,
+        place,
+        service.data / "runtime" / "logs",
+        lambda session: service.credentials.token(service.name, session),
     )
-    relays: list[SessionRelay] = []
+    relays: list[SessionRelay | ReplicaRelay] = []
 
     def relayed(application: App) -> App:
-        relay = SessionRelay(service.name, application, service.router, service.credentials, service.settings.urls)
-        relays.append(relay)
+        to_replicas = ReplicaRelay(application, service.router, plane.forwarding, plane.runtime_id)
+        relay = SessionRelay(service.name, to_replicas, service.router, service.credentials, service.settings.urls)
+        relays.extend((to_replicas, relay))
         return relay
 
     def routes(authenticator: Authenticator) -> list[InvocationRoute]:
@@ -96,9 +109,34 @@ async def compose(service: Service) -> Composed:
     )
 
 
-def _driver(service: Service, settings: RuntimeSettings) -> Driver:
-    process = ProcessDriver(service.data / "driver", clock=service.clock) if settings.process else None
-    docker = DockerDriver(service.data / "docker", clock=service.clock) if settings.docker else None
+def _place(service: Service, settings: RuntimeSettings, slot: Slot) -> Place:
+    """Where other replicas reach this one: at a given host; where it listens, if that is one address; or else at the
+    address from which it speaks to the store, which all of them reach."""
+    own = service.settings
+    host = settings.replica_host or (own.service_host if own.service_host not in _ANY else _address_towards(own))
+    if host is None or 0 in (own.service_port, own.service_internal_port):
+        return Place(slot.name, slot=slot)
+    host = f"[{host}]" if ":" in host else host
+    return Place(slot.name, f"{host}:{own.service_port}", f"{host}:{own.service_internal_port}", slot)
+
+
+def _address_towards(settings: ServiceSettings) -> str | None:
+    """None: the store is a socket of this machine's."""
+    store = urlsplit(settings.store_url.get_secret_value())
+    if store.scheme == "unix" or store.hostname is None:
+        return None
+    try:
+        found = socket.getaddrinfo(store.hostname, store.port or 6379, type=socket.SOCK_DGRAM)
+        with socket.socket(found[0][0], socket.SOCK_DGRAM) as probe:
+            probe.connect(found[0][4])  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def _driver(service: Service, settings: RuntimeSettings, slot: Slot) -> Driver:
+    process = ProcessDriver(slot.folder / "driver", clock=service.clock) if settings.process else None
+    docker = DockerDriver(slot.folder / "docker", clock=service.clock, replica=slot.name) if settings.docker else None
     if docker is not None:
         service.checks["isolation of sessions"] = _isolated(docker)
     if process is not None and docker is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from agentkeep.core.alarm import Alarm
-from agentkeep.core.call import Call, CallerKind, allow
+from agentkeep.core.call import Call, CallerKind, SessionRef, allow
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.pages import page
@@ -58,9 +58,12 @@ class RuntimePlane:
         data_dir: Path,
         alarm: Alarm | None = None,
         place: Place | None = None,
+        logs_dir: Path | None = None,
+        listener_token: Callable[[SessionRef], str] | None = None,
     ) -> None:
-        """`data_dir`: a folder of this plane's own; a replica keeps its bundles and logs there. `place`: of this
-        replica among others; None: it is alone."""
+        """`data_dir`: a folder of this plane's own; a replica keeps its bundles there, and sessions' logs where there is
+        no `logs_dir`, which replicas may share. `place`: of this replica among others; None: it is alone.
+        `listener_token`: says to another through which session's listener a request came."""
         self._parts = parts = Parts(
             store,
             deployment,
@@ -76,12 +79,15 @@ class RuntimePlane:
             data_dir,
             alarm,
             place,
+            logs_dir or data_dir / "logs",
+            listener_token,
         )
         self._deployment = deployment
         self._settings = settings
         self._authorizers = authorizers
         self._documents = Documents(parts.catalogue)
         self.invocations = parts.invocations
+        self.forwarding = parts.forwarding
         self._commands = Commands(parts.invocations, clock, settings.session_commands)
         self.bearers = parts.bearers
         self.credentials_app = parts.credentials_app
@@ -93,6 +99,10 @@ class RuntimePlane:
     async def start(self) -> None:
         """Ends what a platform before left half done, and takes up what it left to do."""
         await self._parts.start()
+
+    def runtime_id(self, runtime: str) -> str:
+        """The id in an ARN or id. Raises ResourceNotFoundException if it is not of here."""
+        return self._parts.targets.runtime_id(runtime, None)
 
     async def stop(self) -> None:
         """Ends every session of this process."""

@@ -24,6 +24,7 @@ from agentkeep.runtime.drivers.patient import PatientDriver
 from agentkeep.runtime.endpoints import Endpoints
 from agentkeep.runtime.environment import platform_variables, session_environment
 from agentkeep.runtime.environments import Environments
+from agentkeep.runtime.forwarding import Forwarding
 from agentkeep.runtime.heartbeat import Heartbeat
 from agentkeep.runtime.invocations import RuntimeBearers, RuntimeInvocations
 from agentkeep.runtime.logs import Logs
@@ -73,6 +74,8 @@ class Parts:
         folder: Path,
         alarm: Alarm | None,
         place: Place | None,
+        logs_folder: Path,
+        listener_token: Callable[[SessionRef], str] | None,
     ) -> None:
         self._clock = clock
         self._deployment = deployment
@@ -81,7 +84,7 @@ class Parts:
         self.catalogue = Catalogue(store, deployment)
         self.policies = Policies(store)
         self.targets = Targets(self.catalogue, self.policies, clock)
-        self.logs = Logs(folder / "logs", settings.log_limit, settings.log_retention, clock)
+        self.logs = Logs(logs_folder, settings.log_limit, settings.log_retention, clock)
         self.bundles = Bundles(
             folder / "bundles",
             artifacts,
@@ -115,6 +118,9 @@ class Parts:
         self.replicas.when_lost(self.sessions.forfeit)
         self.recovery = Recovery(self.sessions, self.table, driver, keys, self._version, self._inherited)
         self.heartbeat = Heartbeat(self.replicas, self.sessions, self.recovery, clock, self.catalogue.deleted)
+        self.forwarding = Forwarding(
+            self.replicas, self.table, self.sessions, clock, self.recovery.looked_after, listener_token
+        )
         self.reaper = Reaper(self.sessions, self.logs, clock, settings)
         self.provisioning = Provisioning(
             self.catalogue, clock, prepared, environments, workload_tokens, self._end_runtime, self._came_to_rest

@@ -33,6 +33,11 @@ class RuntimeSettings(BaseSettings):
         description="A replica silent for this long is dead to the others, who take over what it had. (One that ended "
         "on the same data volume is noticed at once.)",
     )
+    replica_host: str = Field(
+        "",
+        description="The host at which other replicas of the runtime service reach this one; empty: found out by "
+        "itself. Between replicas both listeners must be open to each other.",
+    )
     max_sessions: int = Field(500, ge=1, description="Sessions alive at once on this replica; more are refused (402).")
     sessions_per_user: int = Field(
         0,
