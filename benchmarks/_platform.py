@@ -184,21 +184,25 @@ class Platform:
             config=Config(**({"retries": {"total_max_attempts": 1}, "read_timeout": 120} | config)),
         )
 
-    def deploy(self, main: Path = LIGHT_AGENT, name: str = "load", **definition: Any) -> str:
+    def deploy(self, main: Path = LIGHT_AGENT, name: str = "load", requirements: str = "", **definition: Any) -> str:
         """An agent of one file; its ARN, once it is READY."""
         bundle = io.BytesIO()
         with zipfile.ZipFile(bundle, "w") as archive:
             archive.writestr("agent.py", main.read_text())
+            archive.writestr("requirements.txt", requirements)
         key = f"{name}-{uuid.uuid4().hex}.zip"
         self.request("PUT", f"/artifacts/agents/{key}", bundle.getvalue())
         control = self.client("bedrock-agentcore-control")
         code = {"code": {"s3": {"bucket": "agents", "prefix": key}}, "runtime": "PYTHON_3_11"}
+        artifact = {"codeConfiguration": {**code, "entryPoint": ["agent.py"]}}
         made = control.create_agent_runtime(
-            agentRuntimeName=name,
-            agentRuntimeArtifact={"codeConfiguration": {**code, "entryPoint": ["agent.py"]}},
-            roleArn="arn:aws:iam::000000000000:role/agents",
-            networkConfiguration={"networkMode": "PUBLIC"},
-            **definition,
+            **{
+                "agentRuntimeName": name,
+                "agentRuntimeArtifact": artifact,
+                "roleArn": "arn:aws:iam::000000000000:role/agents",
+                "networkConfiguration": {"networkMode": "PUBLIC"},
+                **definition,
+            }
         )
         while True:
             found = control.get_agent_runtime(agentRuntimeId=made["agentRuntimeId"])

@@ -1,4 +1,6 @@
 """What a new session costs: time and processor until /ping answers 200, memory of its own; from a fork server and cold.
+And its first call through the whole platform, as unmodified boto3 sees it: cold, from a fork server, and claimed from a
+warm pool (the aim: below 50 ms). With --image the same for containers, from the machine's Docker engine.
 
 The agent is an ordinary one of the SDK with boto3, its dependencies this virtual environment's. Processor time is the
 kernel's count in three parts: the session's process, its fork server's share (forks, namespaces), the platform's.
@@ -15,10 +17,14 @@ import statistics
 import sys
 import tempfile
 import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from _history import keep
+from _platform import Platform
 
 from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
@@ -37,6 +43,8 @@ def invoke(payload):
 
 app.run()
 """
+REQUIREMENTS = "bedrock-agentcore==1.25.0\nboto3\n"
+POOL = 5
 TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
 
 
@@ -117,7 +125,81 @@ async def measure(driver: ProcessDriver, version: VersionSpec, count: int, *, at
     }
 
 
-async def main(count: int, cold: int) -> None:
+class Caller:
+    """boto3 against a platform with `settings`, and one agent."""
+
+    def __init__(self, platform: Platform, arn: str, count: int) -> None:
+        self._platform = platform
+        self._client = platform.client("bedrock-agentcore", max_pool_connections=count)
+        self._arn = arn
+        self._count = count
+
+    def first_call(self) -> float:
+        """Milliseconds until the answer is here."""
+        session, began = str(uuid.uuid4()), time.perf_counter()
+        called = {"agentRuntimeArn": self._arn, "runtimeSessionId": session, "runtimeUserId": "alice"}
+        self._client.invoke_agent_runtime(**called, payload=b"{}")["response"].read()
+        took = (time.perf_counter() - began) * 1e3
+        self._client.stop_runtime_session(agentRuntimeArn=self._arn, runtimeSessionId=session)
+        return took
+
+    def one_by_one(self, count: int, pool: int = 0) -> dict[str, float]:
+        """Each when the pool is full again, so that what refills it is not measured with it."""
+        taken = []
+        for _ in range(count):
+            self._until_full(pool)
+            taken.append(self.first_call())
+        return spread(taken)
+
+    def at_once(self, count: int, pool: int = 0) -> dict[str, float]:
+        self._until_full(pool)
+        with ThreadPoolExecutor(count) as threads:
+            return spread(list(threads.map(lambda _: self.first_call(), range(count))))
+
+    def _until_full(self, pool: int) -> None:
+        while pool:
+            (found,) = json.loads(self._platform.request("GET", "/sessions"))["warmPools"]
+            if found["ready"] == pool and not found["starting"]:
+                return
+            time.sleep(0.05)
+
+
+def through_boto3(count: int, cold: int, image: str | None) -> dict[str, object]:
+    """First calls, by how the environment comes to be."""
+    kinds = {"cold": "false", "fork server": "true"} if image is None else {"container": "true"}
+    figures: dict[str, object] = {}
+    for kind, fork_servers in kinds.items():
+        for size in (0, POOL):
+            if size and kind == "cold":
+                continue  # what waits in a pool came from a fork server
+            with (
+                tempfile.TemporaryDirectory() as text,
+                Platform(
+                    Path(text),
+                    AGENTKEEP_RUNTIME_PROCESS_FORK_SERVERS=fork_servers,
+                    AGENTKEEP_RUNTIME_DOCKER=str(image is not None).lower(),
+                    AGENTKEEP_RUNTIME_WARM_POOL=str(size),
+                ) as platform,
+            ):
+                (agent := Path(text) / "agent.py").write_text(AGENT)
+                arn = platform.deploy(agent, requirements=REQUIREMENTS, **_artifact(image))
+                caller = Caller(platform, arn, count)
+                caller.first_call()  # the client's own beginnings, and the fork server's
+                times = cold if kind == "cold" else count
+                name = f"{kind}, claimed from a pool of {size}" if size else kind
+                figures[f"{name}, one by one"] = caller.one_by_one(times, size)
+                if size:
+                    figures[f"{name}, {size} at once"] = caller.at_once(size, size)
+    return figures
+
+
+def _artifact(image: str | None) -> dict[str, Any]:
+    if image is None:
+        return {}
+    return {"agentRuntimeArtifact": {"containerConfiguration": {"containerUri": image}}}
+
+
+async def in_the_driver(count: int, cold: int) -> dict[str, object]:
     packages = next(Path(entry) for entry in sys.path if (Path(entry) / "bedrock_agentcore").is_dir())
     figures: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as text:
@@ -142,6 +224,12 @@ async def main(count: int, cold: int) -> None:
             figures["mode"] = f"{mode}, control groups: {', '.join(sorted(controllers)) or 'none'}"
         finally:
             await driver.close()
+    return figures
+
+
+def main(count: int, cold: int, image: str | None) -> None:
+    figures = {} if image is not None else asyncio.run(in_the_driver(count, cold))
+    figures["first call through boto3, ms"] = through_boto3(count, cold, image)
     print(json.dumps(figures, indent=2))
     keep("sessions", figures)
 
@@ -150,5 +238,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--cold", type=int, default=5)
+    parser.add_argument("--image", help="an agent's image in this machine's Docker engine; then only containers")
     arguments = parser.parse_args()
-    asyncio.run(main(arguments.count, arguments.cold))
+    main(arguments.count, arguments.cold, arguments.image)

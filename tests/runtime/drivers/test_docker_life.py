@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def vanishing(docker_engine: DockerEngine) -> tuple[VersionSpec, Callable[[], No
     image = docker_engine.image("vanishing", {AGENT.name: AGENT.read_bytes() + b"# vanishing\n"})
 
     def vanish() -> None:
-        docker_engine.docker("rmi", "-f", image)
+        # By its id: the driver has given it a name of its own.
+        docker_engine.docker("rmi", "-f", docker_engine.docker("image", "inspect", "-f", "{{.Id}}", image))
 
     return VersionSpec("vanishing", "1", image=image), vanish
 
@@ -59,7 +61,8 @@ class TestDockerLife(DriverLifeContract):
             return drivers[-1]
 
         yield open_one
-        assert all(driver.environments == [] for driver in drivers)
+        left = [each for driver in drivers for each in driver.environments]
+        await asyncio.gather(*(each.stop(0) for each in left))
         for driver in drivers:
             await driver.close()
-        assert docker_engine.docker("ps", "-aq") == ""
+        assert (left, docker_engine.docker("ps", "-aq")) == ([], "")

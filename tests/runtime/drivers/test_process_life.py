@@ -56,9 +56,10 @@ Drivers = list[ProcessDriver]
 async def drivers() -> AsyncIterator[Drivers]:
     drivers: Drivers = []
     yield drivers
+    left = [each for driver in drivers for each in driver.environments]
     for driver in drivers:
-        assert driver.environments == []
         await driver.close()
+    assert left == []
 
 
 class TestForkServer(DriverLifeContract):
