@@ -1,10 +1,11 @@
-"""What the platform adds to a warm invocation: latency, CPU, throughput, delay of streamed events.
+"""What the platform adds to a warm invocation: latency, CPU, throughput; beside nginx as a plain proxy.
 
 Three processes: a light agent (httptools, so that the platform's share is what is seen), the platform with its real
 runtime plane, keys and store, and this one, which asks both in turn with the same signed bytes, boto3's headers
-included. Rounds alternate, and every figure of the platform stands beside one of the agent asked directly in the same
-run. Every call is traced, as in embedded mode (TRACED=0: none, to see its price). Only the sandbox is left out: it is
-not on the path of a warm call. Times in microseconds unless named otherwise.
+included. Rounds alternate, and every figure of the platform stands beside one of the agent asked directly, and one of
+nginx, which looks at nothing, in the same run. Every call is traced, as in embedded mode (TRACED=0: none, to see its
+price). Only the sandbox is left out: it is not on the path of a warm call. Times in microseconds unless named
+otherwise.
 
     python benchmarks/invocation.py [seconds per measurement]
 
@@ -25,7 +26,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from urllib.parse import quote
 import httptools
 import uvloop
 from _history import keep
+from _nginx import Nginx
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
@@ -41,7 +44,7 @@ from botocore.credentials import Credentials
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core import telemetry_export
-from agentkeep.core.call import Call, Caller, CallerKind, SessionRef
+from agentkeep.core.call import Call, Caller, CallerKind
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.embedded.valkey import EmbeddedValkey
@@ -125,13 +128,12 @@ class LoopbackConnection:
 
 
 class LoopbackEnvironment:
-    def __init__(self, session: SessionRef, port: int) -> None:
+    def __init__(self, port: int) -> None:
         self.id = secrets.token_hex(8)
-        self.session = session
         self._port = port
         self._gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
-    async def connect(self, timeout: float) -> Connection:
+    async def connect(self, timeout: float, port: int | None = None) -> Connection:
         connected = socket.socket()
         connected.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connected, ("127.0.0.1", self._port))
@@ -161,7 +163,7 @@ class LoopbackDriver:
         pass
 
     async def start(self, spec: EnvironmentSpec) -> LoopbackEnvironment:
-        return LoopbackEnvironment(spec.session, self._port)
+        return LoopbackEnvironment(self._port)
 
     async def adopt(self) -> Sequence[LoopbackEnvironment]:
         return ()
@@ -295,6 +297,9 @@ class Client(asyncio.Protocol):
         self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
+        if self.left == self.length and not data.startswith(b"HTTP/1.1 200 "):
+            self.done.set_exception(RuntimeError(repr(data[:500])))
+            return
         self.left -= len(data)
         if self.left:
             return
@@ -367,32 +372,6 @@ async def calls(target: Target, connections: int, seconds: float) -> dict[str, f
     }
 
 
-async def events(target: Target, connections: int) -> dict[str, float]:
-    """Delay from the agent's write to our read."""
-    delays: list[float] = []
-
-    async def one(number: int) -> None:
-        await asyncio.sleep(number * 0.01 / connections)
-        reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
-        writer.write(target.request(number, STREAM))
-        await reader.readuntil(b"\r\n\r\n")
-        for _ in range(50):
-            await reader.readuntil(b"data: ")
-            line = await reader.readuntil(b"\n\n")
-            delays.append((time.monotonic_ns() - int(line.split()[0])) / 1000)
-        writer.close()
-
-    spent = cpu(target.pid)
-    await asyncio.gather(*(one(number) for number in range(connections)))
-    spent = cpu(target.pid) - spent
-    delays.sort()
-    return {
-        "cpu_per_event": spent / len(delays) * 1e6,
-        "p50": delays[len(delays) // 2],
-        "p99": delays[len(delays) * 99 // 100],
-    }
-
-
 def best(rounds: list[dict[str, float]]) -> dict[str, float]:
     """The median round of each figure; of CPU the cheapest, since others' load on the machine only ever adds to it."""
     return {
@@ -401,31 +380,23 @@ def best(rounds: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-async def measure(direct: Target, through: Target, seconds: float) -> dict[str, Any]:
+async def measure(targets: Mapping[str, Target], seconds: float) -> dict[str, Any]:
+    """By connections; what each target adds, and its share of the throughput, to "direct"."""
     figures: dict[str, Any] = {}
     for connections in (1, 32):
-        rounds: dict[str, list[dict[str, float]]] = {"direct": [], "platform": []}
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in targets}
         for _ in range(ROUNDS):
-            rounds["direct"].append(await calls(direct, connections, seconds))
-            rounds["platform"].append(await calls(through, connections, seconds))
-        of_agent, of_platform = best(rounds["direct"]), best(rounds["platform"])
+            for name, target in targets.items():
+                rounds[name].append(await calls(target, connections, seconds))
+        found = {name: best(of) for name, of in rounds.items()}
+        direct = found["direct"]
         figures[f"c={connections}"] = {
-            "direct": of_agent,
-            "platform": of_platform,
-            "added_p50": round(of_platform["p50"] - of_agent["p50"], 1),
-            "p50_ratio": round(of_platform["p50"] / of_agent["p50"], 2),
-            "throughput_ratio": round(of_platform["per_second"] / of_agent["per_second"], 2),
-        }
-    for connections in (1, 32):
-        streamed: dict[str, list[dict[str, float]]] = {"direct": [], "platform": []}
-        for _ in range(ROUNDS):
-            streamed["direct"].append(await events(direct, connections))
-            streamed["platform"].append(await events(through, connections))
-        of_agent, of_platform = best(streamed["direct"]), best(streamed["platform"])
-        figures[f"events c={connections}"] = {
-            "direct": of_agent,
-            "platform": of_platform,
-            "added_p50": round(of_platform["p50"] - of_agent["p50"], 1),
+            name: one
+            | {
+                "added_p50": round(one["p50"] - direct["p50"], 1),
+                "throughput_ratio": round(one["per_second"] / direct["per_second"], 2),
+            }
+            for name, one in found.items()
         }
     return figures
 
@@ -436,23 +407,35 @@ def started(*arguments: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     return process, json.loads(process.stdout.readline())
 
 
+@contextmanager
+def stand(*, with_nginx: bool = True) -> Iterator[dict[str, Target]]:
+    """The agent by itself, behind nginx as a plain proxy where there is one, and behind the platform."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+
+        def run(*arguments: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+            process, known = started(*arguments)
+            stack.callback(process.wait, 10)
+            stack.callback(process.terminate)
+            return process, known
+
+        agent_process, at = run("agent")
+        platform_process, known = run("platform", str(at["port"]), folder)
+        host = f"127.0.0.1:{known['port']}"
+        credentials = Credentials(known["key"], known["secret"])
+        targets = {"direct": Target(at["port"], agent_process.pid, host, known["arn"], credentials)}
+        if with_nginx:
+            try:
+                nginx = stack.enter_context(Nginx(Path(folder) / "nginx", [at["port"]]))
+            except FileNotFoundError as error:
+                print(error)
+            else:
+                targets["nginx"] = Target(nginx.port, nginx.worker, host, known["arn"], credentials)
+        yield targets | {"platform": Target(known["port"], platform_process.pid, host, known["arn"], credentials)}
+
+
 def main(seconds: float) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        processes = []
-        try:
-            agent_process, at = started("agent")
-            processes.append(agent_process)
-            platform_process, known = started("platform", str(at["port"]), folder)
-            processes.append(platform_process)
-            host = f"127.0.0.1:{known['port']}"
-            credentials = Credentials(known["key"], known["secret"])
-            direct = Target(at["port"], agent_process.pid, host, known["arn"], credentials)
-            through = Target(known["port"], platform_process.pid, host, known["arn"], credentials)
-            figures = uvloop.run(measure(direct, through, seconds))
-        finally:
-            for process in reversed(processes):
-                process.terminate()
-                process.wait(10)
+    with stand() as targets:
+        figures = uvloop.run(measure(targets, seconds))
     for name, figure in figures.items():
         print(name)
         for of, values in figure.items():
