@@ -45,6 +45,7 @@ def deploy(
     token_budget: Annotated[
         str | None, typer.Option(help="Tokens each session may use, or none; default: the deployment's.")
     ] = None,
+    protocol: Annotated[str, typer.Option(help="What the agent's server speaks: HTTP, MCP, A2A or AGUI.")] = "HTTP",
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -70,6 +71,7 @@ def deploy(
         "roleArn": f"arn:aws:iam::{deployment.running.account}:role/agentkeep",
         "networkConfiguration": {"networkMode": "PUBLIC"},
         "environmentVariables": variables,
+        "protocolConfiguration": {"serverProtocol": protocol.upper()},
     }
     if not iam:
         discovery = f"{deployment.running.endpoint}{ISSUER_PATH}/.well-known/openid-configuration"
@@ -154,7 +156,8 @@ def invoke(
 def sessions(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
     """List the sessions that live now."""
     deployment = Deployment(data_dir)
-    found = json.loads(deployment.request("GET", "/sessions"))["sessions"]
+    answer = json.loads(deployment.request("GET", "/sessions"))
+    found = answer["sessions"]
     columns = {
         "sessionId": "SESSION",
         "agentRuntimeId": "AGENT",
@@ -164,6 +167,12 @@ def sessions(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> N
         "createdAt": "SINCE",
     }
     table(found, as_json, columns, found, "No session lives.")
+    for pool in () if as_json else answer["warmPools"]:
+        line = f"{pool['ready']} of {pool['wanted']} wait for {pool['agentRuntimeId']}, version "
+        line += f"{pool['agentRuntimeVersion']} ({pool['endpoint']})"
+        if pool["problem"]:
+            line += f"; the last start ahead failed: {printable(pool['problem'])}"
+        console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)
 
 
 def usage(

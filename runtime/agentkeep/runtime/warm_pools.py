@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 #: How often pools are looked at without anything having happened.
 LOOK_SECONDS = 5.0
-#: How long another replica's change, of a version or a tag, may go unnoticed.
+#: How long another replica's change, of a version or a tag, may go unnoticed: where there is a pool, and elsewhere.
+READ_POOLED_SECONDS = 10.0
 READ_SECONDS = 60.0
 
 _Key = tuple[str, int, str]  # runtime id, version, endpoint
@@ -71,6 +72,7 @@ class WarmPools:
         self._demand: dict[tuple[str, str], Demand] = {}
         self._to_read: set[str] = set()
         self._read_all_at = 0.0
+        self._read_pooled_at = 0.0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._unreadable = False
@@ -195,6 +197,9 @@ class WarmPools:
                 self._to_read.add(runtime.record.id)
             self._to_read |= known  # they may have gone
             self._read_all_at = now + READ_SECONDS
+        if now >= self._read_pooled_at:
+            self._to_read |= {runtime_id for runtime_id, wishes in self._wishes.items() if wishes}
+            self._read_pooled_at = now + READ_POOLED_SECONDS
         while self._to_read:
             runtime_id = self._to_read.pop()
             try:
