@@ -36,6 +36,8 @@ _LENGTHS: Final[Mapping[str, tuple[str, int, int]]] = {
 #: Not in the model, which leaves session ids open; here they travel in headers and name log files.
 _VISIBLE: Final = re.compile(r"[!-~]+")
 _ACCOUNT: Final = re.compile(r"[0-9]{12}")
+#: Nobody has proved anything yet: what is kept of requests must not be large.
+_LONGEST_REMEMBERED: Final = 1024
 _FIELD_NAME: Final = re.compile(r"[a-z0-9_-]+")
 #: As in a head: a value ends no line.
 _FIELD_VALUE: Final = re.compile(r"[\t -~]*")
@@ -50,9 +52,12 @@ class Target(NamedTuple):
     query: Mapping[str, str]
 
 
-@lru_cache(4096)
 def parse_target(path: bytes, query: bytes) -> Target:
     """`path` is raw, `/runtimes/{label}/...`. Raises ValidationException."""
+    return _short_target(path, query) if len(path) + len(query) <= _LONGEST_REMEMBERED else _parse_target(path, query)
+
+
+def _parse_target(path: bytes, query: bytes) -> Target:
     try:
         runtime = unquote_to_bytes(path.split(b"/", 3)[2]).decode()
         # A plus sign is a plus sign, as it is when signed.
@@ -67,6 +72,9 @@ def parse_target(path: bytes, query: bytes) -> Target:
     if account_id is not None and not _ACCOUNT.fullmatch(account_id):
         raise _invalid([FieldError("accountId", "must be 12 digits")])
     return Target(runtime, given.get("qualifier") or DEFAULT_ENDPOINT, account_id, given)
+
+
+_short_target = lru_cache(4096)(_parse_target)
 
 
 def text_headers(raw: Mapping[bytes, bytes]) -> dict[str, str]:
