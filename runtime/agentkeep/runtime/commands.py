@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import orjson
 
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import FieldError, RetryableConflictException, RuntimeClientError
+from agentkeep.core.errors import FieldError, RetryableConflictException, RuntimeClientError, ServiceError
 from agentkeep.runtime.drivers.driver import Execution
 from agentkeep.runtime.invocations import RuntimeInvocations, SessionTurn
 from agentkeep.runtime.rules import invalid
@@ -55,7 +55,7 @@ class Commands:
             execution = await turn.execute(line, self._most)
         except BaseException as error:
             attempt.begun = False
-            turn.end(error if isinstance(error, RuntimeClientError) else None)
+            turn.end(error if isinstance(error, ServiceError) else None)
             raise
         turn.span.answered(200)
         return RunningCommand(turn, CommandEvents(turn, execution, self._clock, timeout))
@@ -99,6 +99,7 @@ class CommandEvents:
         self._events: deque[dict[str, Any]] = deque([{"contentStart": {}}])
         self._timed_out = False
         self._stopped = False
+        self._failure: ServiceError | None = None
         self._closing: asyncio.Task[None] | None = None
         self._watching = asyncio.create_task(self._watch(timeout), name=f"command in {turn.session_id}")
 
@@ -123,7 +124,8 @@ class CommandEvents:
             return
         code = await self._execution.wait()
         if not self._turn.lives:
-            raise RuntimeClientError("The session ended before the command did.")
+            self._failure = RuntimeClientError("The session ended before the command did.")
+            raise self._failure
         for error, decoder in self._decoders.items():
             self._add(error, decoder.decode(b"", final=True))
         status = "TIMED_OUT" if self._timed_out else "COMPLETED"
@@ -165,7 +167,7 @@ class CommandEvents:
         try:
             await self._turn.end_command(self._execution)
         finally:
-            self._turn.end()
+            self._turn.end(self._failure)
 
 
 def _parts(text: str) -> list[str]:
