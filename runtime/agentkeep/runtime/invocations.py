@@ -325,7 +325,10 @@ class RuntimeInvocations:
             span.headers,
             mcp=message,
         )
-        mcp = SessionMcpTurn(self._mcp, session.ref, sent.get(MCP_SESSION_HEADER)) if message else None
+        mcp = None
+        if message:
+            named = sent.get(MCP_SESSION_HEADER)
+            mcp = SessionMcpTurn(self._mcp, session.ref, session.prepared.settings.port, named)
         turn = SessionTurn(session, headers, span, self._clock, self._settings.connect_timeout, self._limits, mcp)
         if mcp is not None and request.method == "GET":
             mcp.on_begun = turn.rest

@@ -129,9 +129,10 @@ class McpSessions:
 class SessionMcpTurn:
     """`McpTurn` of a session. `named`: the request's Mcp-Session-Id."""
 
-    __slots__ = ("_mcp", "_named", "_ref", "on_begun")
+    __slots__ = ("_mcp", "_named", "_ref", "host", "on_begun")
 
-    def __init__(self, mcp: McpSessions, ref: SessionRef, named: str | None) -> None:
+    def __init__(self, mcp: McpSessions, ref: SessionRef, port: int, named: str | None) -> None:
+        self.host = f"localhost:{port}"
         self._mcp = mcp
         self._ref = ref
         self._named = named

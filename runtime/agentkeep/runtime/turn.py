@@ -14,6 +14,7 @@ from agentkeep.core.call import Caller
 from agentkeep.core.errors import ServiceError
 from agentkeep.runtime.drivers.driver import Connection
 from agentkeep.runtime.tracing import InvocationSpan
+from agentkeep.service.direct import Head
 
 __all__ = ["InvocationRequest", "Invocations", "McpTurn", "Reached", "Turn"]
 
@@ -41,6 +42,7 @@ class InvocationRequest:
     bearer: str | None
     request_id: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    head: Head | None = None  # as it came, if it may be handed on to another replica
     operation: str = ""  # where it is another one, on a session as well
     method: str = "POST"
     reached: Reached = field(default_factory=Reached)
@@ -48,6 +50,11 @@ class InvocationRequest:
 
 class McpTurn(Protocol):
     """The MCP session of a turn."""
+
+    @property
+    def host(self) -> str:
+        """The agent's own name, with its port: servers that defend themselves against DNS rebinding look at it."""
+        ...
 
     @property
     def session_id(self) -> str:

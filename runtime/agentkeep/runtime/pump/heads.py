@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from agentkeep.core.errors import RuntimeClientError
+from agentkeep.runtime.forwarding import ForwardedTurn
 from agentkeep.runtime.headers import SESSION_HEADER
 from agentkeep.runtime.pump.agent import Fields
+from agentkeep.runtime.pump.forward import forwarded_head, forwarded_upgrade
 from agentkeep.runtime.turn import Turn
 
 __all__ = ["agent_refused", "answer_fields", "invocation_head", "upgrade_answer", "upgrade_head"]
@@ -45,7 +47,10 @@ _AGENTS_ERROR: Final = b"x-amzn-errortype: RuntimeClientError\r\n"
 
 def invocation_head(turn: Turn, method: str) -> list[bytes]:
     """The agent's request, but for its framing and the empty line."""
-    out = [method.encode(), b" ", turn.path.encode(), b" HTTP/1.1\r\nhost: localhost\r\n"]
+    if isinstance(turn, ForwardedTurn):
+        return forwarded_head(turn)
+    host = b"localhost" if turn.mcp is None else turn.mcp.host.encode()
+    out = [method.encode(), b" ", turn.path.encode(), b" HTTP/1.1\r\nhost: ", host, b"\r\n"]
     for name, value in turn.headers:
         out += (name, b": ", value, b"\r\n")
     return out
@@ -75,6 +80,8 @@ def answer_fields(turn: Turn, status: int, fields: Fields) -> tuple[list[bytes],
 
 def upgrade_head(turn: Turn, sent: Mapping[bytes, bytes]) -> bytes:
     """The agent's WebSocket upgrade, for a client that sent these headers."""
+    if isinstance(turn, ForwardedTurn):
+        return forwarded_upgrade(turn)
     out = [b"GET ", _WEBSOCKET_PATH, b" HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"]
     for name, value in turn.headers:
         out += (name, b": ", value, b"\r\n")
