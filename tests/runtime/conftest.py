@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import pytest
 from aiohttp import web
@@ -25,7 +25,7 @@ from joserfc.jwk import RSAKey
 
 from agentkeep.core.call import Call, Caller, CallerKind, Idempotency, SessionRef, User
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import EnvironmentStartFailed, ServiceError
+from agentkeep.core.errors import CommandNotStarted, EnvironmentStartFailed, ServiceError
 from agentkeep.core.identifiers import Deployment
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
@@ -163,6 +163,9 @@ class LoopbackAgent:
             sock.close()
             raise
         return LoopbackConnection(sock)
+
+    async def execute(self, line: str) -> NoReturn:
+        raise CommandNotStarted("there is no shell here")
 
     async def resume(self, endpoint: Callable[[], asyncio.Protocol], log: Callable[[bytes], None]) -> None:
         self.resumed.append(endpoint)
@@ -431,10 +434,21 @@ class Platform:
         caller: Caller | None = OPERATOR,
         bearer: str | None = None,
         headers: Mapping[str, str] | None = None,
+        operation: str = "",
     ) -> InvocationRequest:
-        caller = None if bearer is not None else caller
+        caller, request_id = None if bearer is not None else caller, uuid.uuid4().hex
         return InvocationRequest(
-            runtime, qualifier, None, session_id, user_id, None, caller, bearer, uuid.uuid4().hex, headers or {}
+            runtime,
+            qualifier,
+            None,
+            session_id,
+            user_id,
+            None,
+            caller,
+            bearer,
+            request_id,
+            headers or {},
+            operation=operation,
         )
 
 

@@ -165,7 +165,7 @@ async def test_a_deny_holds_for_operators_and_on_the_warm_path(platform: Any) ->
     await platform.call("put_resource_policy", **_allow(arn, "*", "Deny", "InvokeAgentRuntimeWithWebSocketStream"))
     (await platform.begin(runtime_id, session_id)).end()
     with pytest.raises(AccessDeniedException):
-        await platform.begin(runtime_id, session_id, headers={"upgrade": "websocket"})
+        await platform.begin(runtime_id, session_id, operation="InvokeAgentRuntimeWithWebSocketStream")
     await platform.call("put_resource_policy", **_allow(arn, "*", "Deny", "InvokeAgentRuntimeForUser"))
     (await platform.begin(runtime_id, session_id)).end()
     with pytest.raises(AccessDeniedException):

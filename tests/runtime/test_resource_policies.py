@@ -12,11 +12,17 @@ from typing import Any
 import pytest
 
 from agentkeep.core.call import Caller, CallerKind, SessionRef, User
-from agentkeep.core.errors import AccessDeniedException, ResourceNotFoundException
+from agentkeep.core.errors import (
+    AccessDeniedException,
+    ResourceNotFoundException,
+    RuntimeClientError,
+    ValidationException,
+)
 
 ARN = "arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/"
 OLIVIA = "arn:aws:iam::123456789012:user/olivia"
 ACCOUNT = "123456789012"
+WEB_SOCKET = "InvokeAgentRuntimeWithWebSocketStream"
 
 
 def _policy(resource: str, action: str, effect: str = "Deny", principal: Any = "*") -> dict[str, str]:
@@ -52,16 +58,29 @@ async def _invoke_for_user(platform: Any, runtime_id: str, session_id: str) -> N
 
 
 async def _web_socket(platform: Any, runtime_id: str, session_id: str) -> None:
-    await _invoke(platform, runtime_id, session_id, headers={"upgrade": "websocket"})
+    await _invoke(platform, runtime_id, session_id, operation=WEB_SOCKET)
 
 
 async def _web_socket_for_user(platform: Any, runtime_id: str, session_id: str) -> None:
-    await _invoke(platform, runtime_id, session_id, user_id="alice", headers={"upgrade": "websocket"})
+    await _invoke(platform, runtime_id, session_id, user_id="alice", operation=WEB_SOCKET)
 
 
 async def _stop(platform: Any, runtime_id: str, session_id: str, **more: Any) -> None:
     request = {"agentRuntimeArn": ARN + runtime_id, "runtimeSessionId": session_id}
     await platform.call("stop_runtime_session", **request, **more)
+
+
+async def _command(platform: Any, runtime_id: str, session_id: str, **more: Any) -> None:
+    """Through: that no command can be run in what stands for an environment here comes after the policy."""
+    request = {"agentRuntimeArn": ARN + runtime_id, "runtimeSessionId": session_id, "body": {"command": "true"}}
+    with pytest.raises(RuntimeClientError):
+        await platform.call("invoke_agent_runtime_command", **request, **more)
+
+
+async def _card(platform: Any, runtime_id: str, session_id: str) -> None:
+    """Through: that it is no A2A agent comes after the policy."""
+    with pytest.raises(ValidationException, match="agent cards"):
+        await platform.call("get_agent_card", agentRuntimeArn=ARN + runtime_id, runtimeSessionId=session_id)
 
 
 #: An operation, the actions that a policy may deny it by, and one that it must not be denied by.
@@ -78,6 +97,8 @@ OPERATIONS: dict[str, tuple[Operation, tuple[str, ...], str]] = {
         ("InvokeAgentRuntimeWithWebSocketStream", "InvokeAgentRuntimeWithWebSocketStreamForUser"),
         "InvokeAgentRuntimeForUser",
     ),
+    "command": (_command, ("InvokeAgentRuntimeCommand",), "InvokeAgentRuntime"),
+    "agent card": (_card, ("GetAgentCard",), "InvokeAgentRuntime"),
     "stop": (_stop, ("StopRuntimeSession",), "InvokeAgentRuntimeCommand"),
 }
 
@@ -111,6 +132,11 @@ async def test_a_deny_of_either_resource_holds(platform: Any, name: str) -> None
             await platform.call("put_resource_policy", **allowed)
             await attempt()
         await platform.call("delete_resource_policy", resourceArn=resource)
+    # A header does not make another operation of it.
+    await platform.call("put_resource_policy", **_policy(endpoint, actions[0]))
+    if operation is _invoke:
+        with pytest.raises(AccessDeniedException):
+            await _invoke(platform, runtime_id, str(uuid.uuid4()), headers={"upgrade": "websocket"})
     # An allow of the one does not outweigh a deny of the other.
     await platform.call("put_resource_policy", **_policy(ARN + runtime_id, "*", "Allow"))
     await platform.call("put_resource_policy", **_policy(endpoint, actions[0]))
@@ -127,8 +153,8 @@ async def test_a_deny_holds_for_users_tokens(platform: Any, provider: Any, name:
 
     async def attempt() -> None:
         if name != "stop":
-            headers = {"upgrade": "websocket"} if name == "WebSocket" else {}
-            await _invoke(platform, runtime_id, session_id, bearer=token, headers=headers)
+            operation = WEB_SOCKET if name == "WebSocket" else ""
+            await _invoke(platform, runtime_id, session_id, bearer=token, operation=operation)
             return
         await _invoke(platform, runtime_id, session_id, bearer=token)
         labels = {"agentRuntimeArn": ARN + runtime_id}

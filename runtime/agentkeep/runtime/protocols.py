@@ -19,10 +19,8 @@ _ACCEPTS_EVENTS: Final = ("text/event-stream", "text/*", "*/*")
 
 
 def action(request: InvocationRequest) -> str:
-    """The action that policies name."""
-    if request.operation:
-        return request.operation
-    return WEB_SOCKET if request.headers.get("upgrade", "").lower() == "websocket" else INVOKE
+    """The action that policies name. No header of the client's has a say in it."""
+    return request.operation or INVOKE
 
 
 def is_message(protocol: str, request: InvocationRequest) -> bool:
