@@ -48,7 +48,7 @@ class Commands:
         does. Raises ServiceError."""
         _check(line, timeout)
         attempt = self._attempts.enter(request)
-        turn = await self._invocations.begin(request)
+        turn = await self._invocations.begin_here(request)
         try:
             attempt.begin()
             turn.span.sent(line.encode())

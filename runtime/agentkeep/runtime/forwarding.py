@@ -14,7 +14,7 @@ import asyncio
 import logging
 import socket
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 from agentkeep.core.call import SessionRef
@@ -22,9 +22,11 @@ from agentkeep.core.clock import Clock
 from agentkeep.core.errors import RetryableConflictException, ServiceError
 from agentkeep.runtime.replicas import Replica, Replicas
 from agentkeep.runtime.session_table import SessionTable, in_progress
+from agentkeep.runtime.tracing import InvocationSpan
 from agentkeep.service.credentials import SESSION_HEADER
+from agentkeep.service.direct import Head
 
-__all__ = ["FORWARDED", "Address", "Forwarding", "OwnerChanged", "PeerConnection"]
+__all__ = ["FORWARDED", "Address", "ForwardedTurn", "Forwarding", "OwnerChanged", "PeerConnection"]
 
 log = logging.getLogger(__name__)
 
@@ -188,14 +190,15 @@ class PeerConnection:
         pass
 
 
-class _Untraced:
+class _Untraced(InvocationSpan):
     """Whose the session is traces the invocation."""
 
-    headers: Sequence[tuple[bytes, bytes]] = ()
+    __slots__ = ("_forwarding", "_ref")
 
     def __init__(self, forwarding: Forwarding, ref: SessionRef) -> None:
         self._forwarding = forwarding
         self._ref = ref
+        self.headers = []
 
     def sent(self, data: bytes) -> None:
         pass
@@ -209,3 +212,35 @@ class _Untraced:
 
     def end(self, error: ServiceError | None, proved: bool) -> None:
         pass
+
+
+class ForwardedTurn:
+    """A `Turn` of a session on another replica, whose agent is that replica: its head is the request's own, and its
+    answer, errors too, is the client's as it comes. `head` is written by the pump."""
+
+    path = host = ""
+    mcp = None
+
+    def __init__(self, forwarding: Forwarding, address: Address, head: Head, ended: Callable[[], None]) -> None:
+        self._forwarding = forwarding
+        self._ended = ended
+        self.address = address
+        self.head = head
+        self.session_id = address.ref.session_id
+        self.environment_id = address.key
+        self.headers = [(name.encode(), value.encode("latin-1")) for name, value in address.headers.items()]
+        self.span = _Untraced(forwarding, address.ref)
+
+    async def connect(self) -> PeerConnection:
+        """Raises OwnerChanged, RetryableConflictException."""
+        return await self._forwarding.connect(self.address)
+
+    def end(self, error: ServiceError | None = None, proved: bool = True) -> None:
+        if error is not None:
+            self._forwarding.forget(self.address.ref)
+        ended, self._ended = self._ended, _nothing
+        ended()
+
+
+def _nothing() -> None:
+    pass

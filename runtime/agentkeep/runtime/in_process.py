@@ -72,7 +72,7 @@ async def invoke(
     invocations: RuntimeInvocations, call: Call, document: Mapping[str, Any]
 ) -> data.InvokeAgentRuntimeResponse:
     """The operation's output; `response` is an `AnswerStream`. Raises ServiceError."""
-    turn = await invocations.begin(invocation_request(call, document))
+    turn = await invocations.begin_here(invocation_request(call, document))
     async with AsyncExitStack() as held:
         held.callback(turn.end)
         answer = await _exchange(held, turn, "POST", turn.path, document.get("payload", b""))
@@ -94,7 +94,7 @@ async def agent_card(
     invocations: RuntimeInvocations, call: Call, document: Mapping[str, Any]
 ) -> data.GetAgentCardResponse:
     """What the session's agent says of itself. Raises ServiceError."""
-    turn = await invocations.begin(invocation_request(call, document, call.operation))
+    turn = await invocations.begin_here(invocation_request(call, document, call.operation))
     async with AsyncExitStack() as held:
         held.callback(turn.end)
         answer = await _exchange(held, turn, "GET", CARD_PATH, b"")

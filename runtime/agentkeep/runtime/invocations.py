@@ -31,13 +31,14 @@ from agentkeep.core.telemetry import RUNTIME_ID, owned_by, step
 from agentkeep.runtime.admission import TurnLimits
 from agentkeep.runtime.authorization import Authorization, not_accepted
 from agentkeep.runtime.drivers.driver import Connection, Execution
+from agentkeep.runtime.forwarding import ForwardedTurn, Forwarding
 from agentkeep.runtime.headers import agent_headers
 from agentkeep.runtime.mcp_sessions import MCP_SESSION_HEADER, SESSION_ID, McpSessions, SessionMcpTurn
 from agentkeep.runtime.protocols import action, admit, is_message
 from agentkeep.runtime.records import DEFAULT_ENDPOINT, SessionState
 from agentkeep.runtime.rules import invalid
 from agentkeep.runtime.session import Session
-from agentkeep.runtime.session_table import in_progress, other_user
+from agentkeep.runtime.session_table import OwnedElsewhere, in_progress, other_user
 from agentkeep.runtime.sessions import Sessions
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.targets import Target, Targets
@@ -150,6 +151,7 @@ class RuntimeInvocations:
         targets: Targets,
         authorization: Authorization,
         sessions: Sessions,
+        forwarding: Forwarding,
         mcp_sessions: McpSessions,
         workload_tokens: WorkloadTokens,
         clock: Clock,
@@ -160,13 +162,14 @@ class RuntimeInvocations:
         self._targets = targets
         self._authorization = authorization
         self._sessions = sessions
+        self._forwarding = forwarding
         self._mcp = mcp_sessions
         self._workload_tokens = workload_tokens
         self._clock = clock
         self._settings = settings
         self._limits = TurnLimits(settings.invocations_of_session, settings.invocations)
 
-    def begin_now(self, request: InvocationRequest) -> SessionTurn | None:
+    def begin_now(self, request: InvocationRequest) -> SessionTurn | ForwardedTurn | None:
         target = self._targets.cached(request.runtime, request.qualifier, request.account_id)
         if target is None:
             return None
@@ -186,8 +189,11 @@ class RuntimeInvocations:
         else:
             return None
         admit(target.settings.protocol, request)
-        session = self._sessions.live(SessionRef(target.runtime_id, session_id))
-        if session is None or session.state is not SessionState.READY:
+        ref = SessionRef(target.runtime_id, session_id)
+        session = self._sessions.live(ref)
+        if session is None:
+            return self._known_elsewhere(ref, request)
+        if session.state is not SessionState.READY or not self._sessions.table.replicas.holds():
             return None
         if session.user != user:
             refused = other_user(session_id)
@@ -203,7 +209,23 @@ class RuntimeInvocations:
         session.begin_turn()
         return turn
 
-    async def begin(self, request: InvocationRequest) -> SessionTurn:
+    def _known_elsewhere(self, ref: SessionRef, request: InvocationRequest) -> ForwardedTurn | None:
+        if request.head is None or self._forwarding.is_alone:
+            return None
+        address = self._forwarding.cached(ref, request.head.session)
+        if address is None:
+            return None
+        self._limits.check(0)
+        self._limits.begin()
+        return ForwardedTurn(self._forwarding, address, request.head, self._limits.end)
+
+    async def begin_here(self, request: InvocationRequest) -> SessionTurn:
+        """The same for requests that cannot be handed on: raises OwnedElsewhere instead."""
+        turn = await self.begin(replace(request, head=None))
+        assert isinstance(turn, SessionTurn)
+        return turn
+
+    async def begin(self, request: InvocationRequest) -> SessionTurn | ForwardedTurn:
         begun_ns = time.time_ns()
         owner: dict[str, AttributeValue] = {}
         try:
@@ -224,7 +246,9 @@ class RuntimeInvocations:
         caller = replace(caller, user=user or caller.user)
         self._alarm.crossed_soon(caller, action(request), request.request_id, refused)
 
-    async def _begin(self, request: InvocationRequest, owner: dict[str, AttributeValue], begun_ns: int) -> SessionTurn:
+    async def _begin(
+        self, request: InvocationRequest, owner: dict[str, AttributeValue], begun_ns: int
+    ) -> SessionTurn | ForwardedTurn:
         """Notes in `owner` whose trace the attempt is on, once that is known."""
         target = await self._target(request)
         owner[RUNTIME_ID] = target.runtime_id
@@ -238,7 +262,18 @@ class RuntimeInvocations:
         ref = SessionRef(target.runtime_id, session_id)
         mine = owned_by(ref, user.id if user is not None else None)
         try:
+            if request.head is not None and (request.session_id is not None or mcp_id is not None):
+                address = await self._forwarding.locate(ref, request.head.session)
+                if address is not None:
+                    return ForwardedTurn(self._forwarding, address, request.head, self._limits.end)
             session = await self._sessions.open(target.version, target.endpoint, ref, user)
+        except OwnedElsewhere as elsewhere:
+            # Another replica was faster.
+            if request.head is not None:
+                address = self._forwarding.to(ref, elsewhere.replica, request.head.session)
+                if address is not None:
+                    return ForwardedTurn(self._forwarding, address, request.head, self._limits.end)
+            raise
         except ServiceError as error:
             if not isinstance(error, AccessDeniedException):  # another user's: not on that user's trace
                 owner.update(mine)

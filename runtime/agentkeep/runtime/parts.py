@@ -131,7 +131,15 @@ class Parts:
         authorization = Authorization(self.catalogue, authorizers, settings.public_url)
         mcp_sessions = McpSessions(store, clock, self.sessions, self.table)
         self.invocations = RuntimeInvocations(
-            self.targets, authorization, self.sessions, mcp_sessions, workload_tokens, clock, settings, alarm
+            self.targets,
+            authorization,
+            self.sessions,
+            self.forwarding,
+            mcp_sessions,
+            workload_tokens,
+            clock,
+            settings,
+            alarm,
         )
         self.bearers = RuntimeBearers(self.targets, authorization, deployment.account)
         self.credentials_app = CredentialsApp(self.sessions, keys, clock)

@@ -42,10 +42,10 @@ class InvocationRequest:
     bearer: str | None
     request_id: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    head: Head | None = None  # as it came, if it may be handed on to another replica
     operation: str = ""  # where it is another one, on a session as well
     method: str = "POST"
     reached: Reached = field(default_factory=Reached)
+    head: Head | None = None  # as it came, if it may be handed on to another replica
 
 
 class McpTurn(Protocol):

@@ -67,6 +67,10 @@ def answer_fields(turn: Turn, status: int, fields: Fields) -> tuple[list[bytes],
             out += (name, b": ", value, b"\r\n")
         elif name == b"content-length":
             length = int(value)
+    if b"traceparent" not in seen:  # on which trace the turn is, unless the agent says it
+        for name, value in turn.span.headers:
+            if name not in seen:
+                out += (name, b": ", value, b"\r\n")
     mcp = turn.mcp
     if mcp is None:
         if b"content-type" not in seen:

@@ -26,6 +26,7 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.ports import AccessKey
+from agentkeep.runtime.forwarding import FORWARDED
 from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
 from agentkeep.runtime.pump.envelopes import rpc_id
 from agentkeep.runtime.pump.pump import Pump
@@ -165,6 +166,7 @@ class Invocation(Exchange):
             bearer,
             self.request_id,
             headers,
+            head=None if FORWARDED in headers else head,
             method=head.method.decode(),
             reached=self._reached,
         )
@@ -310,6 +312,7 @@ class Invocation(Exchange):
 
     def answer_started(self, status: int, fields: list[bytes], length: int | None) -> None:
         self._call = b""
+        self.request_id = self._run.request_id if self._run is not None else self.request_id
         self.start(status, fields, length)
 
     def answer_data(self, data: bytes) -> None:

@@ -16,10 +16,13 @@ from enum import Enum
 from typing import Protocol
 
 from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError
+from agentkeep.runtime.forwarding import ForwardedTurn, OwnerChanged
 from agentkeep.runtime.pump.agent import AgentConnection, AgentPool, Fields
+from agentkeep.runtime.pump.forward import forwarded_answer
 from agentkeep.runtime.pump.heads import agent_refused, answer_fields, invocation_head
 from agentkeep.runtime.pump.limits import PumpLimits
 from agentkeep.runtime.pump.mcp import McpAnswer, passes
+from agentkeep.runtime.session_table import in_progress
 from agentkeep.runtime.turn import InvocationRequest, Invocations, Turn
 from agentkeep.service.spool import Spool
 
@@ -28,6 +31,8 @@ __all__ = ["AgentTooSlow", "Client", "Run", "RunState"]
 logger = logging.getLogger(__name__)
 
 _NEVER = float("inf")
+#: Replicas asked for one session, each of which had died or lost it.
+_TRIES = 5
 
 
 class AgentTooSlow(ServiceError):
@@ -71,6 +76,7 @@ class Register(Protocol):
     def add(self, run: Run) -> None: ...
     def ended(self, run: Run) -> None: ...
     def forget(self, run: Run) -> None: ...
+    def release(self, run: Run) -> None: ...
 
 
 class Means(Protocol):
@@ -98,6 +104,7 @@ class Run:
         self.deadline = _NEVER
         self.detached_since = _NEVER  # no client: a retry is awaited
         self.key = key
+        self.request_id = request.request_id  # by which whoever answers knows it
         self.recorded_size = 0
         self._recorded: list[bytes] | None = []
         self._pump = pump
@@ -241,14 +248,9 @@ class Run:
     async def _open_slowly(self) -> None:
         """Not cancelled when the client leaves: a session half made would be nobody's. Whoever prepares the session
         has time limits of his own."""
-        pump = self._pump
         agent = None
         try:
-            if self._turn is None:
-                self._turn = await pump.invocations.begin(self._request)
-                agent = pump.pool.take(self._turn.environment_id)
-            if agent is None and not self.over:
-                agent = await pump.pool.connect(self._turn)
+            agent = await self._opened()
         except ServiceError as error:
             self.fail(error)
         except Exception:
@@ -264,9 +266,40 @@ class Run:
         if self._sender is not None:
             self._sender.take_body(not agent.blocked)
 
+    async def _opened(self) -> AgentConnection | None:
+        """None: it is over already."""
+        pump = self._pump
+        for _ in range(_TRIES):
+            agent = None
+            if self._turn is None:
+                self._turn = await pump.invocations.begin(self._request)
+                agent = pump.pool.take(self._turn.environment_id)
+            try:
+                if agent is None and not self.over:
+                    agent = await pump.pool.connect(self._turn)
+                return agent
+            except OwnerChanged:
+                turn, self._turn = self._turn, None
+                turn.end()
+        raise in_progress()
+
+    def _hand_on(self) -> bool:
+        """What another replica runs can be retried through any: that one knows it, and nothing of it is kept here.
+        False: nobody waits for it now."""
+        self._pump.runs.release(self)
+        if self._client is None and self._sender is None:
+            return False
+        if self._client is not None:
+            self._recorded = None
+        return True
+
     def _begin(self, agent: AgentConnection) -> None:
         turn, body = self._turn, self._body
         assert turn is not None
+        if isinstance(turn, ForwardedTurn) and not self._hand_on():
+            agent.transport.close()
+            self.give_up()
+            return
         self._agent = agent
         self.state = RunState.SENDING
         self.deadline = self._pump.now + self._pump.limits.first_byte
@@ -312,13 +345,21 @@ class Run:
         self.deadline = self._pump.now + self._pump.limits.gap
         turn = self._turn
         assert turn is not None
+        if isinstance(turn, ForwardedTurn):
+            turn.span.answered(status)
+            request_id, out, length = forwarded_answer(fields)
+            self.request_id = request_id or self.request_id
+            self._answer(status, out, length)
+            return
         if status >= 400 and (turn.mcp is None or not passes(status)):
             self.fail(agent_refused(status))
             return
         turn.span.answered(status)
         if turn.mcp is not None:
             turn.mcp.begun()
-        out, length = answer_fields(turn, status, fields)
+        self._answer(status, *answer_fields(turn, status, fields))
+
+    def _answer(self, status: int, out: list[bytes], length: int | None) -> None:
         self.state = RunState.ANSWERING
         self._head = (status, out, length)
         if self._client is not None:
@@ -369,6 +410,10 @@ class Run:
 
     def on_agent_lost(self) -> None:
         self._agent = None
+        if isinstance(self._turn, ForwardedTurn):
+            # What its client would see of a server that is gone; SDKs retry it.
+            self.fail(InternalServerException("The replica that runs the session was lost before its answer ended"))
+            return
         self.fail(RuntimeClientError("The runtime closed the connection before its answer was complete"))
 
     def expire(self) -> None:

@@ -50,6 +50,12 @@ class Runs:
         while self._kept_size > self._limits.kept_answers:
             self._drop(next(iter(self._kept)))
 
+    def release(self, run: Run) -> None:
+        """From now on no retry finds it."""
+        if self._by_key.get(run.key) is run:
+            del self._by_key[run.key]
+        run.key = None
+
     def forget(self, run: Run) -> None:
         """Nobody will ask for it again. One under way stays until it ends."""
         if run.over:

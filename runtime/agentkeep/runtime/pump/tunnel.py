@@ -11,11 +11,14 @@ import httptools
 
 from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError
 from agentkeep.runtime.drivers.driver import Connection
+from agentkeep.runtime.forwarding import FORWARDED, ForwardedTurn, OwnerChanged
 from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
+from agentkeep.runtime.protocols import WEB_SOCKET
 from agentkeep.runtime.pump.agent import MOST_FRAMING
 from agentkeep.runtime.pump.heads import agent_refused, upgrade_answer, upgrade_head
 from agentkeep.runtime.pump.pump import Pump
 from agentkeep.runtime.pump.target import bearer_token, parse_target, query_headers, text_headers
+from agentkeep.runtime.session_table import in_progress
 from agentkeep.runtime.turn import InvocationRequest, Turn
 from agentkeep.service.direct import ClientConnection, Exchange, Head
 
@@ -23,10 +26,9 @@ __all__ = ["Tunnel"]
 
 logger = logging.getLogger(__name__)
 
-#: The action that policies name.
-WEB_SOCKET = "InvokeAgentRuntimeWithWebSocketStream"
 _NO_BODY = sha256(b"").hexdigest()
 _NEVER = float("inf")
+_TRIES = 5
 
 
 class Tunnel(Exchange):
@@ -54,14 +56,23 @@ class Tunnel(Exchange):
         pump = self._pump
         try:
             request = await self._authenticated()
-            turn = await pump.invocations.begin(request)
-            if self.response_complete:
-                turn.end()
-                return
-            self._turn = turn
-            opened = await turn.connect()
+            for _ in range(_TRIES):
+                turn = await pump.invocations.begin(request)
+                if self.response_complete:
+                    turn.end()
+                    return
+                self._turn = turn
+                try:
+                    opened = await turn.connect()
+                    break
+                except OwnerChanged:
+                    self._turn = None
+                    turn.end()
+            else:
+                raise in_progress()
+            handed_on = isinstance(turn, ForwardedTurn)
             _, agent = await asyncio.get_running_loop().create_connection(
-                lambda: _AgentEnd(self, opened), sock=opened.socket
+                lambda: _AgentEnd(self, opened, handed_on=handed_on), sock=opened.socket
             )
             if self.response_complete:
                 agent.transport.abort()
@@ -103,6 +114,8 @@ class Tunnel(Exchange):
             bearer,
             self.request_id,
             {**given, **headers},
+            # Sessions' own WebSockets stay on their replica: internal listeners take none.
+            head=None if FORWARDED in headers or head.session is not None else head,
             operation=WEB_SOCKET,
         )
 
@@ -120,6 +133,15 @@ class Tunnel(Exchange):
         self.connection.resume_body()
         if self._agent is not None and early:
             self._agent.transport.write(b"".join(early))  # may pause the client again
+
+    def answered_elsewhere(self) -> None:
+        """The replica that runs the session answers, whatever it is: from here on bytes are moved."""
+        self.started = True
+        self.deadline = self._pump.now + self._pump.limits.tunnel
+        early, self._early = self._early, []
+        self.connection.resume_body()
+        if self._agent is not None and early:
+            self._agent.transport.write(b"".join(early))
 
     def declined(self, status: int) -> None:
         self._fail(agent_refused(status))
@@ -191,7 +213,10 @@ class Tunnel(Exchange):
 class _AgentEnd(asyncio.Protocol):
     transport: asyncio.Transport
 
-    def __init__(self, tunnel: Tunnel, connection: Connection) -> None:
+    """`handed_on`: the other end is a replica, whose answer is the client's as it is."""
+
+    def __init__(self, tunnel: Tunnel, connection: Connection, *, handed_on: bool) -> None:
+        self._handed_on = handed_on
         self._tunnel: Tunnel | None = tunnel
         self._connection = connection
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
@@ -215,6 +240,12 @@ class _AgentEnd(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         tunnel = self._tunnel
         if tunnel is None:
+            return
+        if self._handed_on:
+            if self._parser is not None:
+                self._parser = None
+                tunnel.answered_elsewhere()
+            tunnel.from_agent(data)
             return
         if self._parser is None:
             tunnel.from_agent(data)
