@@ -129,52 +129,14 @@ async def _serve(folder: Path) -> None:
 # Whoever started it.
 
 
-class Platform:
-    """Started with `settings` (AGENTKEEP_... variables) on `folder`; ends with the `with` block."""
+class Client:
+    """An operator of the platform at `url`."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "AGENTKEEP_"))}
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=clean | settings,
-        )
-        served = self._line()
-        self.url: str = served["url"]
-        self.pid: int = served["pid"]
-        self.port = int(self.url.rsplit(":", 1)[1])
-        self.credentials = Credentials(served["key"], served["secret"])
+    def __init__(self, url: str, credentials: Credentials) -> None:
+        self.url = url
+        self.credentials = credentials
 
-    def __enter__(self) -> Platform:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(_ENDING)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _line(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the platform ended")
-        document: dict[str, Any] = json.loads(line)
-        return document
-
-    def count(self) -> dict[str, Any]:
-        """What it holds now; see `_counted`."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return self._line()
-
-    def client(self, service: str, **config: Any) -> Any:
+    def service(self, service: str, **config: Any) -> Any:
         return boto3.client(
             service,
             endpoint_url=self.url,
@@ -192,7 +154,7 @@ class Platform:
             archive.writestr("requirements.txt", requirements)
         key = f"{name}-{uuid.uuid4().hex}.zip"
         self.request("PUT", f"/artifacts/agents/{key}", bundle.getvalue())
-        control = self.client("bedrock-agentcore-control")
+        control = self.service("bedrock-agentcore-control")
         code = {"code": {"s3": {"bucket": "agents", "prefix": key}}, "runtime": "PYTHON_3_11"}
         artifact = {"codeConfiguration": {**code, "entryPoint": ["agent.py"]}}
         made = control.create_agent_runtime(
@@ -221,6 +183,51 @@ class Platform:
         if answer.status >= 300:
             raise RuntimeError(f"{method} {path}: {answer.status} {answer.data[:300]!r}")
         return answer.data
+
+
+class Platform(Client):
+    """Started with `settings` (AGENTKEEP_... variables) on `folder`; ends with the `with` block."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "AGENTKEEP_"))}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=clean | settings,
+        )
+        served = self._line()
+        super().__init__(served["url"], Credentials(served["key"], served["secret"]))
+        self.pid: int = served["pid"]
+        self.port = int(self.url.rsplit(":", 1)[1])
+
+    def __enter__(self) -> Platform:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(_ENDING)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _line(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the platform ended")
+        document: dict[str, Any] = json.loads(line)
+        return document
+
+    def count(self) -> dict[str, Any]:
+        """What it holds now; see `_counted`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._line()
 
     def invocation(self, arn: str, session: str, body: bytes, user: str | None = None) -> Signed:
         return invocation(self.credentials, self.url, arn, session, body, user)
