@@ -44,6 +44,7 @@ class ServiceProcess:
     port: int
     internal_port: int
     process: subprocess.Popen[bytes] | None = None
+    log_name: str = ""  # of one of several replicas
 
     @property
     def url(self) -> str:
@@ -55,7 +56,7 @@ class ServiceProcess:
 
     @property
     def log(self) -> Path:
-        return self.folder / f"{self.name}.log"
+        return self.folder / f"{self.log_name or self.name}.log"
 
     def start(self) -> None:
         with self.log.open("ab") as log:
