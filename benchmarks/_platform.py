@@ -129,14 +129,14 @@ async def _serve(folder: Path) -> None:
 # Whoever started it.
 
 
-class Client:
+class Operator:
     """An operator of the platform at `url`."""
 
     def __init__(self, url: str, credentials: Credentials) -> None:
         self.url = url
         self.credentials = credentials
 
-    def service(self, service: str, **config: Any) -> Any:
+    def client(self, service: str, **config: Any) -> Any:
         return boto3.client(
             service,
             endpoint_url=self.url,
@@ -154,7 +154,7 @@ class Client:
             archive.writestr("requirements.txt", requirements)
         key = f"{name}-{uuid.uuid4().hex}.zip"
         self.request("PUT", f"/artifacts/agents/{key}", bundle.getvalue())
-        control = self.service("bedrock-agentcore-control")
+        control = self.client("bedrock-agentcore-control")
         code = {"code": {"s3": {"bucket": "agents", "prefix": key}}, "runtime": "PYTHON_3_11"}
         artifact = {"codeConfiguration": {**code, "entryPoint": ["agent.py"]}}
         made = control.create_agent_runtime(
@@ -185,7 +185,7 @@ class Client:
         return answer.data
 
 
-class Platform(Client):
+class Platform(Operator):
     """Started with `settings` (AGENTKEEP_... variables) on `folder`; ends with the `with` block."""
 
     def __init__(self, folder: Path, **settings: str) -> None:

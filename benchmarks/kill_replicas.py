@@ -40,7 +40,7 @@ from typing import Any
 import uvloop
 from _history import keep
 from _nginx import Nginx
-from _platform import Client, Signed, exchange, invocation, stop
+from _platform import Operator, Signed, exchange, invocation, stop
 from botocore.credentials import Credentials
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -247,7 +247,7 @@ def first_calls(calls: Sequence[Call], kills: Sequence[Kill]) -> list[float]:
 
 def lost(stand: Stand, load: Load) -> tuple[int, list[str]]:
     """How many events were acknowledged, and those that are not there."""
-    client = Client(stand.services["memory"].url, stand.credentials).service("bedrock-agentcore")
+    client = Operator(stand.services["memory"].url, stand.credentials).client("bedrock-agentcore")
     acknowledged: dict[str, set[str]] = defaultdict(set)
     for call in load.calls:
         if call.answer is not None:
@@ -272,9 +272,9 @@ async def run(seconds: float, replicas: int, seed: int) -> tuple[dict[str, Any],
         standing(Path(folder), replicas) as stand,
     ):
         chance = random.Random(seed)
-        runtime = Client(stand.url, stand.credentials)
+        runtime = Operator(stand.url, stand.credentials)
         arn = await asyncio.to_thread(runtime.deploy, AGENT, "events", "boto3\n")
-        control = Client(stand.services["memory"].url, stand.credentials).service("bedrock-agentcore-control")
+        control = Operator(stand.services["memory"].url, stand.credentials).client("bedrock-agentcore-control")
         memory = control.create_memory(name="kills", eventExpiryDuration=30)["memory"]["id"]
         load = Load(stand, arn, memory, chance)
         began = time.monotonic()
