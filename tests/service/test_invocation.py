@@ -36,11 +36,21 @@ async def test_boto3_invokes(stack: Stack) -> None:
     assert answer["contentType"] == "application/json"
     request = stack.sessions.requests[0]
     assert answer["runtimeSessionId"] == request.session_id
+    assert answer["traceParent"].startswith("00-"), "the trace the turn is on"
     assert answer["ResponseMetadata"]["RequestId"] == request.request_id
     assert request.runtime == RUNTIME
     assert request.qualifier == "DEFAULT"
     assert request.caller is not None
     assert request.caller.principal.endswith("user/admin")
+
+
+async def test_the_answer_is_on_the_callers_trace(stack: Stack) -> None:
+    """OBS-1"""
+    trace = "ab" * 16
+    sent = {"traceparent": f"00-{trace}-{'cd' * 8}-01", "tracestate": "vendor=1"}
+    head = (await stack.raw(stack.signed(b"hi", headers=sent))).partition(b"\r\n\r\n")[0].decode().lower()
+    assert head.count("\r\ntraceparent: ") == head.count("\r\ntracestate: vendor=1") == 1
+    assert f"traceparent: 00-{trace}-" in head and "cd" * 8 not in head
 
 
 async def test_qualifier_account_and_user_reach_sessions(stack: Stack) -> None:
