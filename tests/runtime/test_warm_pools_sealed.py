@@ -146,3 +146,25 @@ async def test_what_waits_is_nobodys_and_then_one_sessions_only(sealed: Any) -> 
         kept = (await sealed.plane._parts.logs.read(SessionRef(runtime_id, session_id))).decode()
         assert [line for line in kept.splitlines() if line.startswith("early")] == [f"early words of {one['name']}"]
         assert await sealed.identity.keys.find(one["now"]["AccessKeyId"]) is None
+
+
+@pytest.mark.slow
+async def test_fifty_first_calls_and_five_that_wait(sealed: Any) -> None:
+    """EXE-1: fifty sandboxes, each with one session's words only."""
+    made = await sealed.call(
+        "create_agent_runtime", agentRuntimeName="waiting", tags={WARM_POOL_TAG: "5"}, **sealed.definition()
+    )
+    runtime_id = made["agentRuntimeId"]
+    await sealed.ready(runtime_id)
+    await _full(sealed, 5)
+    waiting = {environment.id for environment in sealed.driver.environments}
+    sessions = [str(uuid.uuid4()) for _ in range(50)]
+    answers = await asyncio.gather(*(_say(sealed, runtime_id, each, each) for each in sessions))
+    assert len({answer["name"] for answer in answers}) == 50
+    assert [answer["seen"] for answer in answers] == [[each] for each in sessions]
+    assert [answer["session"] for answer in answers] == sessions
+    used = {sealed.plane._parts.sessions.live(SessionRef(runtime_id, each)).environment.id for each in sessions}
+    assert len(used) == 50
+    assert waiting <= used
+    await _full(sealed, 5)
+    assert len({environment.id for environment in sealed.driver.environments} - used) == 5
