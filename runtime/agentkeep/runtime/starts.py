@@ -120,9 +120,12 @@ class Starts:
             self._end(session, EndReason.START_FAILED)
         except (EnvironmentStartFailed, SandboxUnavailable, ArtifactError) as error:
             self._start_failed(session, str(error))
-        except (DriverThrottled, ThrottlingException) as error:
-            log.warning("session %s waits no longer for its start: %s", session.ref.session_id, error)
-            session.fail_start(ThrottlingException(f"The session could not be started now: {error}. Try again later"))
+        except ThrottlingException as error:
+            session.fail_start(error)
+            self._end(session, EndReason.START_FAILED)
+        except DriverThrottled as error:
+            log.warning("session %s: the driver was turned away for too long: %s", session.ref.session_id, error)
+            session.fail_start(ThrottlingException(f"The session could not be started now ({error}). Try again later"))
             self._end(session, EndReason.START_FAILED)
         except LeaseLost:
             session.forfeited = True
