@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.table import Table
 from rich.text import Text
+from urllib3.exceptions import HTTPError
 
 from agentkeep.cli.deployment import Deployment, Running
 from agentkeep.cli.options import DEFAULT_DATA_DIR, DataDir
@@ -26,6 +28,8 @@ from agentkeep.verify.report import Exit, Report
 from agentkeep.verify.sessions import Wire
 from agentkeep.verify.stage import Stage
 from agentkeep.verify.suite import Suite
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(help="Show that a deployment keeps what it promises.", no_args_is_help=True)
 
@@ -75,8 +79,10 @@ def isolation(
         deployment = AtEndpoint(endpoint, account) if endpoint else Deployment(data_dir)
         with _terminated_as_interrupted():
             report = _verify(deployment, sessions, image, keep, as_json)
-    except (CommandError, BotoCoreError, ClientError) as error:
-        shown = error if isinstance(error, CommandError) else CommandError(str(error))
+    except Exception as error:  # whatever it is: status 1 says that something leaked, and nothing else does
+        if not isinstance(error, (CommandError, BotoCoreError, ClientError, HTTPError)):
+            logger.exception("the suite failed")
+        shown = error if isinstance(error, CommandError) else CommandError(f"{type(error).__name__}: {error}")
         shown.show(as_json)
         raise typer.Exit(Exit.INCOMPLETE) from None
     show(report.document(), as_json)

@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 from . import containers, endpoint, exhaustion, files, network, plants, power, processes
-from .attack import ATTACKS, CONTAINED, Attack, NoControl, Target, unmasked
+from .attack import ATTACKS, CONTAINED, ENDPOINT, Attack, NoControl, Target, unmasked
 
 __all__ = ["main"]
 
@@ -50,7 +50,8 @@ def attempt(attack: Attack, target: Target) -> list[str]:
 def run(target: Target, where: list[str], only: list[str] | None = None) -> dict[str, Any]:
     """Of each attack the outcome, its control's, and seconds."""
     results = {}
-    for attack in ATTACKS.values():
+    # Those at the endpoint last: what they are given by mistake is then in this process's memory.
+    for attack in sorted(ATTACKS.values(), key=lambda one: ENDPOINT in one.where):
         if not attack.where.intersection(where) or (only is not None and attack.name not in only):
             continue
         began = time.monotonic()
