@@ -207,9 +207,9 @@ def test_a_session_is_its_users_by_token(agents: Agents, client: AgentCoreRuntim
     session, alice, bob = new_session(), agents.token("alice"), agents.token("bob")
     status, _, said = agents.by_token("invocations", alice, session)
     assert (status, said["session"]) == (200, session)
-    for tail in ("invocations", "stopruntimesession"):
-        assert agents.by_token(tail, bob, session)[0] == 403
-        status, headers, _ = agents.by_token(tail, "rubbish", session)
+    for tail in ("invocations", "invocations/", "commands", "stopruntimesession"):
+        assert agents.by_token(tail, bob, session, {"command": "id"})[0] == 403
+        status, headers, _ = agents.by_token(tail, "rubbish", session, {"command": "id"})
         assert status == 401 and "resource_metadata=" in headers["www-authenticate"]
     with pytest.raises(ClientError, match="AccessDeniedException"):
         client.invoke_agent_runtime(agentRuntimeArn=agents.bearer, runtimeSessionId=session, payload="{}")
