@@ -27,6 +27,8 @@ _IMAGE: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _SIZE: Final = re.compile(r".*,size=([0-9]{1,15})")
 _OWNER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _NAME: Final = re.compile(r"[\x20-\x7e]{1,300}")
+_STORAGE: Final = re.compile(r"/mnt/(?!\.{1,2}$)[a-zA-Z0-9._-]{1,195}")
+_MOST_STORAGE: Final = 5
 _SHOWN: Final = 120
 
 
@@ -66,7 +68,7 @@ def _session(body: Any, image: Image, most: Limits, settings: DockerDriverSettin
         raise Refused(f"{address} is no session's address")
     made = container.configuration(
         EnvironmentSpec(
-            version=VersionSpec(runtime, "1", image=image.id, port=port),
+            version=VersionSpec(runtime, "1", image=image.id, port=port, storage=_storage(host)),
             environment=_variables(body),
             endpoint=_no_endpoint,
             log=_no_endpoint,
@@ -108,16 +110,18 @@ def _variables(body: Any) -> dict[str, str]:
 
 
 def _limits(host: Any, most: Limits) -> Limits:
-    size = _SIZE.fullmatch(host["Tmpfs"]["/tmp"])  # noqa: S108 -- inside the container
+    place = "/tmp"  # noqa: S108 -- inside the container
+    size = _SIZE.fullmatch(host["Tmpfs"][place])
     if size is None:
         raise Refused("HostConfig.Tmpfs sets no size of /tmp")
+    share = container.disk_shares(_storage(host))[place]
     (files,) = (one["Soft"] for one in host["Ulimits"] if one["Name"] == "nofile")
     wanted = {
         "Memory": (host["Memory"], most.memory, "MEMORY"),
         "PidsLimit": (host["PidsLimit"], most.processes, "PROCESSES"),
         "NanoCpus": (host["NanoCpus"], int(most.cpus * 1e9), "CPUS"),
         "Ulimits nofile": (files, most.open_files, "OPEN_FILES"),
-        "Tmpfs size of /tmp, twice,": (2 * int(size[1]), max(most.disk, container.LEAST_DISK), "DISK"),
+        f"Tmpfs size of /tmp, {share} times,": (share * int(size[1]), max(most.disk, container.LEAST_DISK), "DISK"),
     }
     for name, (value, limit, setting) in wanted.items():
         if type(value) is not int or not 0 < value <= limit:
@@ -130,8 +134,16 @@ def _limits(host: Any, most: Limits) -> Limits:
         processes=host["PidsLimit"],
         open_files=files,
         cpus=host["NanoCpus"] / 1e9,
-        disk=2 * int(size[1]),
+        disk=share * int(size[1]),
     )
+
+
+def _storage(host: Any) -> tuple[str, ...]:
+    usual = container.disk_shares(())
+    storage = tuple(place for place in host["Tmpfs"] if place not in usual)
+    if len(storage) > _MOST_STORAGE or not all(map(_STORAGE.fullmatch, storage)):
+        raise Refused("HostConfig.Tmpfs has places that are no session storage")
+    return storage
 
 
 def _differences(given: Any, made: Any, path: str) -> Iterator[str]:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from agentkeep.core.errors import DriverError
 from agentkeep.runtime.docker_guard.bodies import checked, image_named
+from agentkeep.runtime.docker_guard.commands import STARTED, checked_command, container_of, told_of
 from agentkeep.runtime.docker_guard.names import AllowedImages
 from agentkeep.runtime.docker_guard.refusal import Refused
 from agentkeep.runtime.drivers.docker.container import NAME, PROBE, SESSION
@@ -37,6 +38,7 @@ _MOST_ARCHIVE: Final = 10240  # an archive of no files
 _VERSION: Final = r"(?:/v1\.4[1-7])?"
 _REFERENCE: Final = r"(?P<reference>[A-Za-z0-9][A-Za-z0-9._:@/-]{0,500})"
 _CONTAINER: Final = rf"/containers/(?P<name>{NAME.pattern})"
+_COMMAND: Final = r"/exec/(?P<command>[0-9a-f]{64})"
 #: Of what the engine tells about its machine, what the driver reads.
 _TOLD: Final = ("Version", "ApiVersion", "OperatingSystem", "MemoryLimit", "PidsLimit", "CpuCfsQuota")
 _SHOWN: Final = 200
@@ -193,11 +195,37 @@ class DockerGuard:
         if found is None:
             return _success(None, _no_container(asked.place["name"]))
         async with self._engine.output(found["Id"]) as reader:
-            response = web.StreamResponse(headers={"Content-Type": "application/vnd.docker.raw-stream"})
-            await response.prepare(asked.request)
-            async for piece in reader.iter_any():
-                await response.write(piece)
-        return response
+            return await _streamed(asked, reader)
+
+    # Commands in containers.
+
+    async def create_command(self, asked: _Asked) -> web.StreamResponse:
+        body = checked_command(_json(asked.body))
+        name = asked.place["name"]
+        found = await self._ours(name)
+        if found is None:
+            return _success(None, _no_container(name))
+        return _success({"Id": await self._engine.create_command(found["Id"], body)}, status=201)
+
+    async def run_command(self, asked: _Asked) -> web.StreamResponse:
+        id = asked.place["command"]
+        if _json(asked.body) != STARTED:
+            raise Refused("a command is started attached, without a terminal")
+        if await self._command(id) is None:
+            return _success(None, f"No such exec instance: {id}")
+        async with self._engine.run_command(id) as reader:
+            return await _streamed(asked, reader)
+
+    async def command(self, asked: _Asked) -> web.StreamResponse:
+        id = asked.place["command"]
+        found = await self._command(id)
+        return _success(None if found is None else told_of(found), f"No such exec instance: {id}")
+
+    async def _command(self, id: str) -> dict[str, Any] | None:
+        found = await self._engine.command(id)
+        if found is None or await self._ours(container_of(found)) is None:
+            return None
+        return found
 
     async def _done(self, asked: _Asked, act: Callable[[str], Awaitable[None]]) -> web.StreamResponse:
         name = asked.place["name"]
@@ -213,6 +241,14 @@ class DockerGuard:
         if found is not None and (found["Config"].get("Labels") or {}).get(LABEL) not in (SESSION, PROBE):
             raise Refused(f"the container {name} is not a session's")
         return found
+
+
+async def _streamed(asked: _Asked, reader: StreamReader) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/vnd.docker.raw-stream"})
+    await response.prepare(asked.request)
+    async for piece in reader.iter_any():
+        await response.write(piece)
+    return response
 
 
 def _form(
@@ -243,6 +279,9 @@ _FORMS: Final = (
     _form("POST", f"{_CONTAINER}/kill", DockerGuard.kill, query="signal"),
     _form("POST", f"{_CONTAINER}/wait", DockerGuard.wait),
     _form("POST", f"{_CONTAINER}/attach", DockerGuard.attach, query="stream stdout stderr"),
+    _form("POST", f"{_CONTAINER}/exec", DockerGuard.create_command, body=True),
+    _form("POST", f"{_COMMAND}/start", DockerGuard.run_command, body=True),
+    _form("GET", f"{_COMMAND}/json", DockerGuard.command),
     _form("DELETE", _CONTAINER, DockerGuard.remove, query="force v"),
 )
 

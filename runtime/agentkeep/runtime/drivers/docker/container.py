@@ -23,6 +23,7 @@ __all__ = [
     "PROBE",
     "SESSION",
     "configuration",
+    "disk_shares",
     "labelled_port",
     "labelled_runtime",
     "new_name",
@@ -38,8 +39,8 @@ _RUNTIME, _PORT = f"{LABEL}.runtime", f"{LABEL}.port"
 #: Host users of sessions whose image names none: one for each address, from the range systemd leaves to containers.
 _FIRST_USER: Final = 0x69000000
 #: Writable places, all in memory, and which part each has of the session's disk.
-_WRITABLE: Final = {"/tmp": 2, "/var/tmp": 8, "/run": 8}  # noqa: S108 -- inside the container
-_SHARED_MEMORY: Final = 4
+_SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 -- these are inside the container
+_WRITABLE: Final = {"/tmp": 2, "/var/tmp": 8, "/run": 8, _SHARED_MEMORY: 4}  # noqa: S108
 LEAST_DISK: Final = 64 << 10
 
 
@@ -48,6 +49,9 @@ def configuration(
 ) -> dict[str, Any]:
     """The body of the engine's "create a container"."""
     limits = spec.limits
+    disk, shares = limits.disk, disk_shares(spec.version.storage)
+    if spec.version.storage:
+        disk -= disk % shares["/tmp"]  # noqa: S108 -- whose size alone then tells it
     variables = dict(spec.environment)
     user = image.user
     if not image.names_user and not settings.image_root:
@@ -62,10 +66,11 @@ def configuration(
         "Dns": ["127.0.0.1"],
         "ReadonlyRootfs": True,
         "Tmpfs": {
-            place: f"rw,exec,nosuid,nodev,mode=1777,size={max(limits.disk // part, LEAST_DISK)}"
-            for place, part in _WRITABLE.items()
+            place: f"rw,exec,nosuid,nodev,mode=1777,size={max(disk // part, LEAST_DISK)}"
+            for place, part in shares.items()
+            if place != _SHARED_MEMORY
         },
-        "ShmSize": max(limits.disk // _SHARED_MEMORY, LEAST_DISK),
+        "ShmSize": max(disk // shares[_SHARED_MEMORY], LEAST_DISK),
         "IpcMode": "private",
         "CapDrop": ["ALL"],
         "Privileged": False,
@@ -106,6 +111,13 @@ def configuration(
         "HostConfig": host,
         "NetworkingConfig": {"EndpointsConfig": {NETWORK: {"IPAMConfig": {"IPv4Address": address}}}},
     }
+
+
+def disk_shares(storage: Sequence[str]) -> dict[str, int]:
+    """Place → which part it has of the session's disk: session storage has half, where there is any."""
+    if not storage:
+        return dict(_WRITABLE)
+    return {place: 2 * part for place, part in _WRITABLE.items()} | dict.fromkeys(storage, 2 * len(storage))
 
 
 def probe(
