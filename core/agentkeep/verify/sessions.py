@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from agentkeep.verify.probe.attack import Own, Victim, masked
 __all__ = ["SESSION_HEADER", "Answer", "Session", "Wire", "new_session"]
 
 SESSION_HEADER = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
+START_SECONDS = 120.0  # that a session waits for its turn to start
 USER_HEADER = "X-Amzn-Bedrock-AgentCore-Runtime-User-Id"
 
 
@@ -109,6 +111,12 @@ class Session:
         return json.loads(answer.body)
 
     def plant(self) -> dict[str, Any]:
+        """One of everything. A deployment that starts only so many sessions at once is given time."""
+        deadline = time.monotonic() + START_SECONDS
+        while not (first := self.invoke({"do": "who"})).ok:
+            if first.status not in (409, 429, 503) or time.monotonic() > deadline:
+                raise RuntimeError(f"session {self.id} of {self.user} did not start: {first}")
+            time.sleep(0.5)
         planted: dict[str, Any] = self.ask(
             do="plant", name=self.name, secret=masked(self.secret), port=self.port, key=self.key
         )

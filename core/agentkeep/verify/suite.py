@@ -140,8 +140,11 @@ class Suite:
     @staticmethod
     def _all(function: Callable[[Session], Any], sessions: Iterable[Session]) -> Iterable[Any]:
         sessions = list(sessions)
-        with ThreadPoolExecutor(max(1, min(64, len(sessions)))) as pool:
+        pool = ThreadPoolExecutor(max(1, min(64, len(sessions))))
+        try:
             return list(pool.map(function, sessions))
+        finally:  # interrupted, too: what still runs ends with its session
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # Attacks.
 
