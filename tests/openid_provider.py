@@ -5,10 +5,7 @@ Installed once by its lock file into /var/tmp; then no registry is asked.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +15,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
 import httpx
+from npm_folder import installed
 
 SOURCE = Path(__file__).parent / "identity" / "openid_provider"
-CACHE = Path("/var/tmp/agentkeep-tests-npm")
 RESOURCE = "https://tickets.example"
 _PATIENCE = 20.0  # seconds
 _MOST_STEPS = 15
@@ -57,7 +54,7 @@ class OpenIdServer:
 
 @contextmanager
 def running_provider() -> Iterator[OpenIdServer]:
-    folder = _installed()
+    folder = installed(SOURCE)
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
             ["node", "server.mjs"], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
@@ -71,25 +68,6 @@ def running_provider() -> Iterator[OpenIdServer]:
         process.kill()
         process.wait(_PATIENCE)
         process.stdout.close()
-
-
-def _installed() -> Path:
-    """The folder with the server and what it needs, made where it is not there. Test processes wait for one another."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SOURCE.iterdir()))).hexdigest()[:16]
-    folder = CACHE / digest
-    CACHE.mkdir(exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "installed").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(SOURCE, folder)
-            done = subprocess.run(
-                ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-                cwd=folder, capture_output=True, text=True, timeout=100,
-            )  # fmt: skip
-            assert done.returncode == 0, f"npm ci failed:\n{done.stderr[-2000:]}"
-            (folder / "installed").touch()
-    return folder
 
 
 class Browser:

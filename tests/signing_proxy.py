@@ -38,7 +38,7 @@ class SigningProxy:
         )  # fmt: skip
         app = web.Application(client_max_size=1 << 24)
         app.router.add_route("*", "/{tail:.*}", self._serve)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/mcp"
@@ -61,8 +61,8 @@ class SigningProxy:
             for name, value in answer.headers.items():
                 if name.lower() not in _HOP:
                     response.headers.add(name, value)
-            await response.prepare(request)
             try:
+                await response.prepare(request)
                 async for piece in answer.content.iter_any():
                     await response.write(piece)
             except (aiohttp.ClientPayloadError, ConnectionError):

@@ -108,6 +108,7 @@ class Behaviour:
     changed: Callable[[], float] | None = None
     ping_status: int = 200
     answer: Callable[[LoopbackAgent, web.Request], Awaitable[web.StreamResponse]] | None = None
+    execute: Callable[[str], Awaitable[Execution]] | None = None
 
 
 class LoopbackAgent:
@@ -128,7 +129,7 @@ class LoopbackAgent:
     async def listen(self) -> None:
         app = web.Application(client_max_size=1 << 20)
         app.router.add_get("/ping", self._ping)
-        app.router.add_post("/{path:.*}", self._invoke)
+        app.router.add_route("*", "/{path:.*}", self._invoke)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -164,8 +165,10 @@ class LoopbackAgent:
             raise
         return LoopbackConnection(sock)
 
-    async def execute(self, line: str) -> NoReturn:
-        raise CommandNotStarted("there is no shell here")
+    async def execute(self, line: str) -> Execution:
+        if self.behaviour.execute is None:
+            raise CommandNotStarted("there is no shell here")
+        return await self.behaviour.execute(line)
 
     async def resume(self, endpoint: Callable[[], asyncio.Protocol], log: Callable[[bytes], None]) -> None:
         self.resumed.append(endpoint)

@@ -121,7 +121,7 @@ def bearer_token(headers: Mapping[str, str], session: SessionRef | None) -> str 
     """The token of a caller who does not sign. Raises UnauthorizedException inside a session (`session`: the
     listener's), whose callers have keys of their own."""
     authorization = headers.get("authorization", "")
-    if authorization[:7].lower() != "bearer ":
+    if authorization[:7].lower() != "bearer " and authorization.lower() != "bearer":
         return None
     if session is not None:
         raise UnauthorizedException("Inside a session, calls are signed with the session's own credentials")
