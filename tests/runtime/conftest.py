@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
@@ -32,7 +32,7 @@ from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.observability.budget import SessionBudgets
 from agentkeep.runtime.artifacts import FolderArtifactStore
-from agentkeep.runtime.drivers.driver import EnvironmentSpec, Exit, Finding, VersionSpec
+from agentkeep.runtime.drivers.driver import EnvironmentSpec, Execution, Exit, Finding, VersionSpec
 from agentkeep.runtime.headers import SESSION_HEADER
 from agentkeep.runtime.operations import RuntimePlane
 from agentkeep.runtime.settings import RuntimeSettings

@@ -112,12 +112,37 @@ async def test_an_authorizer_must_check_something(platform: Any) -> None:
     await _refused(platform, authorizerConfiguration=authorizer)
 
 
+@pytest.mark.parametrize(
+    ("systems", "complaint"),
+    [
+        ([{"sessionStorage": {"mountPath": "/mnt/.."}}], "one folder below /mnt"),
+        ([{"sessionStorage": {"mountPath": "/mnt/./"}}], "one folder below /mnt"),
+        ([{"sessionStorage": {"mountPath": "/mnt/a/b"}}], "one folder below /mnt"),
+        ([{"sessionStorage": {"mountPath": "/mnt/a,rw"}}], "one folder below /mnt"),
+        ([{"sessionStorage": {"mountPath": "/mnt/a\n"}}], "one folder below /mnt"),
+        ([{"sessionStorage": {"mountPath": "/tmp/ab"}}], "one folder below /mnt"),
+        ([{"sessionStorage": {"mountPath": "/mnt/a"}}, {"sessionStorage": {"mountPath": "/mnt/a/"}}], "twice"),
+        ([{"efsAccessPoint": {"accessPointArn": "arn:x", "mountPath": "/mnt/a"}}], "not supported here: EFS"),
+        ([{"s3FilesAccessPoint": {"accessPointArn": "arn:x", "mountPath": "/mnt/a"}}], "not supported here: S3 Files"),
+    ],
+)
+async def test_storage_that_no_session_can_have(platform: Any, systems: list[Any], complaint: str) -> None:
+    refused = await _refused(platform, filesystemConfigurations=systems)
+    assert complaint in refused.message
+    assert refused.fields[-1].name.startswith(f"filesystemConfigurations.{len(systems)}.member.")
+
+
+async def test_session_storage_is_told_to_the_driver(platform: Any) -> None:
+    systems = [{"sessionStorage": {"mountPath": "/mnt/data/"}}, {"sessionStorage": {"mountPath": "/mnt/my.cache-1"}}]
+    await platform.create(filesystemConfigurations=systems)
+    assert platform.driver.prepared[-1].storage == ("/mnt/data", "/mnt/my.cache-1")
+
+
 async def test_what_is_not_acted_upon_is_stored_and_echoed(platform: Any) -> None:
     extra = {
         "metadataConfiguration": {"requireMMDSV2": True},
         "platformVersion": "V2",
         "allowedPorts": [{"port": 9000}],
-        "filesystemConfigurations": [{"sessionStorage": {"mountPath": "/mnt/data"}}],
         "hooksConfiguration": {"build": {"warmup": {"action": {"httpPost": {"path": "/warm"}}}}},
         "resourceConfigurations": [{"minimumMemoryInMiB": 512}],
     }
