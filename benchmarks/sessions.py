@@ -164,7 +164,7 @@ class Caller:
             time.sleep(0.05)
 
 
-def through_boto3(count: int, cold: int, image: str | None) -> dict[str, object]:
+def through_boto3(count: int, cold: int, image: str | None, socket: str) -> dict[str, object]:
     """First calls, by how the environment comes to be."""
     kinds = {"cold": "false", "fork server": "true"} if image is None else {"container": "true"}
     figures: dict[str, object] = {}
@@ -178,6 +178,7 @@ def through_boto3(count: int, cold: int, image: str | None) -> dict[str, object]
                     Path(text),
                     AGENTKEEP_RUNTIME_PROCESS_FORK_SERVERS=fork_servers,
                     AGENTKEEP_RUNTIME_DOCKER=str(image is not None).lower(),
+                    AGENTKEEP_RUNTIME_DOCKER_SOCKET=socket,
                     AGENTKEEP_RUNTIME_WARM_POOL=str(size),
                 ) as platform,
             ):
@@ -227,9 +228,9 @@ async def in_the_driver(count: int, cold: int) -> dict[str, object]:
     return figures
 
 
-def main(count: int, cold: int, image: str | None) -> None:
+def main(count: int, cold: int, image: str | None, socket: str) -> None:
     figures = {} if image is not None else asyncio.run(in_the_driver(count, cold))
-    figures["first call through boto3, ms"] = through_boto3(count, cold, image)
+    figures["first call through boto3, ms"] = through_boto3(count, cold, image, socket)
     print(json.dumps(figures, indent=2))
     keep("sessions", figures)
 
@@ -239,5 +240,6 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--cold", type=int, default=5)
     parser.add_argument("--image", help="an agent's image in this machine's Docker engine; then only containers")
+    parser.add_argument("--socket", default="/var/run/docker.sock", help="that engine's")
     arguments = parser.parse_args()
-    main(arguments.count, arguments.cold, arguments.image)
+    main(arguments.count, arguments.cold, arguments.image, arguments.socket)
