@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,18 @@ pytestmark = [
 
 TALKER = Path(__file__).parents[1] / "agents" / "talker"
 #: Not packages of this project's environment: installed once for a machine.
-TOOLKIT = "bedrock-agentcore-starter-toolkit==0.3.14"
+TOOLKIT = ("bedrock-agentcore-starter-toolkit==0.3.14",)
 TOOLKIT_FOLDER = Path("/var/tmp/agentkeep-tests-toolkit")
-MOTO = "moto[server]==5.2.5"
+MOTO = ("moto==5.2.5", "flask==3.1.3", "flask-cors==6.0.5")
 MOTO_FOLDER = Path("/var/tmp/agentkeep-tests-moto")
 COMMAND = "import sys; sys.argv[0] = 'agentcore'; from bedrock_agentcore_starter_toolkit.cli.cli import main; main()"
 CUSTOM = "X-Amzn-Bedrock-AgentCore-Runtime-Custom-"
 
 
-def installed(package: str, folder: Path, module: str) -> Path:
+def installed(packages: Sequence[str], folder: Path, module: str) -> Path:
     if not (folder / module).exists():
-        command = [find_uv_bin(), "pip", "install", "-q", "--python", sys.executable, "--target", str(folder), package]
-        subprocess.run(command, check=True, capture_output=True, timeout=280)
+        command = [find_uv_bin(), "pip", "install", "-q", "--python", sys.executable, "--target", str(folder)]
+        subprocess.run([*command, *packages], check=True, capture_output=True, timeout=280)
     return folder
 
 
