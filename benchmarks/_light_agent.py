@@ -82,7 +82,9 @@ class Agent(asyncio.Protocol):
 
 
 async def main() -> None:
-    server = await asyncio.get_running_loop().create_server(Agent, "0.0.0.0", 8080, backlog=1024)
+    server = await asyncio.get_running_loop().create_server(
+        Agent, "0.0.0.0", int(os.environ.get("LIGHT_AGENT_PORT", "8080")), backlog=1024
+    )
     await server.serve_forever()
 
 

@@ -246,18 +246,19 @@ async def deploy(runtime: RuntimePlane, artifacts: FolderArtifactStore) -> str:
 
 @dataclass
 class Target:
-    """Somewhere to send invocations to; `pid` is whose CPU is counted."""
+    """Somewhere to send invocations to; `pids` are whose CPU is counted, `sessions` a part of its sessions' names."""
 
     port: int
-    pid: int
+    pids: Sequence[int]
     host: str
     arn: str
     credentials: Credentials
+    sessions: str = "session"
 
     def request(self, number: int, body: bytes) -> bytes:
         """As boto3 sends it, signed for the platform wherever it goes."""
         path = f"/runtimes/{quote(self.arn, safe='')}/invocations?qualifier=DEFAULT"
-        session = f"benchmark-session-{number:04d}-" + "0" * 20
+        session = f"benchmark-{self.sessions}-{number:04d}-" + "0" * 20
         headers = {
             "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id": session,
             "Content-Type": "application/json",
@@ -278,13 +279,13 @@ class Target:
 
 
 class Client(asyncio.Protocol):
-    """One connection, one request after the other. Answers are counted by their length, which does not vary."""
+    """One connection, one request after the other; `length` is that of every answer's body."""
 
     transport: asyncio.Transport
 
     def __init__(self, request: bytes, length: int) -> None:
         self.request, self.length = request, length
-        self.left = length
+        self.got = b""
         self.times: list[float] = []
         self.running = True
         self.done = asyncio.get_running_loop().create_future()
@@ -297,13 +298,12 @@ class Client(asyncio.Protocol):
         self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
-        if self.left == self.length and not data.startswith(b"HTTP/1.1 200 "):
-            self.done.set_exception(RuntimeError(repr(data[:500])))
+        self.got = data = self.got + data if self.got else data
+        if len(data) - data.find(b"\r\n\r\n") - 4 != self.length:
+            if not data.startswith(b"HTTP/1.1 200 ") or len(data) > 1000 + self.length:
+                self.done.set_exception(RuntimeError(repr(data[:500])))
             return
-        self.left -= len(data)
-        if self.left:
-            return
-        self.left = self.length
+        self.got = b""
         now = time.perf_counter()
         self.times.append(now - self.began)
         if self.running:
@@ -318,7 +318,7 @@ class Client(asyncio.Protocol):
 
 
 async def answer_length(target: Target, request: bytes) -> int:
-    """Of a whole answer; the second one, by when sessions and connections are there."""
+    """Of an answer's body; the second one, by when sessions and connections are there."""
     reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
     for _ in range(2):
         writer.write(request)
@@ -327,22 +327,23 @@ async def answer_length(target: Target, request: bytes) -> int:
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         await reader.readexactly(length)
     writer.close()
-    return len(head) + length
+    return length
 
 
-def cpu(pid: int) -> float:
-    """Seconds on a processor, of all threads."""
+def cpu(pids: Sequence[int]) -> float:
+    """Seconds on a processor, of all their threads."""
     spent = 0
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        spent += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
+    for pid in pids:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            spent += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
     return spent / 1e9
 
 
-async def calls(target: Target, connections: int, seconds: float) -> dict[str, float]:
+async def calls(target: Target, connections: int, seconds: float, body: bytes = BODY) -> dict[str, float]:
     loop = asyncio.get_running_loop()
     clients = []
     for number in range(connections):
-        request = target.request(number, BODY)
+        request = target.request(number, body)
         length = await answer_length(target, request)
 
         def make(request: bytes = request, length: int = length) -> Client:
@@ -355,9 +356,9 @@ async def calls(target: Target, connections: int, seconds: float) -> dict[str, f
     await asyncio.sleep(0.2)
     for client in clients:
         client.times.clear()
-    began, spent = time.perf_counter(), cpu(target.pid)
+    began, spent = time.perf_counter(), cpu(target.pids)
     await asyncio.sleep(seconds)
-    spent, took = cpu(target.pid) - spent, time.perf_counter() - began
+    spent, took = cpu(target.pids) - spent, time.perf_counter() - began
     times = sorted(moment for client in clients for moment in client.times)
     for client in clients:
         client.running = False
@@ -380,15 +381,17 @@ def best(rounds: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-async def measure(targets: Mapping[str, Target], seconds: float) -> dict[str, Any]:
+async def measure(
+    targets: Mapping[str, Target], seconds: float, rounds: int = ROUNDS, body: bytes = BODY
+) -> dict[str, Any]:
     """By connections; what each target adds, and its share of the throughput, to "direct"."""
     figures: dict[str, Any] = {}
     for connections in (1, 32):
-        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in targets}
-        for _ in range(ROUNDS):
+        measured: dict[str, list[dict[str, float]]] = {name: [] for name in targets}
+        for _ in range(rounds):
             for name, target in targets.items():
-                rounds[name].append(await calls(target, connections, seconds))
-        found = {name: best(of) for name, of in rounds.items()}
+                measured[name].append(await calls(target, connections, seconds, body))
+        found = {name: best(of) for name, of in measured.items()}
         direct = found["direct"]
         figures[f"c={connections}"] = {
             name: one
@@ -422,15 +425,15 @@ def stand(*, with_nginx: bool = True) -> Iterator[dict[str, Target]]:
         platform_process, known = run("platform", str(at["port"]), folder)
         host = f"127.0.0.1:{known['port']}"
         credentials = Credentials(known["key"], known["secret"])
-        targets = {"direct": Target(at["port"], agent_process.pid, host, known["arn"], credentials)}
+        targets = {"direct": Target(at["port"], [agent_process.pid], host, known["arn"], credentials)}
         if with_nginx:
             try:
                 nginx = stack.enter_context(Nginx(Path(folder) / "nginx", [at["port"]]))
             except FileNotFoundError as error:
                 print(error)
             else:
-                targets["nginx"] = Target(nginx.port, nginx.worker, host, known["arn"], credentials)
-        yield targets | {"platform": Target(known["port"], platform_process.pid, host, known["arn"], credentials)}
+                targets["nginx"] = Target(nginx.port, [nginx.worker], host, known["arn"], credentials)
+        yield targets | {"platform": Target(known["port"], [platform_process.pid], host, known["arn"], credentials)}
 
 
 def main(seconds: float) -> None:

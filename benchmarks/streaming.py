@@ -38,9 +38,9 @@ async def events(target: Target, connections: int) -> dict[str, float]:
             delays.append((time.monotonic_ns() - int(line.split()[0])) / 1000)
         writer.close()
 
-    spent = cpu(target.pid)
+    spent = cpu(target.pids)
     await asyncio.gather(*(one(number) for number in range(connections)))
-    spent = cpu(target.pid) - spent
+    spent = cpu(target.pids) - spent
     delays.sort()
     return {
         "cpu_per_event": spent / len(delays) * 1e6,
