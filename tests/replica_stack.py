@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import io
 import itertools
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import boto3
+import urllib3
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import Credentials
 from service_processes import ServiceProcess, Services, free_port, running_services
 
-__all__ = ["Front", "ReplicaStack", "running_replicas"]
+__all__ = ["Front", "ReplicaStack", "deploy", "running_replicas"]
 
 
 class Front:
@@ -174,3 +181,39 @@ def running_replicas(
             for replica in all_of_them:
                 if replica.process is not None and replica.process.poll() is None:
                     replica.signal(signal.SIGCONT)
+
+
+def deploy(stack: ReplicaStack, agent: Path, name: str) -> str:
+    """The ARN of a runtime made from the agent's folder, READY. Its code and the order to make it go to whichever
+    replica has its turn."""
+    archive = io.BytesIO()
+    with ZipFile(archive, "w") as bundle:
+        for file in sorted(agent.iterdir()):
+            if file.is_file():
+                bundle.write(file, file.name)
+    body = archive.getvalue()
+    url = f"{stack.front.url}/artifacts/agentkeep/{name}.zip"
+    request = AWSRequest("PUT", url, data=body)
+    credentials = Credentials(stack.operator["accessKeyId"], stack.operator["secretAccessKey"])
+    SigV4Auth(credentials, "bedrock-agentcore", "us-east-1").add_auth(request)
+    with urllib3.PoolManager(retries=False, timeout=30) as http:
+        answer = http.request("PUT", url, body=body, headers=dict(request.headers.items()))
+    assert answer.status in (200, 201), answer.data
+    control = stack.client("bedrock-agentcore-control")
+    code = {
+        "code": {"s3": {"bucket": "agentkeep", "prefix": f"{name}.zip"}},
+        "runtime": "PYTHON_3_11",
+        "entryPoint": ["agent.py"],
+    }
+    made = control.create_agent_runtime(
+        agentRuntimeName=name,
+        agentRuntimeArtifact={"codeConfiguration": code},
+        roleArn="arn:aws:iam::000000000000:role/agentkeep",
+        networkConfiguration={"networkMode": "PUBLIC"},
+    )
+    deadline = time.monotonic() + 120
+    while (state := control.get_agent_runtime(agentRuntimeId=made["agentRuntimeId"]))["status"] == "CREATING":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert state["status"] == "READY", state
+    return str(made["agentRuntimeArn"])

@@ -98,7 +98,7 @@ class Forwarding:
         kept = self._kept.get(ref)
         if kept is None or self._sessions.live(ref) is not None:
             return None
-        if kept[1] <= self._clock.monotonic():
+        if kept[1] <= self._clock.monotonic() or not self._replicas.known_to_live(kept[0]):
             del self._kept[ref]
             return None
         return self._address(ref, kept[0], listener)
@@ -134,6 +134,10 @@ class Forwarding:
             return None
         headers[SESSION_HEADER.decode()] = self._listener_token(listener)
         return Address(ref, replica, replica.internal, headers)
+
+    def is_lost(self, address: Address) -> bool:
+        """Whether the replica is dead by now, as far as is known: one that is only silent would be waited for."""
+        return not self._replicas.known_to_live(address.replica)
 
     def forget(self, ref: SessionRef) -> None:
         self._kept.pop(ref, None)
@@ -230,6 +234,10 @@ class ForwardedTurn:
         self.environment_id = address.key
         self.headers = [(name.encode(), value.encode("latin-1")) for name, value in address.headers.items()]
         self.span = _Untraced(forwarding, address.ref)
+
+    @property
+    def lost(self) -> bool:
+        return self._forwarding.is_lost(self.address)
 
     async def connect(self) -> PeerConnection:
         """Raises OwnerChanged, RetryableConflictException."""

@@ -6,13 +6,14 @@ served by the application; invocations and WebSockets are the pump's, which hand
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from agentkeep.core.call import SessionRef
-from agentkeep.core.errors import DependencyError, ServiceError
+from agentkeep.core.errors import DependencyError, PlaneUnavailable, ServiceError
 from agentkeep.runtime.forwarding import FORWARDED, Address, Forwarding, OwnerChanged
 from agentkeep.runtime.headers import SESSION_HEADER
 from agentkeep.runtime.session_table import in_progress
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _PREFIX: Final = b"/runtimes/"
 _TRIES: Final = 5
+_LOOK_SECONDS: Final = 0.5
 
 
 class ReplicaRelay:
@@ -69,14 +71,25 @@ class ReplicaRelay:
     async def _hand_on(self, address: Address, scope: Scope, handed: Handed) -> bool:
         """Whether it was. Raises ServiceError."""
         to = "the replica that runs the session"
+        handing = asyncio.create_task(self._relay.hand_on(address.url, to, address.headers, scope, handed))
         try:
-            await self._relay.hand_on(address.url, to, address.headers, scope, handed)
+            while not handing.done():
+                await asyncio.wait([handing], timeout=_LOOK_SECONDS)
+                if not handing.done() and self._forwarding.is_lost(address):
+                    handing.cancel()
+                    await asyncio.wait([handing])
+                    if handed.begun:
+                        raise ConnectionAbortedError("the replica that answered is dead")
+                    raise PlaneUnavailable("The replica that ran the session is lost. Try again")
+            await handing
         except Unreachable:
             try:
                 (await self._forwarding.connect(address)).socket.close()  # it comes back, or is dead
             except OwnerChanged:
                 pass
             return False
+        finally:
+            handing.cancel()
         return True
 
     def _named(self, scope: Scope) -> SessionRef | None:

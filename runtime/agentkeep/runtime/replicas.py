@@ -210,6 +210,11 @@ class Replicas:
             name = found.record.heir
         return None
 
+    def known_to_live(self, replica: Replica) -> bool:
+        """As of the last look at the table."""
+        known = self._known.get(replica.name)
+        return known is not None and known.heir is None and known.incarnation == replica.incarnation
+
     async def _lives(self, name: str) -> bool:
         found = await self.find(name)
         return found is not None and found.record.heir is None

@@ -22,6 +22,11 @@ class Timed(Protocol):
 
     deadline: float
 
+    @property
+    def replica_lost(self) -> bool:
+        """Whether its other end is a replica that is dead."""
+        ...
+
     def expire(self) -> None: ...
 
 
@@ -48,7 +53,7 @@ class Pump:
         self.now = now
         self.pool.sweep(now)
         self.runs.sweep(now)
-        for tunnel in [tunnel for tunnel in self.tunnels if tunnel.deadline < now]:
+        for tunnel in [tunnel for tunnel in self.tunnels if tunnel.deadline < now or tunnel.replica_lost]:
             tunnel.expire()
 
     def close(self) -> None:

@@ -176,6 +176,11 @@ class Run:
         return self._request.reached.protocol
 
     @property
+    def replica_lost(self) -> bool:
+        """Whether it waits for a replica that is dead."""
+        return self._agent is not None and isinstance(self._turn, ForwardedTurn) and self._turn.lost
+
+    @property
     def over(self) -> bool:
         return self.state is RunState.COMPLETE or self.state is RunState.FAILED
 
@@ -409,7 +414,9 @@ class Run:
             self._sender.take_body(not blocked)
 
     def on_agent_lost(self) -> None:
-        self._agent = None
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            agent.abort()
         if isinstance(self._turn, ForwardedTurn):
             # What its client would see of a server that is gone; SDKs retry it.
             self.fail(InternalServerException("The replica that runs the session was lost before its answer ended"))

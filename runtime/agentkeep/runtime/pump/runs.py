@@ -65,6 +65,8 @@ class Runs:
         self.now = now
         for run in [run for run in self._active if run.deadline < now]:
             run.expire()
+        for run in [run for run in self._active if run.replica_lost]:
+            run.on_agent_lost()
         oldest = now - self._limits.retry_grace
         for run in [run for run in self._active if run.detached_since < oldest]:
             run.give_up()

@@ -183,6 +183,10 @@ class Tunnel(Exchange):
     def on_client_lost(self) -> None:
         self._over()
 
+    @property
+    def replica_lost(self) -> bool:
+        return self._agent is not None and isinstance(self._turn, ForwardedTurn) and self._turn.lost
+
     def expire(self) -> None:
         if self.started:
             self._over()
