@@ -182,6 +182,8 @@ ESCAPES: dict[str, Callable[[dict[str, Any]], None]] = {
     "the default network": put("HostConfig/NetworkMode", "default"),
     "a second network": put(f"{ENDPOINT}/agentkeep_internal", {}),
     "the platform's address": put(f"{ENDPOINT}/agentkeep-sessions/IPAMConfig/IPv4Address", "169.254.170.2"),
+    "a replica's address": put(f"{ENDPOINT}/agentkeep-sessions/IPAMConfig/IPv4Address", "169.254.171.241"),
+    "an owner that is no name": put("Labels/agentkeep.owner", "replica-1\n169.254.170.77"),
     "an address of another network": put(f"{ENDPOINT}/agentkeep-sessions/IPAMConfig/IPv4Address", "172.17.0.2"),
     "an alias of a service": put(f"{ENDPOINT}/agentkeep-sessions/Aliases", ["valkey"]),
     "a resolver": put("HostConfig/Dns", ["8.8.8.8"]),
