@@ -58,6 +58,12 @@ OUTSIDE = (
         lambda theirs, mine: theirs.invoke(WHO),
     ),
     Attempt(
+        "commands_in_sessions_of_others",
+        "Run a command in another user's session, whose id is known.",
+        lambda theirs, mine: theirs.command("true", user=mine.user),
+        lambda theirs, mine: theirs.command("true"),
+    ),
+    Attempt(
         "keys_of_living_sessions",
         "Use a living session's keys outside of it.",
         lambda theirs, mine: _events(theirs, _stolen(theirs)),

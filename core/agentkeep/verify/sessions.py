@@ -96,6 +96,10 @@ class Session:
         path = f"/runtimes/{quote(self.runtime, safe='')}/stopruntimesession"
         return self._post(path, {}, user or self.user, name_user=False)
 
+    def command(self, line: str, user: str | None = None) -> Answer:
+        path = f"/runtimes/{quote(self.runtime, safe='')}/commands"
+        return self._post(path, {"command": line, "timeout": 20}, user or self.user, name_user=True)
+
     def _post(self, path: str, document: Any, user: str, *, name_user: bool) -> Answer:
         headers = {SESSION_HEADER: self.id}
         if self.bearer:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from botocore.exceptions import BotoCoreError, ClientError
 
 from agentkeep.verify.bundle import ENTRY_POINT, probe_zip
-from agentkeep.verify.probe.attack import Victim, masked
+from agentkeep.verify.probe.attack import STORAGE, Victim, masked
 from agentkeep.verify.probe.endpoint import namespace
 
 __all__ = ["Deployment", "Stage", "Unprepared"]
@@ -206,7 +206,8 @@ class Stage:
         # Agents may speak to agents of the first kind, for their own user: else refusing another's session proves
         # nothing.
         statement = {"Effect": "Allow", "Principal": {"AWS": self._role}, "Resource": self.runtimes[0],
-                     "Action": [f"bedrock-agentcore:InvokeAgentRuntime{more}" for more in ("", "ForUser")]}  # fmt: skip
+                     "Action": [f"bedrock-agentcore:InvokeAgentRuntime{more}" 
+                                for more in ("", "ForUser", "Command")]}  # fmt: skip
         self._control.put_resource_policy(
             resourceArn=self.runtimes[0], policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]})
         )
@@ -228,6 +229,7 @@ class Stage:
         made = self._control.create_agent_runtime(
             agentRuntimeName=f"verify_{kind}_{self.id}", agentRuntimeArtifact=artifact, roleArn=self._role,
             networkConfiguration={"networkMode": "PUBLIC"},
+            filesystemConfigurations=[{"sessionStorage": {"mountPath": STORAGE}}],
             environmentVariables={"RES_OPTIONS": "timeout:1 attempts:1"},  # names fail either way; sooner so
             **more,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from urllib3.exceptions import HTTPError
 from agentkeep.verify.host import Host, planted_here
 from agentkeep.verify.outside import OUTSIDE, Attempt
 from agentkeep.verify.probe import agent
-from agentkeep.verify.probe.attack import ATTACKS, CONTAINER, ENDPOINT, PROCESS, Victim, masked
+from agentkeep.verify.probe.attack import ATTACKS, CONTAINER, ENDPOINT, PROCESS, STORAGE, Victim, masked
 from agentkeep.verify.report import Finding, Report
 from agentkeep.verify.sessions import Answer, Session, Wire, new_session
 from agentkeep.verify.stage import Stage, Unprepared
@@ -98,7 +98,9 @@ class Suite:
         def start(session: Session) -> str | None:
             self._living.append(session)
             try:
-                session.plant()
+                planted = session.plant()
+                if STORAGE not in planted["places"]:
+                    return f"session {session.id} cannot write to its session storage"
                 keys = session.ask(do="keys")
                 session.victim.keys, session.victim.token = keys["keys"], keys["token"]
             except (RuntimeError, HTTPError, ValueError, KeyError) as error:

@@ -21,6 +21,7 @@ __all__ = [
     "CONTAINER",
     "ENDPOINT",
     "PROCESS",
+    "STORAGE",
     "Attack",
     "Blocked",
     "NoControl",
@@ -36,6 +37,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+#: Where the probe asks for session storage: to be gone with the session.
+STORAGE = "/mnt/verify"
 
 #: Where an attack makes sense: in a sandbox made of processes, in a container, at the session endpoint of either.
 PROCESS, CONTAINER, ENDPOINT = "process", "container", "endpoint"

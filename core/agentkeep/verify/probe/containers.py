@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .attack import CONTAINER, Blocked, Target, any_of, attack
+from .attack import CONTAINER, STORAGE, Blocked, Target, any_of, attack
 from .kernel import first_in, lines
 from .network import connected, place
 
@@ -126,7 +126,7 @@ def accounts_of_the_host(target: Target) -> Any:
 def mounts_of_the_host(target: Target) -> Any:
     """A file system that can be written and is not the session's own memory: volumes, folders of the host, the root."""
     own = target.aim(["/tmp", "/var/tmp", "/run", "/dev/shm", "/dev", "/dev/pts", "/dev/mqueue", "/proc",
-                      "/dev/console"], [])  # fmt: skip
+                      "/dev/console", STORAGE], [])  # fmt: skip
     found = []
     for line in lines("/proc/self/mountinfo"):
         point, options = line.split()[4:6]

@@ -271,6 +271,19 @@ def other_sessions_invoked(target: Target) -> Any:
 
 
 @attack(ENDPOINT)
+def commands_in_other_sessions(target: Target) -> Any:
+    """Run a command in another user's session."""
+    if target.control and target.me.bearer:
+        raise NoControl("its runtime takes users' tokens only")
+
+    def ran(victim: Victim) -> bytes:
+        path = f"/runtimes/{encoded(victim.runtime)}/commands"
+        return signed("POST", path, {"command": "true", "timeout": 20}, headers={SESSION: victim.session})
+
+    return any_of([partial(ran, one) for one in target.victims])
+
+
+@attack(ENDPOINT)
 def other_sessions_stopped(target: Target) -> Any:
     """End another user's session."""
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from .attack import PROCESS, Blocked, Target, any_of, attack, in_masked
+from .attack import PROCESS, STORAGE, Blocked, Target, any_of, attack, in_masked
 from .kernel import first_in, lines, read, write
 
-PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/run", "/home", "/home/agent", "/root", "/mnt", "/var/task", "/")
+PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/run", "/home", "/home/agent", "/root", "/mnt", STORAGE, "/var/task", "/")
 #: Trees that hold nothing of sessions, and much of it.
 _LIBRARIES = ("/proc", "/sys", "/usr", "/opt/python", "/lib", "/lib64", "/bin", "/sbin", sys.base_prefix)
 _LARGEST = 1 << 20
@@ -187,7 +187,8 @@ def unexpected_devices(target: Target) -> Any:
 def writable_mounts_that_are_not_ours(target: Target) -> Any:
     """A writable file system that is not one of the session's own."""
     own = dict(target.aim([("/tmp", "tmpfs"), ("/home", "tmpfs"), ("/run", "tmpfs"), ("/dev/shm", "tmpfs"),
-                           ("/var/tmp", "tmpfs"), ("/proc", "proc"), ("/dev/pts", "devpts")], []))  # fmt: skip
+                           ("/var/tmp", "tmpfs"), ("/proc", "proc"), ("/dev/pts", "devpts"),
+                           (STORAGE, "tmpfs")], []))  # fmt: skip
     found = []
     for line in lines("/proc/self/mountinfo"):
         mount, _, system = line.partition(" - ")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .attack import Target
+from .attack import STORAGE, Target
 
 libc = ctypes.CDLL(None, use_errno=True)
 X86 = os.uname().machine == "x86_64"
@@ -67,8 +67,11 @@ def lines(path: str) -> list[str]:
 
 
 def first_in(folder: str) -> str:
-    """A name in the folder. Raises IndexError where it is empty."""
-    return f"{folder}/{os.listdir(folder)[0]}"
+    """A name in the folder, but session storage's. Raises LookupError where there is none."""
+    names = [f"{folder}/{name}" for name in os.listdir(folder) if f"{folder}/{name}" != STORAGE]
+    if not names:
+        raise LookupError(f"{folder} is empty")
+    return names[0]
 
 
 def write(path: str) -> str:

@@ -12,11 +12,11 @@ import threading
 from dataclasses import asdict
 from typing import Any
 
-from .attack import Own, masked
+from .attack import STORAGE, Own, masked
 from .kernel import libc
 
 #: Where sessions may write, in one driver or the other.
-PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/home/agent", "/run", "/mnt", "/var/task")
+PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/home/agent", "/run", STORAGE, "/mnt", "/var/task")
 kept: list[Any] = []
 
 
