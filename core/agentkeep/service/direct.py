@@ -109,6 +109,7 @@ class Exchange:
     response_complete = False
     started = False  # some of the answer left
     received = False  # all of the request came
+    refused = False  # whatever the body: nobody is asked to send it
     tunnelled = False  # bytes are no longer HTTP: they go to on_tunnel_data
 
     def __init__(self, head: Head, connection: ClientConnection) -> None:

@@ -206,7 +206,7 @@ class FrontProtocol(HttpToolsProtocol):
         head = Head(method, path, query, fields, length, version, keep_alive, websocket, self.session)
         exchange = self.exchange = self.cycle = route.open(head, self)  # type: ignore[assignment]
         exchange.on_open()
-        if b"expect" in fields and not exchange.response_complete:
+        if b"expect" in fields and not (exchange.response_complete or exchange.refused):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:

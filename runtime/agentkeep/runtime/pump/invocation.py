@@ -106,6 +106,7 @@ class Invocation(Exchange):
                 self._task = asyncio.get_running_loop().create_task(self._find_key(claim))
         except UnauthorizedException as error:
             if head.session is None and b"authorization" not in head.headers and b"X-Amz-" not in head.query:
+                self.refused = True
                 self._task = asyncio.get_running_loop().create_task(self._challenge(error))
             else:
                 self.answer_failed(error)
