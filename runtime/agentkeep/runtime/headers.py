@@ -54,10 +54,13 @@ _MODELLED: Final = (
     "mcp-name",
     "x-amzn-trace-id",
 )
-#: Of streamable HTTP: where a broken stream goes on, and where a browser's page is from, for the server's own defence.
-_MCP: Final = ("last-event-id", "origin")
-#: Arguments of tools, mirrored for whoever looks at heads only (MCP 2026-07-28).
-_MCP_PARAMETERS: Final = "mcp-param-"
+#: What else a protocol's servers are told by its clients, by name or as a prefix. MCP: where a broken stream goes on,
+#: where a browser's page is from (for the server's own defence), arguments mirrored for whoever looks at heads only.
+#: A2A: which version and extensions of the protocol the client speaks.
+_OF_PROTOCOL: Final[Mapping[str, tuple[str, ...]]] = {
+    "MCP": ("last-event-id", "origin", "mcp-param-"),
+    "A2A": ("a2a-version", "a2a-extensions", "x-a2a-extensions"),
+}
 #: Allow-listed or not, these have their place already.
 _PLACED: Final = frozenset({*_MODELLED, "traceparent", "tracestate", "baggage", "authorization"})
 _VALUE_LIMIT: Final = 4096
@@ -85,11 +88,11 @@ def agent_headers(
     callback_url: str | None,
     bearer: str | None,
     trace: Iterable[tuple[bytes, bytes]],
-    mcp: bool = False,
+    protocol: str = "HTTP",
 ) -> list[tuple[bytes, bytes]]:
     """The head of the agent's request but Host and framing. `sent` and `forwarded` have lower-case names; `bearer` is
-    the token that passed the runtime's authorizer, `trace` says of which span the agent's own are children; `mcp`: the
-    agent is an MCP server."""
+    the token that passed the runtime's authorizer, `trace` says of which span the agent's own are children;
+    `protocol` is the agent's."""
     headers = [
         (b"content-type", sent.get("content-type", "application/json").encode("latin-1")),
         (SESSION_HEADER.encode(), session_id.encode("latin-1")),
@@ -101,9 +104,10 @@ def agent_headers(
         value = sent.get(name)
         if value is not None:
             headers.append((name.encode("latin-1"), value.encode("latin-1")))
-    if mcp:
+    own = _OF_PROTOCOL.get(protocol)
+    if own is not None:
         for name, value in sent.items():
-            if name in _MCP or (name.startswith(_MCP_PARAMETERS) and len(value) <= _VALUE_LIMIT):
+            if name.startswith(own) and len(value) <= _VALUE_LIMIT:
                 headers.append((name.encode("latin-1"), value.encode("latin-1")))
     if workload_token is not None:
         # The SDK reads the first where both are there; older agents know only the second.
@@ -115,7 +119,7 @@ def agent_headers(
     for name in forwarded:
         value = sent.get(name)
         if value is not None and len(value) <= _VALUE_LIMIT and name not in _PLACED:
-            if mcp and name.startswith(_MCP_PARAMETERS):
+            if own is not None and name.startswith(own):
                 continue  # is there already
             headers.append((name.encode("latin-1"), value.encode("latin-1")))
     # Never the header as sent: a SigV4 signature is nobody's business, and this token has been verified.

@@ -34,7 +34,7 @@ from agentkeep.runtime.drivers.driver import Connection, Execution
 from agentkeep.runtime.forwarding import ForwardedTurn, Forwarding
 from agentkeep.runtime.headers import agent_headers
 from agentkeep.runtime.mcp_sessions import MCP_SESSION_HEADER, SESSION_ID, McpSessions, SessionMcpTurn
-from agentkeep.runtime.protocols import action, admit, is_message
+from agentkeep.runtime.protocols import INVOKE, action, admit, is_message
 from agentkeep.runtime.records import DEFAULT_ENDPOINT, SessionState
 from agentkeep.runtime.rules import invalid
 from agentkeep.runtime.session import Session
@@ -358,7 +358,7 @@ class RuntimeInvocations:
             sent.get(CALLBACK_HEADER, self._settings.oauth2_callback_url),
             request.bearer,
             span.headers,
-            mcp=message,
+            protocol if action(request) == INVOKE else "HTTP",
         )
         mcp = None
         if message:

@@ -18,6 +18,7 @@ __all__ = ["agent_refused", "answer_fields", "invocation_head", "upgrade_answer"
 #: word (`x-amzn-errortype`), asks for credentials (`www-authenticate`) or keeps any (`set-cookie`).
 _PASSED: Final = frozenset(
     (
+        b"a2a-extensions",
         b"baggage",
         b"cache-control",
         b"content-encoding",
