@@ -11,11 +11,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 from replica_stack import ReplicaStack, deploy, running_replicas
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(240)]
 
@@ -28,12 +34,29 @@ class Deployed:
         self.arn = arn
         self.clients = [stack.client(replica=number) for number in range(len(stack.replicas))]
 
-    def ask(self, session: str, replica: int | None = None, **payload: Any) -> dict[str, Any]:
+    def ask(self, session: str, replica: int | None = None, user: str | None = None, **payload: Any) -> dict[str, Any]:
         client = self.stack.client() if replica is None else self.clients[replica]
+        named = {} if user is None else {"runtimeUserId": user}
         answer = client.invoke_agent_runtime(
-            agentRuntimeArn=self.arn, runtimeSessionId=session, payload=json.dumps(payload).encode()
+            agentRuntimeArn=self.arn, runtimeSessionId=session, payload=json.dumps(payload).encode(), **named
         )
         return dict(json.loads(answer["response"].read()))
+
+    def websocket(self, session: str, replica: int, user: str) -> dict[str, Any]:
+        """What websockets' `connect` is given."""
+        base = self.stack.replicas[replica].url
+        path = f"/runtimes/{quote(self.arn, safe='')}/ws"
+        name = "X-Amzn-Bedrock-AgentCore-Runtime-"
+        request = AWSRequest("GET", base + path, headers={f"{name}Session-Id": session, f"{name}User-Id": user})
+        operator = self.stack.operator
+        credentials = Credentials(operator["accessKeyId"], operator["secretAccessKey"])
+        SigV4Auth(credentials, "bedrock-agentcore", "us-east-1").add_auth(request)
+        return {
+            "uri": f"ws{base.removeprefix('http')}{path}",
+            "additional_headers": dict(request.headers.items()),
+            "max_size": 2_000_000,
+            "proxy": None,
+        }
 
     def until_served(self, session: str, replica: int, seconds: float = 60) -> tuple[dict[str, Any], float]:
         """As a client that tries again, with the seconds it took."""
@@ -84,13 +107,29 @@ def test_an_answer_streams_through_another_replica(deployed: Deployed) -> None:
     )
     assert answer["contentType"].startswith("text/event-stream")
     came, pieces = [], []
-    for line in answer["response"].iter_lines():
+    for line in answer["response"].iter_lines(chunk_size=1):
         if line.startswith(b"data: "):
             came.append(time.monotonic())
             pieces.append(json.loads(line[6:]))
     assert [piece["piece"] for piece in pieces] == [0, 1, 2, 3]
     assert {piece["environment"] for piece in pieces} == {environment}
     assert came[-1] - came[0] > 1, "the pieces came together"
+
+
+async def test_a_websocket_through_another_replica(deployed: Deployed) -> None:
+    """EXE-6. Opened, used and closed; and an error instead of it, as the other replica says it."""
+    session = new_session()
+    environment = deployed.ask(session, 0, "alice")["environment"]
+    for replica in (0, 1, 2):
+        async with connect(**deployed.websocket(session, replica, "alice")) as socket:
+            assert json.loads(await socket.recv()) == {"environment": environment, "session": session}
+            large = "x" * 1_000_000
+            await socket.send(large)
+            assert await socket.recv() == large.upper()
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(**deployed.websocket(session, replica, "mallory")).__aenter__()
+        response = refused.value.response
+        assert (response.status_code, response.headers["x-amzn-errortype"]) == (403, "AccessDeniedException")
 
 
 def test_large_bodies_pass(deployed: Deployed) -> None:
@@ -110,7 +149,7 @@ def test_the_agents_errors_and_the_platforms_pass_as_they_are(deployed: Deployed
     for replica in (0, 1):
         with pytest.raises(ClientError) as caught:
             deployed.clients[replica].invoke_agent_runtime(
-                agentRuntimeArn=deployed.arn, runtimeSessionId=session, payload=b'{"stream": "none"}'
+                agentRuntimeArn=deployed.arn, runtimeSessionId=session, payload=b'{"sleep": "none"}'
             )
         errors.append((caught.value.response["Error"], caught.value.response["ResponseMetadata"]["HTTPStatusCode"]))
     assert errors[0] == errors[1]
@@ -161,10 +200,21 @@ def test_a_retry_through_another_replica_joins_the_run(deployed: Deployed) -> No
 
 
 def test_agents_call_agents_on_other_replicas(deployed: Deployed) -> None:
+    """EXE-2. Through the session's own listener, with the session's keys, for its user."""
     caller, callee = new_session(), new_session()
-    environment = deployed.ask(callee, 0)["environment"]
-    answer = deployed.ask(caller, 1, call=deployed.arn, as_session=callee)
-    assert json.loads(answer["callee"])["environment"] == environment
+    control = deployed.stack.client("bedrock-agentcore-control")
+    statement = {"Effect": "Allow", "Principal": "*", "Action": "bedrock-agentcore:InvokeAgentRuntime"}
+    policy = {"Version": "2012-10-17", "Statement": [{**statement, "Resource": deployed.arn}]}
+    control.put_resource_policy(resourceArn=deployed.arn, policy=json.dumps(policy))
+    try:
+        environment = deployed.ask(callee, 0, "alice")["environment"]
+        time.sleep(5.1)  # so long another replica may go by the policies there were
+        answer = deployed.ask(caller, 1, "alice", call=deployed.arn, as_session=callee)
+        assert json.loads(answer["callee"])["environment"] == environment
+        stranger = deployed.ask(new_session(), 1, "bob", call=deployed.arn, as_session=callee)
+        assert stranger["callee"] == "AccessDeniedException", "the session is alice's"
+    finally:
+        control.delete_resource_policy(resourceArn=deployed.arn)
 
 
 def test_what_a_killed_replica_had_is_served_again_at_once(deployed: Deployed) -> None:
@@ -221,11 +271,10 @@ def test_a_deleted_runtimes_sessions_end_on_every_replica(deployed: Deployed) ->
     runtime_id = arn.rpartition("/")[2]
     control.delete_agent_runtime(agentRuntimeId=runtime_id)
     deadline = time.monotonic() + 60
-    while True:
-        try:
-            control.get_agent_runtime(agentRuntimeId=runtime_id)
-        except ClientError as error:
-            assert error.response["Error"]["Code"] == "ResourceNotFoundException"
-            break
+    while any(found["agentRuntimeId"] == runtime_id for found in control.list_agent_runtimes()["agentRuntimes"]):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    for replica in range(3):
+        with pytest.raises(ClientError) as caught:
+            other.ask(new_session(), replica)
+        assert caught.value.response["Error"]["Code"] in ("ResourceNotFoundException", "RuntimeClientError")

@@ -160,10 +160,10 @@ class Forwarding:
 
     async def unreachable(self, address: Address) -> None:
         """Raises OwnerChanged if another answers for the session by now, StoreUnavailable."""
-        name = address.replica.name
-        dead = await self._replicas.suspect(name)
-        found = None if dead else await self._replicas.find(name)
-        if found is None or found.record.incarnation != address.replica.incarnation:
+        await self._replicas.suspect(address.replica.name)
+        # One that is about to stop ends its sessions while it takes no connections any more.
+        _, replica = await self._table.responsible(address.ref)
+        if replica is None or replica.incarnation != address.replica.incarnation:
             self.forget(address.ref)
             raise OwnerChanged(str(in_progress()))
 

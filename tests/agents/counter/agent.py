@@ -7,6 +7,7 @@ import uuid
 
 import boto3
 from bedrock_agentcore import BedrockAgentCoreApp
+from botocore.exceptions import ClientError
 
 app = BedrockAgentCoreApp()
 ENVIRONMENT = uuid.uuid4().hex
@@ -21,7 +22,10 @@ def stream(pieces, gap):
 
 def call(runtime, session):
     client = boto3.client("bedrock-agentcore")
-    answer = client.invoke_agent_runtime(agentRuntimeArn=runtime, runtimeSessionId=session, payload=b"{}")
+    try:
+        answer = client.invoke_agent_runtime(agentRuntimeArn=runtime, runtimeSessionId=session, payload=b"{}")
+    except ClientError as error:
+        return error.response["Error"]["Code"]
     return answer["response"].read().decode()
 
 
