@@ -7,7 +7,7 @@ JOBS ?= 2
 
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo .venv/bin/docker-compose)
 
-.PHONY: help setup setup-dev run demo compose-up compose-down demo-compose images test check lint generate bench clean
+.PHONY: help setup setup-dev run demo compose-up compose-down demo-compose images test check lint generate bench load kill-test clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -67,8 +67,17 @@ test: lint images  ## Everything CI runs
 	COVERAGE_FILE=.coverage $(PY) -m pytest -n $(JOBS) $(GROUPED) $(AGAIN) --cov --cov-report=term -m "not official"
 	$(PY) -m pytest -n $(JOBS) $(AGAIN) -m official
 
+LONG := benchmarks/load.py benchmarks/kill_replicas.py
+
 bench: setup-dev  ## Benchmarks; figures are appended to benchmarks/history.jsonl
-	@for each in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do echo "== $$each"; $(PY) $$each || exit 1; done
+	@for each in $(filter-out benchmarks/_% $(LONG),$(wildcard benchmarks/*.py)); do echo "== $$each"; $(PY) $$each || exit 1; done
+
+load: setup-dev  ## 100,000 invocations and 2,000 sessions: does anything leak? (some minutes)
+	$(PY) benchmarks/load.py
+	$(PY) benchmarks/storm.py
+
+kill-test: setup-dev  ## Five minutes of replicas killed under load: is anything lost, or served twice?
+	$(PY) benchmarks/kill_replicas.py
 
 clean:  ## Remove the environment and the demo's data
 	rm -rf .venv $(DATA) .mypy_cache .ruff_cache .hypothesis .coverage*
