@@ -13,6 +13,7 @@ from agentkeep.core.errors import ValidationException
 from agentkeep.runtime.documents import ECHOED
 from agentkeep.runtime.environment import SESSION_ENDPOINT
 from agentkeep.runtime.headers import why_not_forwardable
+from agentkeep.runtime.pump import target
 
 
 async def _refused(platform: Any, **settings: Any) -> ValidationException:
@@ -195,3 +196,14 @@ def test_no_member_of_the_model_is_forgotten() -> None:
     assert _members(model, "CreateAgentRuntimeRequest") - {"agentRuntimeName", "clientToken", "tags"} <= settings
     assert settings == set(ECHOED)
     assert settings <= _members(model, "GetAgentRuntimeResponse")
+
+
+def test_the_pump_checks_headers_as_the_model_says() -> None:
+    """EXE-1: InvokeAgentRuntime is not parsed by the wire layer, so that its lengths stand in the pump too."""
+    model = ServiceModel(Loader().load_service_model("bedrock-agentcore", "service-2"))
+    modelled = {
+        member.serialization["name"].lower(): (name, member.metadata.get("min", 0), member.metadata["max"])
+        for name, member in model.shape_for("InvokeAgentRuntimeRequest").members.items()
+        if member.serialization.get("location") == "header"
+    }
+    assert dict(target._LENGTHS) == modelled
