@@ -88,12 +88,18 @@ class ComposeStack:
         return ran.stdout
 
     def up(self) -> float:
-        """Returns when all is healthy, with the seconds it took."""
+        """Returns when all is healthy, with the seconds it took. A service that gives up while it starts, since a store
+        is slower than it waits for, is started again by the engine, which Compose takes for a failure: hence twice."""
         began = time.monotonic()
+        up = ("up", "--detach", "--wait", "--no-build", "--pull", "never", "--wait-timeout", "800")
         try:
-            self.compose("up", "--detach", "--wait", "--no-build", "--pull", "never", "--wait-timeout", "800")
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.troubles()}") from None
+            self.compose(*up)
+        except AssertionError as first:
+            print(f"up failed once: {self.troubles()}")
+            try:
+                self.compose(*up)
+            except AssertionError as second:
+                raise AssertionError(f"{first}\n{second}\n{self.troubles()}") from None
         return time.monotonic() - began
 
     def down(self, *, volumes: bool = False) -> None:

@@ -1,0 +1,184 @@
+"""Several replicas of each plane in the compose deployment: a session is the same whichever replica is asked, and goes
+on when the replica that has it is killed; its endpoint is its own whichever replica made it."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+from compose_application import Application, until
+from compose_stack import PLANES, ComposeStack, compose_stack
+from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
+
+pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(1200), pytest.mark.xdist_group("docker")]
+
+RUNTIMES = 3
+SESSIONS = 10
+AGENT = b"""
+import json, os, socket, uuid
+from concurrent.futures import ThreadPoolExecutor
+from urllib.request import urlopen
+from bedrock_agentcore import BedrockAgentCoreApp
+
+app = BedrockAgentCoreApp()
+born = str(uuid.uuid4())
+
+def key(_):
+    with urlopen("http://169.254.170.2" + os.environ["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"], timeout=30) as answer:
+        return json.load(answer)["AccessKeyId"]
+
+@app.entrypoint
+def invoke(payload, context):
+    found = {"born": born, "session": context.session_id, "address": socket.gethostbyname(socket.gethostname())}
+    if "keys" in payload:
+        with ThreadPoolExecutor(8) as pool:
+            found["keys"] = sorted(set(pool.map(key, range(payload["keys"]))))
+    return found
+
+app.run()
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(docker_engine: DockerEngine) -> Iterator[ComposeStack]:  # noqa: F811
+    overrides = ("docker-compose.replicas.yml",)
+    with compose_stack(docker_engine, overrides, AGENTKEEP_RUNTIME_REPLICAS=str(RUNTIMES)) as stack:
+        print(f"up in {stack.up():.0f} s")
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def application(stack: ComposeStack) -> Application:
+    return Application(stack)
+
+
+@pytest.fixture(scope="module")
+def agent(application: Application) -> str:
+    return application.deploy(application.stack.engine.image("compose-replicas", {"main.py": AGENT}, packages=SDK))
+
+
+class Replica:
+    """One of the runtime plane's containers, asked itself and not by way of the edge."""
+
+    def __init__(self, application: Application, container: str) -> None:
+        self.container = container
+        found = json.loads(application.stack.engine.docker("inspect", container))[0]
+        address = found["NetworkSettings"]["Networks"]["agentkeep_front"]["IPAddress"]
+        self._data = boto3.client(
+            "bedrock-agentcore",
+            endpoint_url=f"http://{address}:8080",
+            region_name=application.operator["region"],
+            aws_access_key_id=application.operator["accessKeyId"],
+            aws_secret_access_key=application.operator["secretAccessKey"],
+        )
+
+    def invoke(self, arn: str, session: str, **payload: Any) -> Any:
+        answer = self._data.invoke_agent_runtime(
+            agentRuntimeArn=arn, runtimeSessionId=session, runtimeUserId="alice", payload=json.dumps(payload).encode()
+        )
+        return json.loads(answer["response"].read())
+
+
+@pytest.fixture(scope="module")
+def replicas(application: Application) -> list[Replica]:
+    return [Replica(application, container) for container in application.stack.replicas("runtime")]
+
+
+def owners(stack: ComposeStack) -> dict[str, str]:
+    """Of sessions' containers: address and the replica that made it."""
+    names = stack.engine.docker("ps", "--quiet", "--filter", "label=agentkeep=session").split()
+    found = json.loads(stack.engine.docker("inspect", *names)) if names else []
+    return {
+        one["NetworkSettings"]["Networks"]["agentkeep-sessions"]["IPAddress"]: one["Config"]["Labels"][
+            "agentkeep.owner"
+        ]
+        for one in found
+    }
+
+
+def test_there_are_several_of_each_plane(stack: ComposeStack) -> None:
+    """Up means that each is healthy."""
+    assert {plane: len(stack.replicas(plane)) for plane in PLANES} == {**dict.fromkeys(PLANES, 2), "runtime": RUNTIMES}
+
+
+def test_a_session_is_one_whichever_replica_is_asked(
+    application: Application, agent: str, replicas: list[Replica]
+) -> None:
+    """EXE-1, EXE-7: no sticky routing: neither by the edge, which asks any, nor by the replicas."""
+    session = str(uuid.uuid4())
+    first = replicas[0].invoke(agent, session)
+    assert all(replica.invoke(agent, session) == first for replica in replicas)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: application.invoke(agent, session), range(32)))
+    assert answers == [first] * 32
+    application.stop(agent, session)
+
+
+def test_each_session_has_its_own_credentials(
+    application: Application, agent: str, replicas: list[Replica], stack: ComposeStack
+) -> None:
+    """EXE-5, IDN-2: ten sessions of three replicas ask the one address at once, and again: no key is two sessions'."""
+    sessions = [str(uuid.uuid4()) for _ in range(SESSIONS)]
+
+    def keys(number: int) -> Any:
+        return replicas[number % RUNTIMES].invoke(agent, sessions[number], keys=24)
+
+    with ThreadPoolExecutor(SESSIONS) as pool:
+        found = list(pool.map(keys, range(SESSIONS)))
+        again = list(pool.map(keys, range(SESSIONS)))
+    assert [one["session"] for one in found] == sessions
+    assert all(len(one["keys"]) == 1 for one in found)
+    assert len({one["keys"][0] for one in found}) == SESSIONS
+    assert again == found
+    made_by = owners(stack)
+    assert len({made_by[one["address"]] for one in found}) == RUNTIMES
+    for session in sessions:
+        application.stop(agent, session)
+
+
+def test_sessions_outlive_the_replica_that_had_them(
+    application: Application, agent: str, replicas: list[Replica], stack: ComposeStack
+) -> None:
+    """EXE-6, EXE-7: one of three killed, and it stays dead: its session's process goes on with another replica, with
+    its endpoint; new sessions begin within seconds."""
+    session, other = str(uuid.uuid4()), str(uuid.uuid4())
+    before = replicas[0].invoke(agent, session, keys=1)
+    untouched = replicas[1].invoke(agent, other)
+    stack.engine.docker("kill", replicas[0].container)
+    try:
+        began = time.monotonic()
+        new = str(uuid.uuid4())
+        until(lambda: served(application, agent, new) is not None, 30, "a new session")
+        print(f"a new session after {time.monotonic() - began:.1f} s")
+        until(lambda: served(application, agent, session) is not None, 60, "the dead replica's session")
+        print(f"the dead replica's session after {time.monotonic() - began:.1f} s")
+        after = application.invoke(agent, session, keys=8)
+        assert (after["born"], after["address"]) == (before["born"], before["address"])
+        assert len(after["keys"]) == 1
+        assert application.invoke(agent, other)["born"] == untouched["born"]
+        assert all(replica.invoke(agent, session)["born"] == before["born"] for replica in replicas[1:])
+        for one in (session, other, new):
+            application.stop(agent, one)
+        assert owners(stack) == {}
+    finally:
+        stack.engine.docker("start", replicas[0].container)
+    until(lambda: healthy(stack, replicas[0].container), 90, "the killed replica is back")
+
+
+def served(application: Application, agent: str, session: str) -> Any:
+    """None: not now."""
+    try:
+        return application.invoke(agent, session)
+    except (BotoCoreError, ClientError):
+        return None
+
+
+def healthy(stack: ComposeStack, container: str) -> bool:
+    return stack.engine.docker("inspect", "--format", "{{.State.Health.Status}}", container) == "healthy"
