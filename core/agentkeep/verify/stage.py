@@ -206,7 +206,7 @@ class Stage:
         # Agents may speak to agents of the first kind, for their own user: else refusing another's session proves
         # nothing.
         statement = {"Effect": "Allow", "Principal": {"AWS": self._role}, "Resource": self.runtimes[0],
-                     "Action": [f"bedrock-agentcore:InvokeAgentRuntime{more}" 
+                     "Action": [f"bedrock-agentcore:InvokeAgentRuntime{more}"
                                 for more in ("", "ForUser", "Command")]}  # fmt: skip
         self._control.put_resource_policy(
             resourceArn=self.runtimes[0], policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]})

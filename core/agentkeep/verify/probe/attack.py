@@ -64,7 +64,7 @@ def in_masked(text: str, data: bytes) -> bool:
 @dataclass
 class Own:
     """The attacker's session: its plants all bear `name`. `folder`: a directory of its own with a file of that name.
-    `secret` is masked."""
+    `secret` is masked; `pid` a child's of the `agent`, which planted it all."""
 
     name: str = ""
     secret: str = ""
@@ -72,6 +72,7 @@ class Own:
     key: int = 0
     address: str = ""
     pid: int = 0
+    agent: int = 0
     folder: str = "/tmp"
 
     @property

@@ -88,12 +88,13 @@ def visible_pids() -> list[int]:
 
 def foreign(target: Target) -> list[int]:
     """Pids that are somebody else's. One of that number may be ours by chance."""
-    return target.pids if target.control else [pid for pid in target.pids if not ours(pid)]
+    return target.pids if target.control else [pid for pid in target.pids if not ours(pid, target)]
 
 
-def ours(pid: int) -> bool:
-    """Whether this process, one below it, or one above it (the session's own init)."""
-    return os.getpid() in lineage(pid) or pid in lineage(os.getpid())
+def ours(pid: int, target: Target) -> bool:
+    """Whether this process or the session's agent, one below them, or one above them (the session's own init)."""
+    known = [own for own in (os.getpid(), target.own.agent) if own]
+    return any(own in lineage(pid) or pid in lineage(own) for own in known)
 
 
 def lineage(pid: int) -> list[int]:

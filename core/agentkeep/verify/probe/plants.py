@@ -48,7 +48,7 @@ def plant(name: str, secret: str, port: int, key: int) -> dict[str, Any]:
         unix.bind(address)
         serve(unix, name)
     serve(socket.create_server(("0.0.0.0", port)), name)
-    own = Own(name, masked(secret), port, key, _address(), child.pid, folder)
+    own = Own(name, masked(secret), port, key, _address(), child.pid, os.getpid(), folder)
     return {"own": asdict(own), "places": planted, "uid": os.getuid(), "pid": os.getpid()}
 
 

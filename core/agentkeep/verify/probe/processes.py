@@ -20,7 +20,9 @@ from .kernel import allowed_call, call, foreign, libc, lines, ours, read, visibl
 def processes_of_others(target: Target) -> Any:
     """See any process that is not this session's own."""
     pids = visible_pids()
-    strangers = pids if target.control else [pid for pid in pids if not ours(pid) and os.path.exists(f"/proc/{pid}")]
+    strangers = (
+        pids if target.control else [pid for pid in pids if not ours(pid, target) and os.path.exists(f"/proc/{pid}")]
+    )
     if not strangers:
         raise Blocked("only our own")
     return strangers
