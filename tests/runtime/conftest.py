@@ -76,6 +76,10 @@ class ManualClock:
         self._set(end)
         await settle()
 
+    def jump(self, seconds: float) -> None:
+        """The wall clock is set: forward or back, and no time has passed."""
+        self._now += timedelta(seconds=seconds)
+
     def _set(self, at: float) -> None:
         if at > self._monotonic:
             self._now += timedelta(seconds=at - self._monotonic)
