@@ -68,7 +68,10 @@ class McpSessions:
         bound = await self._find(runtime_id, mcp_id)
         if bound is None and SESSION_ID.fullmatch(mcp_id):
             named = SessionRef(runtime_id, mcp_id)
-            if given is None or self._sessions.live(named) is not None or await self._table.find(named) is not None:
+            if self._sessions.live(named) is not None or await self._table.find(named) is not None:
+                bound = mcp_id
+                self._keep(runtime_id, mcp_id, mcp_id, LIFE_SECONDS / 60)  # no server can bind it any more
+            elif given is None:
                 bound = mcp_id
         if given is None:
             if bound is None:
