@@ -56,11 +56,19 @@ class DockerEngine:
         assert ran.returncode == 0, f"docker {arguments}: {ran.stderr.decode()}"
         return ran.stdout.decode().strip()
 
-    def image(self, name: str, files: dict[str, bytes], *, packages: Iterable[str] = (), user: str = "") -> str:
-        """An image with this machine's Python, `packages` of this environment, and `files` in /app, whose first is
-        run. Made once for the same contents."""
-        packages = sorted(packages)
-        contents = json.dumps([sys.version, __doc__, PASSWD, packages, user, sorted(files)]).encode()
+    def image(
+        self,
+        name: str,
+        files: dict[str, bytes],
+        *,
+        packages: Iterable[str] = (),
+        user: str = "",
+        programs: Iterable[str] = (),
+    ) -> str:
+        """An image with this machine's Python, `packages` of this environment, `programs` of /usr/bin, and `files` in
+        /app, whose first is run. Made once for the same contents."""
+        packages, programs = sorted(packages), sorted(programs)
+        contents = json.dumps([sys.version, __doc__, PASSWD, packages, user, *programs, sorted(files)]).encode()
         digest = hashlib.sha256(b"".join([contents, *(files[one] for one in sorted(files))])).hexdigest()[:16]
         reference = f"agentkeep-test/{name}:{digest}"
         if reference not in self.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split():
@@ -72,11 +80,11 @@ class DockerEngine:
                 *([f"USER {user}"] if user else []),
             ]
             arguments = [part for change in changes for part in ("--change", change)]
-            self.docker("import", *arguments, "-", reference, given=_archive(files, packages))
+            self.docker("import", *arguments, "-", reference, given=_archive(files, packages, programs))
         return reference
 
 
-def _archive(files: dict[str, bytes], packages: Iterable[str]) -> bytes:
+def _archive(files: dict[str, bytes], packages: Iterable[str], others: Iterable[str]) -> bytes:
     buffer = BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         library = Path(sysconfig.get_path("stdlib"))
@@ -89,7 +97,12 @@ def _archive(files: dict[str, bytes], packages: Iterable[str]) -> bytes:
 
         tar.add(library, str(library), filter=keep)
         python = Path(sys.base_prefix, "bin", "python3").resolve()
-        programs = [python, Path("/bin/sh").resolve(), Path("/usr/bin/su")]
+        programs = [
+            python,
+            Path("/bin/sh").resolve(),
+            Path("/usr/bin/su"),
+            *(Path("/usr/bin", name) for name in others),
+        ]
         linked = {python, *programs, *library.glob("lib-dynload/*.so")}
         for package in packages:
             for path in [*SITE_PACKAGES.glob(f"{package}"), *SITE_PACKAGES.glob(f"{package}-*.dist-info")]:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 import struct
+from collections import deque
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -47,6 +48,7 @@ kill -KILL $victims
 _FRAME: Final = struct.Struct(">BxxxL")
 _STANDARD_ERROR: Final = 2
 _PID: Final = re.compile(rb"[1-9][0-9]{0,9}")
+_MOST_EARLY: Final = 1 << 20  # bytes
 _SHOWN: Final = 500  # bytes of what a container says instead
 _POLL: Final = 1.0  # seconds between looks whether a shell has ended whose output has not
 _DRAIN: Final = 0.5  # seconds, for output that was on its way when it had
@@ -88,6 +90,7 @@ class DockerExecution:
         self._reader: aiohttp.StreamReader | None = None
         self._stream = 0
         self._left = 0  # of the frame that is being read
+        self._early: deque[bytes] = deque()
         self._look = asyncio.Event()
         self._ended: asyncio.Task[int | None] | None = None
         self._killing: asyncio.Task[None] | None = None
@@ -109,18 +112,27 @@ class DockerExecution:
         self._ended = asyncio.create_task(self._end(), name=f"command in {self._container}")
 
     async def _told_its_pid(self) -> None:
+        """Its first line. What it then writes to standard error may come before that."""
         told = b""
-        while (piece := await self._next(1)) is not None and piece.data != b"\n" and len(told) < _SHOWN:
-            told += piece.data
-        if piece is None or not _PID.fullmatch(told):
-            said = told.decode(errors="replace")
+        while not told.endswith(b"\n") and len(told) < _SHOWN and sum(map(len, self._early)) < _MOST_EARLY:
+            piece = await self._next(1 if self._stream != _STANDARD_ERROR or not self._left else PIECE)
+            if piece is None:
+                break
+            if piece.error:
+                self._early.append(piece.data)
+            else:
+                told += piece.data
+        if not told.endswith(b"\n") or not _PID.fullmatch(told[:-1]):
+            said = (told + b"".join(self._early))[:_SHOWN].decode(errors="replace")
             raise CommandNotStarted(f"the container has no room for it, or no shell: {said!r}")
-        self._pid = told.decode()
+        self._pid = told[:-1].decode()
 
     # Life
 
     async def read(self) -> Written | None:
         assert self._ended is not None
+        if self._early:
+            return Written(self._early.popleft(), error=True)
         if self._finished:
             return None
         if self._frame is None:
