@@ -24,6 +24,7 @@ from agentkeep.verify.probe.attack import masked
 
 pytestmark = pytest.mark.sandbox
 
+SECRETS_BEGIN = f"secret-{secrets.token_hex(8)}-"
 KEY, PORT = 0x5C000000, 21500
 ATTACK = """
 import json, sys
@@ -72,12 +73,16 @@ async def driver(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Proc
 @pytest.fixture
 def hosts_secret(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     """A name and a secret: a file of the host's, and a variable of the platform's."""
-    name, secret = f"host-{secrets.token_hex(8)}", secrets.token_hex(24)
+    name, secret = f"host-{secrets.token_hex(8)}", _new_secret()
     file = Path("/var/tmp", name)
     file.write_text(secret)
     monkeypatch.setenv("PLANTED_BY_THE_HOST", secret)
     yield name, secret
     file.unlink()
+
+
+def _new_secret() -> str:
+    return SECRETS_BEGIN + secrets.token_hex(16)
 
 
 async def _ask(environment: Environment, **payload: Any) -> Any:
@@ -90,9 +95,9 @@ async def test_a_command_leaks_no_more_than_the_agent(
     driver: ProcessDriver, version: VersionSpec, hosts_secret: tuple[str, str]
 ) -> None:
     """EXE-1, EXE-5: the same attacks, by a process that has come in from outside; the system call filter among them."""
-    name, secret = f"session-{secrets.token_hex(8)}", secrets.token_hex(24)
+    name, secret, own = f"session-{secrets.token_hex(8)}", _new_secret(), _new_secret()
     one, other = await asyncio.gather(
-        driver.start(make_spec(version, {"TOKEN": "own"})), driver.start(make_spec(version, {"TOKEN": secret}))
+        driver.start(make_spec(version, {"TOKEN": own})), driver.start(make_spec(version, {"TOKEN": secret}))
     )
     try:
         port, key = PORT + secrets.randbelow(100), KEY + secrets.randbelow(1 << 16)
@@ -103,10 +108,12 @@ async def test_a_command_leaks_no_more_than_the_agent(
             "ports": [port],
             "keys": [key],
             "secrets": [masked(hosts_secret[1]), masked(secret)],
+            "own": {"secret": masked(own)},
         }
         ran = await run(one, shlex.join(["python3", "-c", ATTACK, json.dumps(target).encode().hex()]), patience=90)
         assert ran.status == 0, ran.error
         results = json.loads(ran.output)
+        assert results.pop("processes_of_others")["outcome"] == ["succeeded", "[1]"]  # that is its session's agent
         assert {name: result for name, result in results.items() if result["outcome"][0] != "failed"} == {}
         assert len(results) >= 35
     finally:
