@@ -183,7 +183,7 @@ def running_replicas(
                     replica.signal(signal.SIGCONT)
 
 
-def deploy(stack: ReplicaStack, agent: Path, name: str) -> str:
+def deploy(stack: ReplicaStack, agent: Path, name: str, **settings: Any) -> str:
     """The ARN of a runtime made from the agent's folder, READY. Its code and the order to make it go to whichever
     replica has its turn."""
     archive = io.BytesIO()
@@ -210,6 +210,7 @@ def deploy(stack: ReplicaStack, agent: Path, name: str) -> str:
         agentRuntimeArtifact={"codeConfiguration": code},
         roleArn="arn:aws:iam::000000000000:role/agentkeep",
         networkConfiguration={"networkMode": "PUBLIC"},
+        **settings,
     )
     deadline = time.monotonic() + 120
     while (state := control.get_agent_runtime(agentRuntimeId=made["agentRuntimeId"]))["status"] == "CREATING":

@@ -1,6 +1,7 @@
 """A reverse proxy that signs: in front of a runtime that is invoked with SigV4, for clients that cannot sign.
 
-What it passes on is as it came, both ways, but for Host, the signature and the headers it is told to add.
+What it passes on is as it came, both ways, but for Host, the signature and the headers it is told to add. Each request
+has a connection of its own, so that where replicas take turns it goes to the next.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class SigningProxy:
     async def start(self) -> None:
         self._http = aiohttp.ClientSession(
             auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(None),
+            connector=aiohttp.TCPConnector(force_close=True, limit=0),
             skip_auto_headers=("accept", "accept-encoding", "content-type", "user-agent"),
         )  # fmt: skip
         app = web.Application(client_max_size=1 << 24)

@@ -27,6 +27,7 @@ import pytest
 from botocore.credentials import Credentials
 from npm_folder import installed
 from platform_process import PlatformProcess, clean_environment, running_platform
+from replica_stack import deploy, running_replicas
 from signing_proxy import signing_proxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(300)]
@@ -36,7 +37,7 @@ SCENARIOS = 32
 SDIST = "mcp==2.3.0 --hash=sha256:8b147a50441cf059dc88c684e0aeed3687f0aa0f39c6cde7b90330effd2b34d8"
 CACHE = Path("/var/tmp/agentkeep-tests-mcp-2.3.0")
 MAIN = """
-from mcp_everything_server.server import event_store, mcp
+from everything import event_store, mcp
 
 mcp.run(transport="streamable-http", port=8000, event_store=event_store, retry_interval=100)
 """
@@ -61,6 +62,16 @@ def everything_server() -> Path:
             )  # fmt: skip
             shutil.unpack_archive(CACHE / "mcp-2.3.0.tar.gz", CACHE)  # known by its hash
     return folder
+
+
+def everything_agent(folder: Path) -> Path:
+    """The same server, as an agent."""
+    agent = folder / "agent"
+    agent.mkdir()
+    shutil.copyfile(everything_server() / "mcp_everything_server" / "server.py", agent / "everything.py")
+    (agent / "agent.py").write_text(MAIN)
+    (agent / "requirements.txt").write_text("mcp==2.3.0\nclick\n")
+    return agent
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +138,9 @@ async def test_a_server_behind_the_platform_scores_what_it_scores_directly(
         direct = await score(suite, url, tmp_path / "direct")
     assert not [name for name, checks in direct.items() if any(status == "FAILURE" for _, status in checks)]
 
-    agent = tmp_path / "agent"
-    shutil.copytree(folder / "mcp_everything_server", agent / "mcp_everything_server")
-    (agent / "main.py").write_text(MAIN)
-    (agent / "requirements.txt").write_text("mcp==2.3.0\nclick\n")
-    deploy = ("deploy", str(agent), "--name", "everything", "--protocol", "MCP", "--iam")
-    deployed = await asyncio.to_thread(platform.json, *deploy)
+    agent = everything_agent(tmp_path)
+    command = ("deploy", str(agent), "--name", "everything", "--protocol", "MCP", "--iam")
+    deployed = await asyncio.to_thread(platform.json, *command)
     target = f"{platform.endpoint}/runtimes/{quote(deployed['agentRuntimeArn'], safe='')}/invocations"
     variables = platform.variables
     credentials = Credentials(variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"])
@@ -144,3 +152,18 @@ async def test_a_server_behind_the_platform_scores_what_it_scores_directly(
         assert {("POST", 200), ("POST", 202), ("POST", 403), ("GET", 200)} <= set(proxy.requests)
     sessions = await asyncio.to_thread(platform.json, "sessions")
     assert len(sessions) > SCENARIOS, "clients without a session's name were given sessions of their own"
+
+
+async def test_any_replica_finds_an_mcp_clients_session(suite: list[str], tmp_path: Path) -> None:
+    """EXE-1, EXE-6: three replicas take turns, request by request, and know a session by Mcp-Session-Id alone; the
+    server asks its clients, too (sampling, elicitation), and streams go on where they broke."""
+    agent = everything_agent(tmp_path)
+    with running_replicas(tmp_path / "replicas", AGENTKEEP_SERVICE_STOP_TIMEOUT="5") as stack:
+        protocol = {"serverProtocol": "MCP"}
+        arn = await asyncio.to_thread(deploy, stack, agent, "everything", protocolConfiguration=protocol)
+        target = f"{stack.front.url}/runtimes/{quote(arn, safe='')}/invocations"
+        credentials = Credentials(stack.operator["accessKeyId"], stack.operator["secretAccessKey"])
+        async with signing_proxy(target, credentials, "us-east-1") as proxy:
+            scores = await score(suite, proxy.url, tmp_path / "scores")
+    failed = {name: checks for name, checks in scores.items() if any(status == "FAILURE" for _, status in checks)}
+    assert not failed
