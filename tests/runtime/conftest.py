@@ -333,6 +333,7 @@ class Platform:
     settings: RuntimeSettings
     driver: Any = field(default_factory=LoopbackDriver)
     endpoint: Any = field(default=lambda session: asyncio.Protocol)
+    place: Any = None
     budgets: SessionBudgets = field(init=False)
     plane: RuntimePlane = field(init=False)
     deployment: ClassVar[Deployment] = DEPLOYMENT
@@ -360,12 +361,14 @@ class Platform:
             self.endpoint,
             self.settings,
             self.folder / "runtime",
+            place=self.place,
         )
 
     async def kill(self) -> None:
         """The process dies: its tasks stop where they are, its environments with it."""
         parts = self.plane._parts
-        for task in [*parts.reaper._tasks, *parts.provisioning._tasks.values(), parts.warm_pools._task]:
+        mine = (parts.heartbeat._task, parts.warm_pools._task, *parts.recovery._legacies.values())
+        for task in [*parts.reaper._tasks, *parts.provisioning._tasks.values(), *mine]:
             task.cancel()
         for session in parts.sessions.all_live():
             for task in (session.provisioning, session.watching, session.ending, session.checking):
