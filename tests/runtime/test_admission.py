@@ -11,6 +11,7 @@ import pytest
 from agentkeep.core.call import SessionRef, User
 from agentkeep.core.errors import RetryableConflictException, ServiceQuotaExceededException, ThrottlingException
 from agentkeep.runtime.admission import StartSlots
+from agentkeep.runtime.drivers.driver import ConnectionsInUse
 from agentkeep.runtime.records import EndReason
 from agentkeep.runtime.replicas import Replicas
 from agentkeep.runtime.session_table import SessionTable
@@ -260,3 +261,17 @@ async def test_a_dead_replicas_session_keeps_its_seat_when_it_is_taken(store: An
     await heir.claim(SessionRef("agent", "fourth"), ann, 1, "DEFAULT")
     with pytest.raises(ServiceQuotaExceededException):
         await heir.claim(SessionRef("agent", "fifth"), ann, 1, "DEFAULT")
+
+
+async def test_more_turns_than_an_agent_takes_connections_are_told_to_come_again(platform: Any) -> None:
+    """EXE-6: it is not the agent's failure."""
+    runtime_id, one = await platform.create(), _id()
+    turn = await platform.begin(runtime_id, one)
+
+    async def exhausted(timeout: float, port: int | None = None) -> Any:
+        raise ConnectionsInUse("32 connections to the agent are in use")
+
+    platform.driver.agents[0].connect = exhausted
+    with pytest.raises(ThrottlingException, match="32 connections"):
+        await turn.connect()
+    turn.end()

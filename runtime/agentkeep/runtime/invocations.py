@@ -30,7 +30,7 @@ from agentkeep.core.ports import WorkloadTokens
 from agentkeep.core.telemetry import RUNTIME_ID, owned_by, step
 from agentkeep.runtime.admission import TurnLimits
 from agentkeep.runtime.authorization import Authorization, not_accepted
-from agentkeep.runtime.drivers.driver import Connection, Execution
+from agentkeep.runtime.drivers.driver import Connection, ConnectionsInUse, Execution
 from agentkeep.runtime.forwarding import ForwardedTurn, Forwarding
 from agentkeep.runtime.headers import agent_headers
 from agentkeep.runtime.mcp_sessions import MCP_SESSION_HEADER, SESSION_ID, McpSessions, SessionMcpTurn
@@ -101,6 +101,8 @@ class SessionTurn:
         except EnvironmentStartFailed:
             # It has just ended, and nothing was sent: whoever tries again gets a new environment.
             raise in_progress() from None
+        except ConnectionsInUse as error:
+            raise ThrottlingException(f"{error}, as many as there may be. Try again later") from None
         except (OSError, TimeoutError):
             raise RuntimeClientError(
                 f"The agent does not accept connections. Its output: agentkeep logs {self.session_id}"

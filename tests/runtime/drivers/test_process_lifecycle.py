@@ -13,7 +13,7 @@ import pytest
 
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.errors import DriverError, EnvironmentStartFailed, SandboxUnavailable
-from agentkeep.runtime.drivers.driver import Limits, VersionSpec
+from agentkeep.runtime.drivers.driver import ConnectionsInUse, Limits, VersionSpec
 from agentkeep.runtime.drivers.process import bubblewrap, environment, memory_watch, seccomp
 from agentkeep.runtime.drivers.process.cgroups import Cgroups
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
@@ -252,6 +252,24 @@ async def test_every_open_file_counts(driver: ProcessDriver, make_version: objec
     limits = Limits(memory=256 << 20, processes=33, open_files=77, cpus=0.5, disk=8 << 20)
     await (await driver.start(make_spec(make_version(main=code), log=log, limits=limits))).wait()
     assert log.text == "33 77 0\n"
+
+
+async def test_connections_are_so_many_and_who_waits_gets_the_next(driver: ProcessDriver, version: VersionSpec) -> None:
+    """EXE-6: a wait in vain is told apart from an agent that does not listen."""
+    started = await driver.start(make_spec(version))
+    held = [await started.connect(60) for _ in range(environment.CONNECTIONS)]
+    with pytest.raises(ConnectionsInUse):
+        await started.connect(0.05)
+    waiting = asyncio.create_task(started.connect(60))
+    await asyncio.sleep(0)
+    for one in held[:1]:
+        one.socket.close()
+        one.release()
+    held[0] = await waiting
+    for one in held:
+        one.socket.close()
+        one.release()
+    await started.stop(0)
 
 
 async def test_machines_that_cannot_sandbox_are_told_what_to_install(

@@ -20,6 +20,7 @@ __all__ = [
     "PIECE",
     "AdoptedEnvironment",
     "Connection",
+    "ConnectionsInUse",
     "Driver",
     "Environment",
     "EnvironmentSpec",
@@ -75,6 +76,10 @@ class EnvironmentSpec:
     endpoint: Callable[[], asyncio.Protocol]
     log: Callable[[bytes], None]  # the agent's stdout and stderr, as it comes
     limits: Limits = field(default_factory=Limits)
+
+
+class ConnectionsInUse(TimeoutError):
+    """As many connections to the agent are in use as there may be, and none has become free in time."""
 
 
 class Connection(Protocol):
@@ -137,7 +142,8 @@ class Environment(Protocol):
         """A new connection to the agent's port, or to another `port` of it; waits up to `timeout` seconds for it to
         listen.
 
-        Raises EnvironmentStartFailed if the environment is gone, TimeoutError if it does not listen in time.
+        Raises EnvironmentStartFailed if the environment is gone, TimeoutError if it does not listen in time, of which
+        ConnectionsInUse says that it has as many connections already as it may.
         """
         ...
 

@@ -17,7 +17,7 @@ import orjson
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import EnvironmentStartFailed, SandboxUnavailable
-from agentkeep.runtime.drivers.driver import EnvironmentSpec, Exit
+from agentkeep.runtime.drivers.driver import ConnectionsInUse, EnvironmentSpec, Exit
 from agentkeep.runtime.drivers.process.cgroups import Cgroup, Cgroups
 from agentkeep.runtime.drivers.process.channel import Channel, Message, memory_file
 from agentkeep.runtime.drivers.process.command import Work, plan_work
@@ -185,6 +185,8 @@ class ProcessEnvironment:
             async with asyncio.timeout(timeout):
                 return await self._connect(port)
         except TimeoutError:
+            if self._pool.exhausted:
+                raise ConnectionsInUse(f"{CONNECTIONS} connections to the agent are in use") from None
             raise TimeoutError(f"the agent did not listen on port {port} within {timeout:g} s") from None
 
     async def _connect(self, port: int) -> PooledConnection:

@@ -43,6 +43,10 @@ class SocketPool:
         self._waiting: deque[asyncio.Future[socket.socket]] = deque()
         self._closed = False
 
+    @property
+    def exhausted(self) -> bool:
+        return not self._idle and not self._closed
+
     async def take(self) -> socket.socket | None:
         """An unconnected socket, waiting for one to be put back if all are in use. None once the pool is closed."""
         if self._closed:
