@@ -123,7 +123,14 @@ class Parts:
         )
         self.reaper = Reaper(self.sessions, self.logs, clock, settings)
         self.provisioning = Provisioning(
-            self.catalogue, clock, prepared, environments, workload_tokens, self._end_runtime, self._came_to_rest
+            self.catalogue,
+            clock,
+            self.replicas,
+            prepared,
+            environments,
+            workload_tokens,
+            self._end_runtime,
+            self._came_to_rest,
         )
         self.runtimes = Runtimes(self.catalogue, clock, self._changed)
         self.endpoints = Endpoints(self.catalogue, clock, self._changed)

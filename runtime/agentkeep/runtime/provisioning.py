@@ -25,13 +25,16 @@ from agentkeep.runtime.catalogue import POLICIES, TAGS, Catalogue
 from agentkeep.runtime.environments import Environments
 from agentkeep.runtime.prepared import PreparedVersions
 from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Artifact, Endpoint, Status, Version
-from agentkeep.storage.interface import Delete, Write
+from agentkeep.runtime.replicas import Replicas
+from agentkeep.storage.interface import ABSENT, Delete, Put, Write, partition
 from agentkeep.storage.records import Stored
 
 __all__ = ["Provisioning"]
 
 log = logging.getLogger(__name__)
 
+#: Which replica works at a runtime.
+AT_WORK = partition("runtime", "provisioning")
 RETRY_SECONDS = 2.0
 REASON_LIMIT = 4000
 
@@ -43,6 +46,7 @@ class Provisioning:
         self,
         catalogue: Catalogue,
         clock: Clock,
+        replicas: Replicas,
         prepared: PreparedVersions,
         environments: Environments,
         workload_tokens: WorkloadTokens,
@@ -52,6 +56,7 @@ class Provisioning:
         self._catalogue = catalogue
         self._store = catalogue.store
         self._clock = clock
+        self._replicas = replicas
         self._prepared = prepared
         self._environments = environments
         self._workload_tokens = workload_tokens
@@ -95,7 +100,11 @@ class Provisioning:
         while True:
             self._again.discard(runtime_id)
             try:
+                if not await self._take(runtime_id):
+                    await self._clock.sleep(RETRY_SECONDS)  # then whatever that one left
+                    continue
                 await self._step(runtime_id)
+                await self._store.transact([Delete(AT_WORK, runtime_id)])
             except (StoreUnavailable, ConditionFailed) as error:
                 log.warning("agent runtime %s: %s; trying again", runtime_id, error)
                 await self._clock.sleep(RETRY_SECONDS)
@@ -107,6 +116,21 @@ class Provisioning:
             self._came_to_rest(runtime_id)
             if runtime_id not in self._again:
                 return
+
+    async def _take(self, runtime_id: str) -> bool:
+        """Whether this replica works at the runtime now: one at a time does. Raises ConditionFailed,
+        StoreUnavailable."""
+        raw = await self._store.get(AT_WORK, runtime_id)
+        own = self._replicas.name.encode()
+        if raw == own:
+            return True
+        if raw is not None:
+            other = await self._replicas.responsible(raw.decode())
+            if other is not None and other.name != self._replicas.name:
+                return False
+        expect = ABSENT if raw is None else raw
+        await self._store.transact([*self._replicas.mine(), Put(AT_WORK, runtime_id, own, expect)])
+        return True
 
     async def _step(self, runtime_id: str) -> None:
         stored = await self._catalogue.find_runtime(runtime_id)
