@@ -407,3 +407,28 @@ async def test_the_address_a_card_names_is_served(platform: Any, wire: RuntimeWi
     assert answered.status_code == 200
     url = platform.driver.agents[0].spec.environment["AGENTCORE_RUNTIME_URL"]
     assert url == wire.target(runtime_id, "invocations/").replace(wire.url, "http://127.0.0.1:4780")
+
+
+# Where each protocol is spoken.
+
+
+@pytest.mark.parametrize(
+    ("name", "port", "path"),
+    [("HTTP", 8080, "/invocations"), ("AGUI", 8080, "/invocations"), ("MCP", 8000, "/mcp"), ("A2A", 9000, "/")],
+)
+async def test_ports_and_paths(platform: Any, wire: RuntimeWire, name: str, port: int, path: str) -> None:
+    """EXE-1: each protocol's own, and those that are named."""
+    for settings, expected in (({}, (port, path)), ({"port": 8011, "path": "/a/b%20c"}, (8011, "/a/b%20c"))):
+        runtime_id = await platform.create(f"agent{len(platform.driver.agents)}", **protocol(name, **settings))
+        assert (await wire.ask(runtime_id, CALL, {SESSION: session()})).status_code == 200
+        agent = platform.driver.agents[-1]
+        assert agent.spec.version.port == expected[0]
+        assert agent.requests[0]["path"].replace(" ", "%20") == expected[1]
+        assert bool(agent.pings) == (name != "MCP")
+
+
+@pytest.mark.parametrize("path", ["mcp", "/a b", "/a\r\nx: y", "/" * 2049, "", "/?a"])
+async def test_paths_that_are_none(platform: Any, path: str) -> None:
+    with pytest.raises(ValidationException) as refused:
+        await platform.create(**protocol("MCP", path=path))
+    assert [field.name for field in refused.value.fields] == ["protocolConfiguration.path"]

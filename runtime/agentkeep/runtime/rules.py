@@ -22,6 +22,8 @@ _MIB: Final = 1 << 20
 PORTS: Final = {"HTTP": 8080, "AGUI": 8080, "MCP": 8000, "A2A": 9000}
 PATHS: Final = {"HTTP": "/invocations", "AGUI": "/invocations", "MCP": "/mcp", "A2A": "/"}
 
+_PATH: Final = re.compile(r"/[A-Za-z0-9\-._~/%]{0,2047}")
+
 #: Members that change how a session runs and that this deployment cannot honour. Ignoring them would be a lie; the
 #: rest (network mode, platform version, metadata service, allowed ports) is stored and echoed.
 _UNSUPPORTED: Final = {
@@ -211,9 +213,15 @@ def _environment(variables: Mapping[str, str], deployment: Deployment, public_ur
 
 
 def _protocol(protocol: Mapping[str, Any]) -> list[FieldError]:
+    faults = []
     if protocol.get("port") == 8443:
-        return [FieldError("protocolConfiguration.port", "8443 is taken")]
-    return []
+        faults.append(FieldError("protocolConfiguration.port", "8443 is taken"))
+    # The model says so too; but this goes into the heads of requests as it is.
+    if _PATH.fullmatch(protocol.get("path", "/")) is None:
+        faults.append(
+            FieldError("protocolConfiguration.path", "begins with / and has up to 2048 letters, digits and - . _ ~ / %")
+        )
+    return faults
 
 
 def _hooks(document: Mapping[str, Any]) -> list[FieldError]:
