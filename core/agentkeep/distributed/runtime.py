@@ -21,6 +21,7 @@ from agentkeep.runtime.drivers.process.driver import ProcessDriver
 from agentkeep.runtime.drivers.process.settings import ProcessDriverSettings
 from agentkeep.runtime.environment import CREDENTIALS_PATH
 from agentkeep.runtime.operations import RuntimePlane
+from agentkeep.runtime.protected_resources import PLACE as PROTECTED_RESOURCES
 from agentkeep.runtime.pump import InvocationRoute
 from agentkeep.runtime.replica_relay import ReplicaRelay
 from agentkeep.runtime.replicas import Place
@@ -99,6 +100,7 @@ async def compose(service: Service) -> Composed:
             Mount("/sessions", plane.admin_app, Access.OPERATOR),
             Mount("/logs", plane.admin_app, Access.OPERATOR),
             Mount(CREDENTIALS_PATH, plane.credentials_app, Access.SESSION),
+            Mount("/runtimes", plane.protected_resources, Access.PUBLIC, place=PROTECTED_RESOURCES),
         ],
         ports={SESSION_USERS: plane.session_users},
         bearers=plane.bearers,
