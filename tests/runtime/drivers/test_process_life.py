@@ -15,11 +15,12 @@ import pytest
 from slow_driver import SlowDriver
 
 from agentkeep.core.clock import SystemClock
+from agentkeep.core.errors import DriverThrottled
 from agentkeep.runtime.drivers.driver import VersionSpec
 from agentkeep.runtime.drivers.patient import PatientDriver
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
 from agentkeep.runtime.drivers.process.settings import ProcessDriverSettings
-from agentkeep.testing.driver import DriverContract, Timing
+from agentkeep.testing.driver import DriverContract, Timing, make_spec
 from agentkeep.testing.driver_life import DriverLifeContract
 
 pytestmark = pytest.mark.sandbox
@@ -113,3 +114,23 @@ class TestLifeSlowAndTurnedAway(DriverLifeContract):
             return slow(drivers[-1])
 
         return open_one
+
+
+async def test_every_call_of_a_driver_is_tried_again(version: VersionSpec, tmp_path: Path) -> None:
+    """Those that a driver may be turned away from, each at least once."""
+    inner = ProcessDriver(tmp_path / "state")
+    slow_one = SlowDriver(inner, seconds=0.01, turned_away=0.5)
+    driver = PatientDriver(slow_one, SystemClock(), within=60)
+    try:
+        await driver.prepare(version)
+        assert await driver.adopt() == ()
+        assert await driver.take_over("another") == ()
+        await (await driver.start(make_spec(version))).stop(0)
+        await driver.retire(version.runtime_id, version.version)
+        assert slow_one.api.refused >= 1
+        never = PatientDriver(SlowDriver(inner, seconds=0.01, turned_away=1.0), SystemClock(), within=0.5)
+        for call in (never.prepare(version), never.adopt(), never.take_over("another"), never.retire("x", "1")):
+            with pytest.raises(DriverThrottled):
+                await call
+    finally:
+        await inner.close()

@@ -53,6 +53,9 @@ class PatientDriver:
     async def adopt(self) -> Sequence[AdoptedEnvironment]:
         return await self._repeat(self._driver.adopt)
 
+    async def take_over(self, replica: str) -> Sequence[AdoptedEnvironment]:
+        return await self._repeat(lambda: self._driver.take_over(replica))
+
     async def retire(self, runtime_id: str, version: str) -> None:
         await self._repeat(lambda: self._driver.retire(runtime_id, version))
 
