@@ -56,6 +56,23 @@ def test_deploy_invoke_logs_stop(platform: PlatformProcess, agent: str) -> None:
     assert "to standard error" in log
 
 
+def test_commands_in_a_session(platform: PlatformProcess, agent: str, tmp_path: Path) -> None:
+    """Of an agent that takes users' tokens, and of one that takes signatures; for the session's own user."""
+    (tmp_path / "main.py").write_text(LOGGING_AGENT)
+    (tmp_path / "requirements.txt").write_text("bedrock-agentcore==1.25.0\n")
+    platform.json("deploy", str(tmp_path), "--name", "signed", "--iam")
+    for name, user in ((agent, "alice"), ("signed", "bob"), ("signed", None)):
+        session = str(uuid.uuid4())
+        platform.json("invoke", name, "hello", "--session-id", session, *(("--user", user) if user else ()))
+        ran = platform.run("exec", session, "echo it; echo bad >&2; exit 3", check=False)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (3, "it\n", "bad\n")
+        told = platform.json("exec", session, "echo $((6 * 7))")
+        assert told == {"stdout": "42\n", "stderr": "", "exitCode": 0, "status": "COMPLETED"}
+    told = json.loads(platform.run("exec", session, "--timeout", "1", "sleep 60", "--json", check=False).stdout)
+    assert told["status"] == "TIMED_OUT"
+    assert "No session" in platform.run("exec", "nothing", "true", check=False).stderr
+
+
 def test_the_budget_of_a_runtimes_sessions(platform: PlatformProcess, tmp_path: Path) -> None:
     """OBS-3: said at deployment, first or later; shown with what is left."""
     (tmp_path / "main.py").write_text(LOGGING_AGENT)

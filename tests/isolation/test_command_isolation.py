@@ -46,7 +46,7 @@ while time.monotonic() < deadline and not os.path.exists("/tmp/stop"):
             seen.add(tuple(status[name] for name in ("CapPrm", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp", "Uid")))
             for name in os.listdir(f"/proc/{pid}/fd"):
                 link = os.readlink(f"/proc/{pid}/fd/{name}")
-                if not link.startswith(("pipe:", "socket:", "/dev/null", "/proc/", "/usr/", "/etc/", "anon_inode:", "/memfd:")):
+                if not link.startswith(("pipe:", "socket:", "/dev/null", "/proc/", "/usr/", "/etc/", "anon_inode:")):
                     seen.add(link)
         except (OSError, ValueError):
             pass

@@ -7,7 +7,7 @@ import sys
 import typer
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from agentkeep.cli import agents, catalogue, platform, trace, users, verify
+from agentkeep.cli import agents, catalogue, commands, platform, trace, users, verify
 from agentkeep.cli.output import CommandError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ for command in (
     users.login,
 ):
     app.command()(command)
+app.command("exec")(commands.execute)
 app.add_typer(catalogue.app, name="catalogue")
 app.add_typer(verify.app, name="verify")
 
