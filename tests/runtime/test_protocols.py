@@ -380,6 +380,11 @@ async def test_an_agents_card(platform: Any, wire: RuntimeWire, provider: Any) -
     others = await wire.ask(tokens, headers={SESSION: mine}, method="GET", tail=tail, bearer=provider.token("bob"))
     assert others.status_code == 403, "another user's session"
     assert (await wire.ask(tokens, method="GET", tail=tail)).status_code == 403, "takes tokens only"
+    unsigned = await wire.ask(tokens, method="GET", tail=tail, signed=False)
+    assert unsigned.status_code == 401 and "resource_metadata=" in unsigned.headers["www-authenticate"]
+    for name in (runtime_id, "nothing-0000000000"):
+        unsigned = await wire.ask(name, method="GET", tail=tail, signed=False)
+        assert unsigned.status_code == 403 and "www-authenticate" not in unsigned.headers
 
 
 @pytest.mark.parametrize("body", [b"no JSON", b"[1]", b'"x"', b'{"a":"' + b"x" * (1 << 20) + b'"}'])

@@ -68,6 +68,10 @@ class Bearers(Protocol):
         """Raises UnauthorizedException, AccessDeniedException, ResourceNotFoundException."""
         ...
 
+    async def challenge(self, labels: Mapping[str, str], query: bytes) -> str | None:
+        """How to get a token (`WWW-Authenticate`) for what takes tokens."""
+        ...
+
 
 class _Request:
     """What the chain knows of a request; `match` once it is routed, `body_read` once all of it is here."""
@@ -99,6 +103,11 @@ class _Request:
     def bearer(self) -> str | None:
         authorization = self.headers.get("authorization", "")
         return authorization[7:].strip() if authorization[:7].lower() == "bearer " else None
+
+    @property
+    def signed(self) -> bool:
+        """Whether it says who is calling; true or not."""
+        return "authorization" in self.headers or b"X-Amz-" in self.query
 
     @property
     def name(self) -> str:
@@ -180,10 +189,22 @@ class Application:
             operation, labels = request.match
             caller = await self._bearers.caller(operation.name, labels, request.query, bearer)
             return caller, await self._body(request)
-        key, claim = await self._identify(request)
+        try:
+            key, claim = await self._identify(request)
+        except UnauthorizedException:
+            await self._challenge(request)
+            raise
         body = await self._body(request)
         self._authenticator.prove(claim, key, body.sha256)
         return key.caller, body
+
+    async def _challenge(self, request: _Request) -> None:
+        """Who shows neither signature nor token is told where to get a token, if tokens are taken."""
+        if request.match is None or request.session is not None or self._bearers is None or request.signed:
+            return
+        challenge = await self._bearers.challenge(request.match.labels, request.query)
+        if challenge is not None:
+            raise UnauthorizedException("Missing authentication token", challenge) from None
 
     async def _identify(self, request: _Request) -> tuple[AccessKey, Claim]:
         return await self._authenticator.identify(
@@ -235,8 +256,7 @@ class Application:
             return request.match.operation.serialize_error(error)
         if isinstance(error, UnauthorizedException):
             # No operation says how it calls this: as AWS does, then, where a signature is missing or wrong.
-            signed = "authorization" in request.headers or b"X-Amz-" in request.query
-            error = (AccessDeniedException if signed else MissingAuthenticationTokenException)(error.message)
+            error = (AccessDeniedException if request.signed else MissingAuthenticationTokenException)(error.message)
         return error_response(error)
 
     @staticmethod

@@ -412,18 +412,33 @@ class RuntimeBearers:
 
     async def caller(self, operation: str, labels: Mapping[str, str], query: bytes, token: str) -> Caller:
         """Raises UnauthorizedException with the runtime's challenge, or AccessDeniedException."""
-        runtime = labels.get("agentRuntimeArn")
-        if runtime is None:
-            raise UnauthorizedException(f"{operation} is called with a SigV4 signature, not with a bearer token.")
-        parameters = parse_qs(query.decode("latin-1"))
-        qualifier = parameters.get("qualifier", [DEFAULT_ENDPOINT])[0]
         try:
-            target = await self._targets.resolve(runtime, qualifier, parameters.get("accountId", [None])[0])
+            target = await self._target(labels, query)
         except ResourceNotFoundException:
             raise not_accepted() from None
+        if target is None:
+            raise UnauthorizedException(f"{operation} is called with a SigV4 signature, not with a bearer token.")
         user = await self._authorization.token(target, token, operation)
         name = "/".join(quote(part, safe="") for part in (user.issuer or "", user.id))
         return Caller(CallerKind.USER, f"arn:aws:sts::{self._account}:federated-user/{name}", user=user)
+
+    async def challenge(self, labels: Mapping[str, str], query: bytes) -> str | None:
+        try:
+            target = await self._target(labels, query)
+        except ServiceError:
+            return None
+        if target is None or target.settings.authorizer is None:
+            return None
+        return self._authorization.challenge(target)
+
+    async def _target(self, labels: Mapping[str, str], query: bytes) -> Target | None:
+        """None where the operation is not one on a runtime that is invoked."""
+        runtime = labels.get("agentRuntimeArn")
+        if runtime is None:
+            return None
+        parameters = parse_qs(query.decode("latin-1"))
+        qualifier = parameters.get("qualifier", [DEFAULT_ENDPOINT])[0]
+        return await self._targets.resolve(runtime, qualifier, parameters.get("accountId", [None])[0])
 
 
 def _note_protocol(request: InvocationRequest, target: Target) -> None:
