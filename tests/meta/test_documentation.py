@@ -15,7 +15,7 @@ PAGES = sorted(
     for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("*/**/README.md")]
     if not any(part.startswith(".") for part in path.relative_to(REPOSITORY).parts)
 )
-COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback} | {
+COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback} | {
     group.name for group in app.registered_groups
 }
 
