@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
-from urllib.parse import parse_qs, quote
 
 from opentelemetry.util.types import AttributeValue
 
@@ -24,7 +23,6 @@ from agentkeep.core.errors import (
     RuntimeClientError,
     ServiceError,
     ThrottlingException,
-    UnauthorizedException,
 )
 from agentkeep.core.ports import WorkloadTokens
 from agentkeep.core.telemetry import RUNTIME_ID, owned_by, step
@@ -45,7 +43,7 @@ from agentkeep.runtime.targets import Target, Targets
 from agentkeep.runtime.tracing import InvocationSpan, about_session, refused_invocation, session_owner
 from agentkeep.runtime.turn import InvocationRequest, McpTurn
 
-__all__ = ["RuntimeBearers", "RuntimeInvocations", "SessionTurn"]
+__all__ = ["RuntimeInvocations", "SessionTurn"]
 
 CALLBACK_HEADER: Final = "oauth2callbackurl"
 _USER_ID_LIMIT: Final = 1024
@@ -400,45 +398,6 @@ class RuntimeInvocations:
             owner = stored.record.user
         if owner != caller.user:
             raise other_user(ref.session_id)
-
-
-class RuntimeBearers:
-    """`Bearers` for the service: who calls an operation on a runtime with a bearer token."""
-
-    def __init__(self, targets: Targets, authorization: Authorization, account: str) -> None:
-        self._targets = targets
-        self._authorization = authorization
-        self._account = account
-
-    async def caller(self, operation: str, labels: Mapping[str, str], query: bytes, token: str) -> Caller:
-        """Raises UnauthorizedException with the runtime's challenge, or AccessDeniedException."""
-        try:
-            target = await self._target(labels, query)
-        except ResourceNotFoundException:
-            raise not_accepted() from None
-        if target is None:
-            raise UnauthorizedException(f"{operation} is called with a SigV4 signature, not with a bearer token.")
-        user = await self._authorization.token(target, token, operation)
-        name = "/".join(quote(part, safe="") for part in (user.issuer or "", user.id))
-        return Caller(CallerKind.USER, f"arn:aws:sts::{self._account}:federated-user/{name}", user=user)
-
-    async def challenge(self, labels: Mapping[str, str], query: bytes) -> str | None:
-        try:
-            target = await self._target(labels, query)
-        except ServiceError:
-            return None
-        if target is None or target.settings.authorizer is None:
-            return None
-        return self._authorization.challenge(target)
-
-    async def _target(self, labels: Mapping[str, str], query: bytes) -> Target | None:
-        """None where the operation is not one on a runtime that is invoked."""
-        runtime = labels.get("agentRuntimeArn")
-        if runtime is None:
-            return None
-        parameters = parse_qs(query.decode("latin-1"))
-        qualifier = parameters.get("qualifier", [DEFAULT_ENDPOINT])[0]
-        return await self._targets.resolve(runtime, qualifier, parameters.get("accountId", [None])[0])
 
 
 def _note_protocol(request: InvocationRequest, target: Target) -> None:

@@ -15,6 +15,7 @@ from agentkeep.core.ports import Authorizers, Budget, Keys, WorkloadTokens
 from agentkeep.runtime.admin import AdminApp, ArtifactsApp
 from agentkeep.runtime.artifacts import ArtifactStore
 from agentkeep.runtime.authorization import Authorization
+from agentkeep.runtime.bearers import RuntimeBearers
 from agentkeep.runtime.budgets import TaggedBudgets
 from agentkeep.runtime.bundles import Bundles
 from agentkeep.runtime.catalogue import Catalogue
@@ -26,7 +27,7 @@ from agentkeep.runtime.environment import platform_variables, session_environmen
 from agentkeep.runtime.environments import Environments
 from agentkeep.runtime.forwarding import Forwarding
 from agentkeep.runtime.heartbeat import Heartbeat
-from agentkeep.runtime.invocations import RuntimeBearers, RuntimeInvocations
+from agentkeep.runtime.invocations import RuntimeInvocations
 from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.mcp_sessions import McpSessions
 from agentkeep.runtime.policies import Policies
