@@ -113,7 +113,8 @@ class ComposeStack:
         return "\n".join(self.compose("logs", "--no-color", "--tail", "40", one) for one in dict.fromkeys(bad))
 
     def container(self, service: str) -> str:
-        return self.compose("ps", "--quiet", service).strip()
+        """Of its first replica."""
+        return self.replicas(service)[0]
 
     def replicas(self, service: str) -> list[str]:
         """Their containers."""

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -16,6 +17,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from compose_application import Application, until
 from compose_stack import PLANES, ComposeStack, compose_stack
 from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
+from platform_process import PlatformProcess
+
+from agentkeep.cli.deployment import Running, write_credentials
+from agentkeep.verify.bundle import probe_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(1200), pytest.mark.xdist_group("docker")]
 
@@ -141,6 +146,21 @@ def test_each_session_has_its_own_credentials(
     assert len({made_by[one["address"]] for one in found}) == RUNTIMES
     for session in sessions:
         application.stop(agent, session)
+
+
+def test_sessions_that_attack_each_other_leak_nothing(stack: ComposeStack, tmp_path: Path) -> None:
+    """EXE-5: ten, on whichever replica the edge puts them, by the command that operators run."""
+    operator = stack.operator()
+    Running(stack.url, 0, 0.0, operator["region"], "000000000000").write(tmp_path)
+    write_credentials(tmp_path, operator["accessKeyId"], operator["secretAccessKey"])
+    image = stack.engine.image("isolation", probe_files())
+    ran = PlatformProcess(tmp_path).run(
+        "verify", "isolation", "--sessions", str(SESSIONS), "--image", image, "--json", check=False, timeout=600
+    )
+    report = json.loads(ran.stdout)
+    assert (ran.returncode, report["result"]) == (0, "passed"), ran.stdout[-4000:] + ran.stderr[-2000:]
+    assert report["left"] == [] and len(report["attacks"]) > 100
+    assert owners(stack) == {}
 
 
 def test_sessions_outlive_the_replica_that_had_them(
