@@ -12,7 +12,7 @@ What must hold (exit status 1 if it does not):
 - every event that was acknowledged is there in the end;
 - no session was served by two environments at one time: agents say which instance they are, and when each call began
   and ended, by one clock; in an instance every count comes once;
-- after each kill sessions are served again, the dead replica's too, and new ones are made, within `--recovered` seconds.
+- after each kill sessions are served again, the dead replica's too, and new ones made, within `--recovered` seconds.
 
 And printed: availability, by first attempts and after retries; how long sessions were without service; calls' times.
 
