@@ -61,8 +61,8 @@ class RuntimePlane:
         logs_dir: Path | None = None,
         listener_token: Callable[[SessionRef], str] | None = None,
     ) -> None:
-        """`data_dir`: a folder of this plane's own; a replica keeps its bundles there, and sessions' logs where there is
-        no `logs_dir`, which replicas may share. `place`: of this replica among others; None: it is alone.
+        """`data_dir`: a folder of this plane's own; a replica keeps its bundles there, and sessions' logs where
+        there is no `logs_dir`, which replicas may share. `place`: of this replica among others; None: it is alone.
         `listener_token`: says to another through which session's listener a request came."""
         self._parts = parts = Parts(
             store,
