@@ -56,6 +56,7 @@ class CredentialsApp:
     async def _credentials(self, ref: SessionRef) -> tuple[Session, SessionCredentials]:
         """Keys of this session, the same until half of their life has gone: an agent that asks all the time makes no
         more of them."""
+        await self._sessions.table.replicas.confirm()  # it may be another replica's by now
         session = self._living(ref)
         async with session.issuing_keys:
             if session.issued_keys is not None and self._clock.monotonic() < session.issued_keys[1]:
@@ -69,7 +70,8 @@ class CredentialsApp:
             if living is not session or session.state is SessionState.STOPPING:
                 # It ended meanwhile, perhaps after its keys had been revoked: these, that nobody has seen, must not
                 # outlive it. But a session begun anew under the same id keeps its own.
-                if living is None or living is session:
+                # Nor is one that another replica has taken to lose those it has there.
+                if (living is None or living is session) and not session.forfeited:
                     await self._keys.end_session(ref)
                 raise _ended()
             life = (credentials.expiration - self._clock.now()).total_seconds()
