@@ -35,6 +35,7 @@ print(json.dumps(run(Target.of(json.loads(bytes.fromhex(sys.argv[1]))), ["proces
 #: Looks at every process of its session but the agent, itself and its shell, for as long as it is let.
 WATCH = """
 import os, time
+OWN_KINDS = ("pipe", "socket", "anon_inode", "/memfd")  # the last: what it is told, the line and the environment
 seen, deadline = set(), time.monotonic() + 60
 os.write(1, b"watching\\n")
 while time.monotonic() < deadline and not os.path.exists("/tmp/stop"):
@@ -46,7 +47,8 @@ while time.monotonic() < deadline and not os.path.exists("/tmp/stop"):
             seen.add(tuple(status[name] for name in ("CapPrm", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp", "Uid")))
             for name in os.listdir(f"/proc/{pid}/fd"):
                 link = os.readlink(f"/proc/{pid}/fd/{name}")
-                if not link.startswith(("pipe:", "socket:", "/dev/null", "/proc/", "/usr/", "/etc/", "anon_inode:")):
+                kind = link.partition(":")[0]
+                if kind not in OWN_KINDS and not link.startswith(("/dev/null", "/proc/", "/usr/", "/etc/")):
                     seen.add(link)
         except (OSError, ValueError):
             pass

@@ -55,7 +55,8 @@ def test_everything_holds_for_an_ordinary_user(request: pytest.FixtureRequest) -
     shutil.chown(folder, ORDINARY_USER, ORDINARY_USER)
     planes = [str(path) for path in ROOT.iterdir() if (path / "agentkeep").is_dir()]
     packages = [entry for entry in sys.path if entry.endswith("site-packages")]
-    tests = [str(Path(__file__)), str(ROOT / "tests/isolation")]
+    commands = Path(__file__).with_name("test_process_commands.py")
+    tests = [str(Path(__file__)), f"{commands}::TestForkServer", str(ROOT / "tests/isolation")]
     ran = subprocess.run(
         [*run, usable[0], "-m", "pytest", *tests, "-q", "-m", "not slow", f"--basetemp={folder}/tests"],
         cwd=ROOT,
