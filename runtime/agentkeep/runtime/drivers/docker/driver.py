@@ -119,15 +119,18 @@ class DockerDriver:
             whose = await self._addresses.claim(address, labels.get(OWNER, ""), owner)
             if whose is Found.OTHERS:
                 continue
-            if whose is Found.OURS and found["State"] == "running" and (port := labelled_port(labels)):
-                environment = self._environment(name, Place(address, port))
+            if whose is Found.NOBODYS:
+                logger.info("removing container %s, which is nobody's", name)
+                await self._engine.remove(name)
+                continue
+            port = labelled_port(labels)
+            environment = self._environment(name, Place(address, port))
+            if found["State"] == "running" and port:
                 self._keep(environment)
                 found_again.append(environment)
-                continue
-            logger.info("removing container %s, which is nobody's or has ended", name)
-            await self._engine.remove(name)
-            if whose is Found.OURS:
-                await self._addresses.give_back(address)
+            else:
+                logger.info("removing container %s, which has ended", name)
+                await asyncio.wait([self._discard(environment)], timeout=_PATIENCE)
         return found_again
 
     async def retire(self, runtime_id: str, version: str) -> None:
