@@ -1,7 +1,8 @@
-"""nginx as a plain proxy: what a front costs that looks at nothing. Debian's package, `apt-get install nginx-light`."""
+"""nginx as a plain proxy: what a front costs that looks at nothing. Installed, or unpacked from Debian's package."""
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+
+#: Between runs.
+CACHE = Path("/var/tmp/agentkeep-tests-nginx")
 
 _CONFIGURATION = """
 worker_processes 1;
@@ -54,14 +58,28 @@ http {{
 """
 
 
+def _unpacked() -> str:
+    """Debian's, in a folder of its own: installed, it would start by itself, on port 80."""
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        binary = CACHE / "usr" / "sbin" / "nginx"
+        if not binary.exists():
+            try:
+                subprocess.run(["apt-get", "download", "--quiet", "nginx"], cwd=CACHE, check=True, capture_output=True)
+                [package] = CACHE.glob("nginx_*.deb")
+                subprocess.run(["dpkg-deb", "--extract", package, CACHE], check=True, capture_output=True)
+            except (OSError, ValueError, subprocess.CalledProcessError) as error:
+                raise FileNotFoundError(f"nginx cannot be had ({error}): apt-get install nginx-light") from None
+    return str(binary)
+
+
 class Nginx:
     """In front of `ports`, in turn, on a port of its own; ends with the `with` block. Raises FileNotFoundError where
-    nginx is not installed."""
+    nginx cannot be had."""
 
     def __init__(self, folder: Path, ports: Sequence[int], *, try_next: bool = False) -> None:
-        binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-        if binary is None:
-            raise FileNotFoundError("nginx is not installed: apt-get install nginx-light")
+        binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin") or _unpacked()
         folder.mkdir(parents=True, exist_ok=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
