@@ -223,6 +223,21 @@ async def test_parts_may_be_added_while_readiness_is_asked() -> None:
     assert await readiness.missing() == []
 
 
+async def test_a_step_that_a_store_refuses_is_taken_again() -> None:
+    """EXE-6: a search store may answer checks and be too busy to make its index."""
+    outcomes: list[Exception | None] = [StoreUnavailable("slow"), StoreUnavailable("slow"), None]
+
+    async def step() -> None:
+        if (error := outcomes.pop(0)) is not None:
+            raise error
+
+    await Readiness({}).until_stored(step)
+    assert not outcomes
+    outcomes.append(RuntimeError("a defect"))
+    with pytest.raises(RuntimeError):
+        await Readiness({}).until_stored(step)
+
+
 def test_health_of_a_service_that_is_not_there() -> None:
     done = run("health", AGENTKEEP_SERVICE_INTERNAL_PORT="1")
     assert done.returncode == 1

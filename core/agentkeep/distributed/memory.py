@@ -30,7 +30,7 @@ async def compose(service: Service) -> Composed:
     service.on_exit(records.close)
     plane = MemoryPlane(service.store, service.deployment, service.clock, records, embedder, settings)
     service.on_exit(plane.close)
-    return Composed(plane, service.keys(), start=plane.start)
+    return Composed(plane, service.keys(), start=lambda: service.until_stored(plane.start))
 
 
 async def _search(service: Service, embedder: Embedder | None) -> SearchStore:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from agentkeep.core.errors import AgentkeepError
+from agentkeep.core.errors import AgentkeepError, StoreUnavailable
 from agentkeep.storage.interface import KeyValueStore
 
 __all__ = ["Check", "Readiness", "store_check"]
@@ -50,6 +50,17 @@ class Readiness:
                 logger.warning("waiting for %s", ", ".join(found))
             told += 1
             await asyncio.sleep(_PAUSE)
+
+    async def until_stored(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Takes `step`, again while a store does not answer it: under load it may answer checks and not yet work."""
+        while True:
+            try:
+                await step()
+                return
+            except StoreUnavailable as error:
+                logger.warning("starting waits: %s", error)
+            await asyncio.sleep(_PAUSE)
+            await self.wait()
 
     async def _ask(self) -> list[str]:
         asked = dict(self._checks)  # more may be added meanwhile

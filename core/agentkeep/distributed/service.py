@@ -124,6 +124,10 @@ class Service:
         self.checks[part] = check
         await self._readiness.wait()
 
+    async def until_stored(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Takes `step`, which may be taken again, once the stores let it."""
+        await self._readiness.until_stored(step)
+
     def port(self, port: Port[P]) -> P:
         """A client of another service's port."""
         return self.peers.port(port)

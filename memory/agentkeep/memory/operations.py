@@ -82,10 +82,10 @@ class MemoryPlane:
 
     async def start(self) -> None:
         """Goes on, in the background, with deletions that a crash interrupted, and from now on removes expired records
-        from the disk. Raises StoreUnavailable where the search store cannot be used."""
+        from the disk. Raises StoreUnavailable where a store cannot be used; then it may be called again."""
         await self._search.purge()
-        self._purging = asyncio.create_task(self._purge())
         await self.resume()
+        self._purging = asyncio.create_task(self._purge())
 
     async def resume(self) -> None:
         """Goes on, in the background, with deletions that a crash interrupted."""
