@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["host_port", "leaks", "own_addresses"]
+__all__ = ["host_port", "leaks"]
 
 
 def leaks(results: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -21,16 +21,6 @@ def leaks(results: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
         for name, found in result.items()
         if (found["outcome"][0], found["control"][0]) != ("failed", "succeeded")
     }
-
-
-def own_addresses() -> list[str]:
-    """Of this machine, but loopback's."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-        except OSError:
-            return []
-        return [str(probe.getsockname()[0])]
 
 
 @pytest.fixture

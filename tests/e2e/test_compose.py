@@ -19,7 +19,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
-from attacked_sessions import host_port, leaks, own_addresses  # noqa: F401 -- a fixture
+from attacked_sessions import host_port, leaks  # noqa: F401 -- a fixture
 from compose_application import AGENT, Application, until
 from compose_stack import PLANES, REPOSITORY, ComposeStack, compose_stack
 from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
@@ -27,6 +27,7 @@ from platform_process import PlatformProcess
 
 from agentkeep.cli.deployment import Running, write_credentials
 from agentkeep.verify.bundle import probe_files
+from agentkeep.verify.host import own_addresses
 from agentkeep.verify.probe.attack import masked
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(2400), pytest.mark.xdist_group("docker")]

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from attacked_sessions import host_port, leaks, own_addresses  # noqa: F401 -- a fixture
+from attacked_sessions import host_port, leaks  # noqa: F401 -- a fixture
 from docker_engine import DockerEngine, docker_engine, remove_rules  # noqa: F401 -- a fixture
 
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
@@ -19,6 +19,7 @@ from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import Environment, VersionSpec
 from agentkeep.testing.driver import make_spec, request
 from agentkeep.verify.bundle import probe_files
+from agentkeep.verify.host import own_addresses
 from agentkeep.verify.probe.attack import masked
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(600), pytest.mark.xdist_group("docker")]

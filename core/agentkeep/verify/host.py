@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from agentkeep.verify.probe.attack import masked
 
-__all__ = ["Host", "planted_here"]
+__all__ = ["Host", "own_addresses", "planted_here"]
 
 _PLACES = ("/tmp", "/dev/shm", "/var/tmp")
 _IPC_CREAT = 0o1000
@@ -69,7 +69,7 @@ def planted_here(beginning: str, endpoint: str) -> Iterator[Host]:
         port = everywhere.getsockname()[1]
         public = urlsplit(endpoint)
         of_the_platform = f"{public.hostname}:{public.port or 443}"
-        places = [f"{address}:{port}" for address in _addresses()]
+        places = [f"{address}:{port}" for address in own_addresses()]
         if not of_the_platform.startswith(("127.", "localhost")):
             places.append(of_the_platform)
         # Where a container's own network ends at this machine.
@@ -79,7 +79,7 @@ def planted_here(beginning: str, endpoint: str) -> Iterator[Host]:
         yield Host(name, masked(secret), port, key, [os.getpid(), os.getppid()], places, [path])
 
 
-def _addresses() -> list[str]:
+def own_addresses() -> list[str]:
     """Of this machine, but loopback's."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
