@@ -266,6 +266,9 @@ class RuntimeInvocations:
                 address = await self._forwarding.locate(ref, request.head.session)
                 if address is not None:
                     return ForwardedTurn(self._forwarding, address, request.head, self._limits.end)
+            if not self._forwarding.is_alone and self._sessions.live(ref) is None:
+                # Another replica may have changed or deleted what is remembered here, and no session begins on that.
+                target = await self._targets.resolve(request.runtime, request.qualifier, request.account_id)
             session = await self._sessions.open(target.version, target.endpoint, ref, user)
         except OwnedElsewhere as elsewhere:
             # Another replica was faster.
