@@ -140,12 +140,12 @@ async def _run(*command: str, given: str = "") -> str:
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
-            stdin=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE if given else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        output, errors = await process.communicate(given.encode())
-    except OSError as error:
+        output, errors = await process.communicate(given.encode() or None)
+    except (OSError, RuntimeError) as error:  # uvloop's RuntimeError: it ended before it was told all
         raise SandboxUnavailable(f"{command[0]} cannot be run ({error}); {_FIX}") from None
     if process.returncode:
         said = errors.decode(errors="replace").strip()
