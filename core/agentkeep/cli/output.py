@@ -21,6 +21,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 #: What a command is asked for goes to standard output, all else (progress, errors) to standard error.
 console = Console()
+if not console.is_terminal:
+    console.width = 1 << 14  # columns: a program that reads a table wants one line a row
 notes = Console(stderr=True)
 
 
@@ -73,7 +75,8 @@ def table(
         return
     grid = Table(box=None, pad_edge=False, header_style="dim")
     for title in columns.values():
-        grid.add_column(title, overflow="fold")
+        # The first names the row, and is there to be copied.
+        grid.add_column(title, overflow="fold", no_wrap=not grid.columns)
     for row in rows:
         cells = ("-" if (cell := row.get(member)) is None else str(cell) for member in columns)
         grid.add_row(*(Text(printable(cell)) for cell in cells))
