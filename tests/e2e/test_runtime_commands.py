@@ -130,7 +130,7 @@ def _give_storage(control: Any, runtime_id: str) -> None:
     found = control.get_agent_runtime(agentRuntimeId=runtime_id)
     settings = {name: found[name] for name in ("agentRuntimeArtifact", "roleArn", "networkConfiguration")}
     settings["environmentVariables"] = {**found.get("environmentVariables", {}), "COLOUR": "deep blue"}
-    settings["filesystemConfigurations"] = [{"sessionStorage": {"mountPath": "/mnt/work"}}]
+    settings["filesystemConfigurations"] = [{"sessionStorage": {"mountPath": "/mnt/notes"}}]
     control.update_agent_runtime(agentRuntimeId=runtime_id, **settings)
     while (found := control.get_agent_runtime(agentRuntimeId=runtime_id))["status"] != "READY":
         time.sleep(0.1)
@@ -369,8 +369,8 @@ def _steps(agents: Agents, session: str) -> list[dict[str, Any]]:
 def test_session_storage_lives_and_dies_with_its_session(agents: Agents) -> None:
     """EXE-2, EXE-4: kept from turn to turn, nobody else's, gone when the session has ended."""
     session, other = new_session(), new_session()
-    agents.invoke(session, write="/mnt/work/note", text="kept")
-    assert agents.command("cat /mnt/work/note; stat -f -c %T /mnt/work", session).output == "kepttmpfs\n"
-    assert agents.command("ls -A /mnt/work", other).output == ""
+    agents.invoke(session, write="/mnt/notes/note", text="kept")
+    assert agents.command("cat /mnt/notes/note; stat -f -c %T /mnt/notes", session).output == "kepttmpfs\n"
+    assert agents.command("ls -A /mnt/notes", other).output == ""
     agents.stop(session)
-    assert agents.command("ls -A /mnt/work", session).output == ""
+    assert agents.command("ls -A /mnt/notes", session).output == ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +15,7 @@ from agentkeep.core.errors import SandboxUnavailable
 from agentkeep.runtime.drivers.docker.firewall import PLATFORM_IN_CONTAINER, Firewall
 from agentkeep.runtime.drivers.docker.isolation import write_report
 from agentkeep.runtime.drivers.docker.network import check_bridge_filtering
+from agentkeep.runtime.drivers.docker.program import until_told
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 
 __all__ = ["keep"]
@@ -46,15 +46,5 @@ async def keep(report: Path) -> None:
         await asyncio.sleep(PERIOD)
 
 
-async def _run() -> None:
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    task = asyncio.create_task(keep(DockerDriverSettings().firewall_report))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
-
-
 if __name__ == "__main__":
-    asyncio.run(_run())
+    asyncio.run(until_told(keep(DockerDriverSettings().firewall_report)))

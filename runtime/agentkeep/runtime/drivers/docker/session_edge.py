@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
-import signal
 import socket
 import struct
 from collections import Counter
@@ -21,6 +19,7 @@ import uvloop
 
 from agentkeep.runtime.drivers.docker.listener import PORT, accepted, socket_of
 from agentkeep.runtime.drivers.docker.network import PLATFORM
+from agentkeep.runtime.drivers.docker.program import until_told
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 
 __all__ = ["SessionEdge"]
@@ -160,17 +159,5 @@ def _heard_before(connection: socket.socket) -> float:
     return float(min(data, acknowledgement)) / 1000
 
 
-async def _run() -> None:
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two for each connection
-    task = asyncio.create_task(SessionEdge(DockerDriverSettings().sessions_folder).serve())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
-
-
 if __name__ == "__main__":
-    uvloop.run(_run())
+    uvloop.run(until_told(SessionEdge(DockerDriverSettings().sessions_folder).serve()))
