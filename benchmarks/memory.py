@@ -34,7 +34,7 @@ from agentkeep.core.call import Call, Caller, CallerKind, Idempotency
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.embedded.valkey import EmbeddedValkey
-from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 

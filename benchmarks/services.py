@@ -46,7 +46,7 @@ from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.identity.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.plane import MemoryPlane
 from agentkeep.service.application import Application
 from agentkeep.service.asgi import Receive, Scope, Send
 from agentkeep.service.authentication import Authenticator
@@ -79,7 +79,7 @@ async def memory_service(folder: Path, store_url: str) -> None:
     search = SqliteSearchStore(folder / "records.db", dimensions=None)
     keys = access_keys(store, folder, 5)
     plane = MemoryPlane(store, Deployment(), clock, search)
-    application = Application(Router(), Switch(SelfBackend([plane])), Authenticator(keys))
+    application = Application(Router(), Switch(SelfBackend(plane.operations)), Authenticator(keys))
     made = await plane.create_memory(operator("CreateMemory"), {"name": "bench", "eventExpiryDuration": 30})
     memory_id = made["memory"]["id"]
     event = await plane.create_event(

@@ -24,7 +24,7 @@ from agentkeep.core.identifiers import Deployment
 from agentkeep.identity.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.plane import MemoryPlane
 from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.front import Front, Server
@@ -96,7 +96,7 @@ def memory_service(valkey_url: str) -> Iterator[MemoryService]:
             on_exit.push_async_callback(search.close)
             plane = MemoryPlane(store, deployment, clock, search, embedder)
             on_exit.push_async_callback(plane.close)
-            application = Application(Router(), Switch(SelfBackend([plane])), Authenticator(keys, clock))
+            application = Application(Router(), Switch(SelfBackend(plane.operations)), Authenticator(keys, clock))
             front = Front(application)
             on_exit.push_async_callback(front.close)
             server = Server(front)

@@ -23,7 +23,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 #: The planes, each with the module of its operations.
 PLANES = {
     "RuntimePlane": "agentkeep.runtime.operations",
-    "MemoryPlane": "agentkeep.memory.operations",
+    "MemoryOperations": "agentkeep.memory.operations",
+    "EventOperations": "agentkeep.memory.short_term.operations",
+    "RecordOperations": "agentkeep.memory.long_term.operations",
     "IdentityPlane": "agentkeep.identity.operations",
     "GatewayPlane": "agentkeep.gateway.operations",
     "GatewayControl": "agentkeep.gateway.control.operations",

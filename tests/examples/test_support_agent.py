@@ -28,7 +28,7 @@ from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import SystemClock
 from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
-from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.plane import MemoryPlane
 from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.storage.search_sqlite import SqliteSearchStore
@@ -57,7 +57,7 @@ async def platform(store: ValkeyKeyValueStore, tmp_path: Path) -> AsyncIterator[
     usage = KeyValueUsage(store)
     budgets = SessionBudgets(store, clock, default=1_000_000)
     gateway = gateway_plane(GatewaySettings(), usage, budgets, clock)
-    async with session_stack(store, [gateway, MemoryPlane(store, DEPLOYMENT, clock, records)]) as stack:
+    async with session_stack(store, [gateway, *MemoryPlane(store, DEPLOYMENT, clock, records).operations]) as stack:
         operator = await stack.operator()
 
         def create() -> str:

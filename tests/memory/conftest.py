@@ -12,7 +12,7 @@ from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Call, Caller, CallerKind, Idempotency, SessionRef, User
 from agentkeep.core.identifiers import Deployment
 from agentkeep.embedded.valkey import EmbeddedValkey
-from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
@@ -115,7 +115,7 @@ async def search(tmp_path: Path, clock: SetClock) -> AsyncIterator[SqliteSearchS
 @pytest.fixture
 async def backend(store: KeyValueStore, search: SqliteSearchStore, clock: SetClock) -> AsyncIterator[SelfBackend]:
     plane = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search)
-    yield SelfBackend([plane])
+    yield SelfBackend(plane.operations)
     await plane.close()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agentkeep.core.errors import ResourceNotFoundException, ValidationException
 from agentkeep.memory import events as events_module
-from agentkeep.memory.event import decode, encode
+from agentkeep.memory.short_term.event import decode, encode
 
 from .conftest import Client, SetClock
 
@@ -331,7 +331,7 @@ async def test_sessions_and_actors_have_pages(operator: Client, memory: str, clo
 @given(st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31)))
 def test_times_are_rounded_down_to_milliseconds(moment: datetime) -> None:
     from agentkeep.core.clock import SystemClock
-    from agentkeep.memory.event import EventIds, timestamp_of
+    from agentkeep.memory.short_term.event import EventIds, timestamp_of
 
     aware = moment.replace(tzinfo=UTC)
     told = timestamp_of(EventIds(SystemClock()).next(aware))

@@ -15,8 +15,10 @@ import agentkeep.memory
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Call, CallerKind, allowed_callers
 from agentkeep.core.errors import AccessDeniedException, ResourceNotFoundException, ServiceError
-from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.long_term.operations import RecordOperations
+from agentkeep.memory.operations import MemoryOperations
 from agentkeep.memory.partition import ActorPartition, RecordScope, authorize, authorize_records
+from agentkeep.memory.short_term.operations import EventOperations
 
 from .conftest import NOBODY, OPERATOR, Client, session_of
 
@@ -95,15 +97,20 @@ async def test_a_token_leads_nowhere_else(backend: SelfBackend, memory: str) -> 
 
 
 def test_only_data_operations_are_open_to_sessions() -> None:
-    names = [name for name in vars(MemoryPlane) if not name.startswith("_")]
-    opened = {name for name in names if len(allowed_callers(getattr(MemoryPlane, name))) > 1}
+    methods = {
+        name: method
+        for one in (MemoryOperations, EventOperations, RecordOperations)
+        for name, method in vars(one).items()
+        if not name.startswith("_") and callable(method)
+    }
+    opened = {name for name, method in methods.items() if len(allowed_callers(method)) > 1}
     assert opened == {
         *("create_event", "get_event", "list_events", "delete_event", "list_sessions", "list_actors"),
         *("batch_create_memory_records", "batch_update_memory_records", "batch_delete_memory_records"),
         *("get_memory_record", "delete_memory_record", "list_memory_records", "retrieve_memory_records"),
     }
     for name in opened:
-        assert allowed_callers(getattr(MemoryPlane, name)) == {CallerKind.OPERATOR, CallerKind.SESSION}
+        assert allowed_callers(methods[name]) == {CallerKind.OPERATOR, CallerKind.SESSION}
 
 
 def test_there_is_no_way_round_the_gate() -> None:
@@ -112,7 +119,7 @@ def test_there_is_no_way_round_the_gate() -> None:
         with pytest.raises(TypeError):
             gated("m", "a", object())
     (folder,) = agentkeep.memory.__path__
-    for file in Path(folder).glob("*.py"):
+    for file in Path(folder).rglob("*.py"):
         if file.name == "partition.py":
             continue
         for node in ast.walk(ast.parse(file.read_text())):

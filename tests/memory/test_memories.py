@@ -13,8 +13,8 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.identifiers import Deployment
-from agentkeep.memory.erasure import Erasure
-from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.lifecycle.erasure import Erasure
+from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 
@@ -349,8 +349,8 @@ async def test_an_interrupted_deletion_goes_on(
     monkeypatch.undo()
 
     successor = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search)
-    await successor.resume()
-    await asyncio.gather(*successor._erasing.values())
+    await successor.deletions.resume()
+    await successor.deletions.finish()
     with pytest.raises(ResourceNotFoundException):
         await operator.get_memory(memoryId=memory)
     assert await keys_left(store, memory) == []
@@ -361,7 +361,7 @@ async def test_replicas_agree(
 ) -> None:
     """What one replica remembers of a memory is proved anew with each write, so another's change counts at once."""
     other = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search)
-    elsewhere = Client(SelfBackend([other]), OPERATOR)
+    elsewhere = Client(SelfBackend(other.operations), OPERATOR)
     await elsewhere.event(memory, "a", "s", "kept 7 days")
     await operator.update_memory(memoryId=memory, eventExpiryDuration=30)
     await elsewhere.event(memory, "a", "s", "kept 30 days")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from agentkeep.memory.long_term.namespaces import Layout, normalised
 from agentkeep.memory.memories import Memory
-from agentkeep.memory.namespaces import Layout, normalised
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.memory.strategies import Strategy, StrategyType
 

@@ -9,7 +9,7 @@ import pytest
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.errors import ResourceNotFoundException, ValidationException
 from agentkeep.core.identifiers import Deployment
-from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search import Beneath
 from agentkeep.storage.search_sqlite import SqliteSearchStore

@@ -9,7 +9,7 @@ import pytest
 
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.identifiers import Deployment
-from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.embedding import EmbeddingUnavailable
 from agentkeep.storage.embedding_minilm import MiniLmEmbedder
 from agentkeep.storage.interface import KeyValueStore
@@ -53,7 +53,7 @@ async def backend(
 ) -> AsyncIterator[SelfBackend]:
     search = SqliteSearchStore(tmp_path / "r.db", dimensions=embedder.dimensions, model=embedder.name, clock=clock)
     plane = MemoryPlane(store, Deployment(), clock, search, embedder)
-    yield SelfBackend([plane])
+    yield SelfBackend(plane.operations)
     await plane.close()
     await search.close()
 
@@ -96,7 +96,7 @@ async def test_without_the_model_by_words(
 ) -> None:
     """It says so, once in a while, and fails nothing; when the model is back, records are embedded again."""
     embedder.broken = True
-    with caplog.at_level(logging.WARNING, "agentkeep.memory.retrieval"):
+    with caplog.at_level(logging.WARNING, "agentkeep.memory.long_term.retrieval"):
         [record_id] = await put(operator, memory, record(FACTS[4], "/facts/alice/"))
         assert list(await scores(operator, memory, "the nurse")) == [FACTS[4]]
         assert await scores(operator, memory, "profession") == {}
@@ -112,7 +112,7 @@ async def test_without_the_model_by_words(
 
 
 async def test_a_plane_without_a_model(store: KeyValueStore, search: SqliteSearchStore, clock: SetClock) -> None:
-    operator = Client(SelfBackend([MemoryPlane(store, Deployment(), clock, search)]), OPERATOR)
+    operator = Client(SelfBackend(MemoryPlane(store, Deployment(), clock, search).operations), OPERATOR)
     memory = (await operator.create_memory(name="words", eventExpiryDuration=7))["memory"]["id"]
     await put(operator, memory, *(record(fact, "/facts/alice/") for fact in FACTS))
     found = await scores(operator, memory, "Where is order A-1002?")

@@ -40,4 +40,4 @@ async def compose(service: Service) -> Composed:
         public_url,
     )
     callers = Callers(Authenticator(keys, service.clock, service.alarm), authorizers, service.port(SESSION_USERS))
-    return Composed(plane, keys, mounts=tools.mounts(callers, public_url), start=tools.start, others=control)
+    return Composed((plane, *control), keys, mounts=tools.mounts(callers, public_url), start=tools.start)

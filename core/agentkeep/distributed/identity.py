@@ -36,7 +36,7 @@ async def compose(service: Service) -> Composed:
     service.on_exit(plane.close)
     keys: Keys = plane.keys
     return Composed(
-        plane,
+        (plane,),
         keys,
         mounts=[Mount(CALLBACK_PATH, plane.oauth2_callback, Access.PUBLIC)],
         ports={

@@ -7,7 +7,7 @@ from typing import Final
 from agentkeep.distributed.opensearch import opensearch
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
-from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.storage.embedding import Embedder
 from agentkeep.storage.embedding_minilm import MiniLmEmbedder
@@ -30,7 +30,7 @@ async def compose(service: Service) -> Composed:
     service.on_exit(records.close)
     plane = MemoryPlane(service.store, service.deployment, service.clock, records, embedder, settings)
     service.on_exit(plane.close)
-    return Composed(plane, service.keys(), start=lambda: service.until_stored(plane.start))
+    return Composed(plane.operations, service.keys(), start=lambda: service.until_stored(plane.start))
 
 
 async def _search(service: Service, embedder: Embedder | None) -> SearchStore:

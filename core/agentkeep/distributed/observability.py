@@ -45,7 +45,7 @@ async def compose(service: Service) -> Composed:
     service.on_exit_call(of_services.close)
     token = service.secrets.otlp_token
     return Composed(
-        None,
+        (),
         service.keys(),
         mounts=[
             Mount("/usage", UsageApp(usage, budgets, prices), Access.OPERATOR),

@@ -93,7 +93,7 @@ async def compose(service: Service) -> Composed:
         await plane.start()
 
     return Composed(
-        plane,
+        (plane,),
         keys,
         mounts=[
             Mount("/artifacts", plane.artifacts_app, Access.OPERATOR, settings.bundle_limit),

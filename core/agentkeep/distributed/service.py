@@ -49,14 +49,14 @@ async def _nothing() -> None:
 
 @dataclass
 class Composed:
-    """A plane (None: it has no operations), and what of it is served where.
+    """A plane's operations (perhaps none, perhaps in several objects), and what of it is served where.
 
     `keys`: who calls. `routes` are made with the authenticator. `around`: what clients and sessions meet before the
-    application. `others`: further operations of the same plane. `alarm`: where alerts are kept here. `start` and `stop`
-    frame the plane's own life, `stop` after the answers under way have ended.
+    application. `alarm`: where alerts are kept here. `start` and `stop` frame the plane's own life, `stop` after the
+    answers under way have ended.
     """
 
-    plane: Plane | None
+    operations: Sequence[Plane]
     keys: Keys
     mounts: Sequence[Mount] = ()
     ports: Mapping[Port[Any], object] = field(default_factory=dict)
@@ -65,7 +65,6 @@ class Composed:
     bearers: Bearers | None = None
     routes: Callable[[Authenticator], Sequence[DirectRoute]] = lambda _: ()
     around: Callable[[App], App] = lambda application: application
-    others: Sequence[Plane] = ()
     alarm: Alarm | None = None
     start: Callable[[], Awaitable[None]] = _nothing
     stop: Callable[[], Awaitable[None]] = _nothing
@@ -171,12 +170,11 @@ class Service:
         await self._readiness.wait()
         composed = await self._compose(self)
         alarm = composed.alarm or self.alarm
-        planes = [plane for plane in (composed.plane, *composed.others) if plane is not None]
         authenticator = Authenticator(composed.keys, self.clock, alarm)
         application = composed.around(
             Application(
                 self.router,
-                Switch(SelfBackend(planes, alarm)),
+                Switch(SelfBackend(composed.operations, alarm)),
                 authenticator,
                 composed.mounts,
                 composed.bearers,

@@ -44,7 +44,7 @@ from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.memory.operations import MemoryPlane
+from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.observability.alerts import KeyValueAlerts
 from agentkeep.observability.alerts_app import AlertsApp
@@ -217,7 +217,7 @@ class EmbeddedPlatform:
         self._exit.callback(otlp.close)
         application = Application(
             Router(),
-            Switch(SelfBackend([runtime, gateway, *control, memory, identity], alarm)),
+            Switch(SelfBackend([runtime, gateway, *control, *memory.operations, identity], alarm)),
             authenticator,
             mounts=[
                 Mount(ISSUER_PATH, issuer.app, Access.PUBLIC),

@@ -19,7 +19,7 @@ def method_name(operation: str) -> str:
 
 
 def plane_name(plane: type) -> str:
-    """`agentkeep.memory.operations.MemoryPlane` is `memory`."""
+    """`agentkeep.memory.operations.MemoryOperations` is `memory`."""
     return plane.__module__.split(".")[1]
 
 

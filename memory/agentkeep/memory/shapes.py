@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import cast
 
 from agentkeep.core.clock import from_epoch_ms
-from agentkeep.memory.event import Event
+from agentkeep.memory.long_term.record import WITHOUT_STRATEGY, Record
+from agentkeep.memory.long_term.records import Outcome
 from agentkeep.memory.memories import Memory
 from agentkeep.memory.partition import ActorPartition
-from agentkeep.memory.record import WITHOUT_STRATEGY, Record
-from agentkeep.memory.records import Outcome
+from agentkeep.memory.short_term.event import Event
 from agentkeep.memory.strategies import Strategy
 from agentkeep.storage.search import Value
 from agentkeep.wire.types import bedrock_agentcore as data

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agentkeep.core.errors import FieldError, ValidationException
-from agentkeep.memory.event import Event
+from agentkeep.memory.short_term.event import Event
 
 __all__ = ["metadata_matches"]
 

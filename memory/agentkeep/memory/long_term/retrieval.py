@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from agentkeep.core.clock import Clock
-from agentkeep.memory.record import Record
+from agentkeep.memory.long_term.record import Record
 from agentkeep.storage.embedding import CachedEmbedder, Embedder, EmbeddingUnavailable
 from agentkeep.storage.search import Beneath, Hit, SearchStore, Selection, Vector
 

@@ -10,11 +10,11 @@ from agentkeep.core.call import Idempotency
 from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import ConditionFailed, ResourceNotFoundException, RetryableConflictException
 from agentkeep.core.pages import place, token
-from agentkeep.memory.branches import Branches
-from agentkeep.memory.event import Event, EventIds, decode, encode, timestamp_of
 from agentkeep.memory.memories import LiveMemories
 from agentkeep.memory.partition import ActorPartition
-from agentkeep.memory.sessions import Sessions
+from agentkeep.memory.short_term.branches import Branches
+from agentkeep.memory.short_term.event import Event, EventIds, decode, encode, timestamp_of
+from agentkeep.memory.short_term.sessions import Sessions
 from agentkeep.storage.interface import PRESENT, Delete, KeyValueStore, Once, Put, Write
 
 __all__ = ["Events"]

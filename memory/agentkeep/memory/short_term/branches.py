@@ -7,8 +7,8 @@ from collections.abc import Callable
 import orjson
 
 from agentkeep.core.errors import FieldError, ValidationException
-from agentkeep.memory.event import MAIN, Event, decode
 from agentkeep.memory.partition import ActorPartition
+from agentkeep.memory.short_term.event import MAIN, Event, decode
 from agentkeep.storage.interface import Ensure, KeyValueStore
 
 __all__ = ["Branches"]

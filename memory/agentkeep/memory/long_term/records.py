@@ -20,12 +20,12 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.pages import place, token
+from agentkeep.memory.long_term.namespaces import Layout, normalised
+from agentkeep.memory.long_term.record import Record, metadata_of, new_id
+from agentkeep.memory.long_term.record_filters import checked_path, selection
+from agentkeep.memory.long_term.retrieval import Retrieval, Scored
 from agentkeep.memory.memories import LiveMemories, Memory
-from agentkeep.memory.namespaces import Layout, normalised
 from agentkeep.memory.partition import RecordScope, crossing
-from agentkeep.memory.record import Record, metadata_of, new_id
-from agentkeep.memory.record_filters import checked_path, selection
-from agentkeep.memory.retrieval import Retrieval, Scored
 from agentkeep.storage.interface import KeyValueStore, Once
 from agentkeep.storage.search import SearchStore
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from agentkeep.core.errors import FieldError, ValidationException
+from agentkeep.memory.long_term.namespaces import normalised
+from agentkeep.memory.long_term.record import STRATEGY_KEY, metadata_value
 from agentkeep.memory.memories import Memory
-from agentkeep.memory.namespaces import normalised
-from agentkeep.memory.record import STRATEGY_KEY, metadata_value
 from agentkeep.storage.search import Condition, Operator, Selection, Value
 
 __all__ = ["checked_path", "selection"]
