@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentkeep.core.errors import ResourceNotFoundException, ValidationException
-from agentkeep.memory import events as events_module
+from agentkeep.memory.short_term import events as events_module
 from agentkeep.memory.short_term.event import decode, encode
 
 from .conftest import Client, SetClock
