@@ -58,7 +58,7 @@ check: lint  ## Lint, types and the quick tests, in under five minutes
 # Tests that share the one Docker engine with the one session endpoint run in one process, after each other.
 GROUPED := --dist loadgroup
 # A test that fails is run again, and named (R): machines are noisy. One named there twice is a defect to mend.
-AGAIN := --reruns 2 --reruns-delay 2 -rR
+AGAIN := --reruns 2 --reruns-delay 2 -rR --durations 60 --durations-min 5
 
 images: setup-dev  ## Build the images tests need from package registries (kept in /var/tmp)
 	@$(PY) tests/images/build.py || echo "!! no images: tests that need Docker will say NOT SHOWN"
