@@ -33,12 +33,24 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.identifiers import Deployment
-from agentkeep.core.ports import Alert, Alerts, Authorizers, Budget, Keys, OutboundCredentials, Usage, WorkloadTokens
+from agentkeep.core.ports import (
+    Alert,
+    Alerts,
+    Audit,
+    AuditRecord,
+    Authorizers,
+    Budget,
+    Keys,
+    OutboundCredentials,
+    Usage,
+    WorkloadTokens,
+)
 from agentkeep.identity.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, DevelopmentIssuer
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.observability.alerts import KeyValueAlerts
+from agentkeep.observability.audit import AuditFilter, KeyValueAudit
 from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.service.application import Application
@@ -48,6 +60,7 @@ from agentkeep.service.mounts import Access, Mount
 from agentkeep.service.ports.caches import CachedAuthorizers, CachedKeys
 from agentkeep.service.ports.catalogue import (
     ALERTS,
+    AUDIT,
     AUTHORIZERS,
     BUDGET,
     KEYS,
@@ -61,6 +74,7 @@ from agentkeep.storage.valkey import ValkeyKeyValueStore
 from agentkeep.testing.ports import (
     SESSION,
     AlertsContract,
+    AuditContract,
     AuthorizersContract,
     BudgetContract,
     KeysContract,
@@ -202,6 +216,24 @@ class TestAlerts(AlertsContract):
             return [(each.alert, each.count) for each in await stored.latest()]
 
         return kept
+
+
+class TestAudit(AuditContract):
+    @pytest.fixture
+    def stored(self, store: ValkeyKeyValueStore) -> KeyValueAudit:
+        return KeyValueAudit(store)
+
+    @pytest.fixture(params=["in process", "over HTTP"])
+    async def audit(self, request: pytest.FixtureRequest, stored: KeyValueAudit) -> AsyncIterator[Audit]:
+        async with serving("observability", {AUDIT: stored}) as server, calling("identity", server.url) as peers:
+            yield stored if request.param == "in process" else peers.port(AUDIT)
+
+    @pytest.fixture
+    def recorded(self, stored: KeyValueAudit) -> Callable[[], Awaitable[list[AuditRecord]]]:
+        async def recorded() -> list[AuditRecord]:
+            return (await stored.page(AuditFilter(), 100))[0]
+
+        return recorded
 
 
 class _TwoServices:

@@ -7,7 +7,7 @@ import sys
 import typer
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from agentkeep.cli import agents, catalogue, commands, platform, trace, users, verify
+from agentkeep.cli import agents, audit, catalogue, commands, platform, trace, users, verify
 from agentkeep.cli.output import CommandError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for command in (
     agents.logs,
     trace.trace,
     trace.alerts,
+    audit.audit,
     users.login,
 ):
     app.command()(command)

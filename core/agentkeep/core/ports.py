@@ -7,9 +7,10 @@ contract suite.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
+from uuid import uuid4
 
 from agentkeep.core.call import Caller, SessionRef, User
 
@@ -17,9 +18,13 @@ __all__ = [
     "AccessKey",
     "Alert",
     "Alerts",
+    "Audit",
+    "AuditRecord",
     "Authorizers",
     "Budget",
+    "EndedSession",
     "Keys",
+    "MemorySessions",
     "OutboundCredentials",
     "Reservation",
     "SessionCredentials",
@@ -215,4 +220,52 @@ class Alerts(Protocol):
 
     async def raise_alert(self, alert: Alert) -> None:
         """Durable when it returns. Raises StoreUnavailable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """Something that was done, or refused, and that operators must be able to look up later. `kind` is short and stable
+    (`acted-for-user`), `summary` one sentence; `principal` did it; `user_id` is the user it was about.
+
+    Neither it nor `details` holds a secret, or anything of what users said. `count`: how many times, where like ones
+    are told together; `at` is then the first of them. `id` makes a record told twice one.
+    """
+
+    kind: str
+    summary: str
+    principal: str
+    session: SessionRef | None
+    user_id: str | None
+    at: datetime
+    details: Mapping[str, str]
+    count: int = 1
+    id: str = field(default_factory=lambda: uuid4().hex)
+
+
+class Audit(Protocol):
+    """Where audit records are kept (observability plane). Nothing is changed or removed before its time is over."""
+
+    async def record(self, record: AuditRecord) -> None:
+        """Durable when it returns. Raises StoreUnavailable: whoever must be on record may then not go on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EndedSession:
+    """A session of `user_id` that has ended, at `at`. `fence` grows with every life that a session has had under its
+    id."""
+
+    session: SessionRef
+    user_id: str
+    fence: int
+    at: datetime
+
+
+class MemorySessions(Protocol):
+    """What is to be done with a session's memory when it ends (memory plane)."""
+
+    async def session_ended(self, ended: EndedSession) -> None:
+        """What there is to do will be done, whatever happens, when this returns. Told twice changes nothing; neither
+        does the end of a session that lives again. Raises StoreUnavailable."""
         ...

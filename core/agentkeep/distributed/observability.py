@@ -10,6 +10,8 @@ from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.observability.alerts import KeyValueAlerts
 from agentkeep.observability.alerts_app import AlertsApp
+from agentkeep.observability.audit import KeyValueAudit
+from agentkeep.observability.audit_app import AuditRecordsApp
 from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.otlp import OtlpApp
 from agentkeep.observability.prices import Prices
@@ -21,7 +23,7 @@ from agentkeep.observability.traces_app import TracesApp
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.observability.usage_app import UsageApp
 from agentkeep.service.mounts import Access, Mount
-from agentkeep.service.ports.catalogue import ALERTS, BUDGET, USAGE
+from agentkeep.service.ports.catalogue import ALERTS, AUDIT, BUDGET, USAGE
 
 __all__ = ["SETTINGS", "compose"]
 
@@ -38,6 +40,7 @@ async def compose(service: Service) -> Composed:
     prices = Prices(settings.prices)
     alerts = KeyValueAlerts(service.store, days=settings.alert_days)
     service.on_exit(alerts.close)
+    audit = KeyValueAudit(service.store, days=settings.audit_days)
     alarm = Alarm(alerts, service.clock)
     service.on_exit(alarm.close)
     of_sessions, of_services = OtlpApp(spans, settings), OtlpApp(spans, settings, trusted=True)
@@ -51,9 +54,10 @@ async def compose(service: Service) -> Composed:
             Mount("/usage", UsageApp(usage, budgets, prices), Access.OPERATOR),
             Mount("/traces", TracesApp(spans, usage, prices, alerts), Access.OPERATOR),
             Mount("/alerts", AlertsApp(alerts), Access.OPERATOR),
+            Mount("/audit-records", AuditRecordsApp(audit), Access.OPERATOR),
             Mount("/v1", of_sessions, Access.SESSION),
         ],
-        ports={USAGE: usage, BUDGET: budgets, ALERTS: alerts},
+        ports={USAGE: usage, BUDGET: budgets, ALERTS: alerts, AUDIT: audit},
         alarm=alarm,
         trusted_mounts={b"/v1/": of_services},
         trusted_bearers={b"/v1/": token} if token is not None else {},

@@ -48,6 +48,8 @@ from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.observability.alerts import KeyValueAlerts
 from agentkeep.observability.alerts_app import AlertsApp
+from agentkeep.observability.audit import KeyValueAudit
+from agentkeep.observability.audit_app import AuditRecordsApp
 from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.otlp import OtlpApp
 from agentkeep.observability.prices import Prices
@@ -155,6 +157,7 @@ class EmbeddedPlatform:
         on_exit(alerts.close)
         alarm = Alarm(alerts, clock)
         on_exit(alarm.close)
+        audit = KeyValueAudit(store, days=observed.audit_days)
         prices = Prices(observed.prices)
         budgets = SessionBudgets(store, clock, default=observed.session_token_budget or None)
         gateway_settings = GatewaySettings()
@@ -228,6 +231,7 @@ class EmbeddedPlatform:
                 Mount("/usage", UsageApp(usage, budgets, prices), Access.OPERATOR),
                 Mount("/traces", TracesApp(spans, usage, prices, alerts, waiting_spans.flush), Access.OPERATOR),
                 Mount("/alerts", AlertsApp(alerts), Access.OPERATOR),
+                Mount("/audit-records", AuditRecordsApp(audit), Access.OPERATOR),
                 Mount(CREDENTIALS_PATH, runtime.credentials_app, Access.SESSION),
                 Mount("/runtimes", runtime.protected_resources, Access.PUBLIC, place=PROTECTED_RESOURCES),
                 Mount("/v1", otlp, Access.SESSION),

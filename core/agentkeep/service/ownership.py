@@ -22,8 +22,8 @@ _OWNED: Final[Mapping[str, str]] = {
     " catalogue audit .well-known",
     "memory": "memories",
     "identity": "identities payments",
-    "observability": "v1 usage traces alerts budgets evaluations evaluators online-evaluation-configs datasets"
-    " recommendations ab-tests agentinsights agent-insight-stores",
+    "observability": "v1 usage traces alerts audit-records budgets evaluations evaluators online-evaluation-configs"
+    " datasets recommendations ab-tests agentinsights agent-insight-stores",
 }
 
 #: A path's first segment, and whose it is.

@@ -24,6 +24,8 @@ from agentkeep.core.errors import (
 from agentkeep.core.ports import (
     Alert,
     Alerts,
+    Audit,
+    AuditRecord,
     Authorizers,
     Budget,
     Keys,
@@ -35,6 +37,7 @@ from agentkeep.core.ports import (
 
 __all__ = [
     "AlertsContract",
+    "AuditContract",
     "AuthorizersContract",
     "BudgetContract",
     "KeysContract",
@@ -297,6 +300,39 @@ def alert(**members: Any) -> Alert:
         "details": {"operation": "ListEvents"},
     }
     return Alert(**whole | members)
+
+
+class AuditContract:
+    """Fixtures `audit`, and `recorded`: all records that are kept."""
+
+    async def test_what_is_recorded_is_kept(
+        self, audit: Audit, recorded: Callable[[], Awaitable[Sequence[AuditRecord]]]
+    ) -> None:
+        acted = audit_record()
+        other = audit_record(kind="refused", session=SESSION, user_id=None, details={}, count=7)
+        await audit.record(acted)
+        await audit.record(other)
+        assert {record.id: record for record in await recorded()} == {acted.id: acted, other.id: other}
+
+    async def test_a_record_told_twice_is_one(
+        self, audit: Audit, recorded: Callable[[], Awaitable[Sequence[AuditRecord]]]
+    ) -> None:
+        told = audit_record()
+        await asyncio.gather(*(audit.record(told) for _ in range(5)))
+        assert await recorded() == [told]
+
+
+def audit_record(**members: Any) -> AuditRecord:
+    whole: dict[str, Any] = {
+        "kind": "acted-for-user",
+        "summary": "arn:aws:iam::000000000000:user/app called ListEvents for alice.",
+        "principal": "arn:aws:iam::000000000000:user/app",
+        "session": None,
+        "user_id": "alice",
+        "at": NOW,
+        "details": {"operation": "ListEvents"},
+    }
+    return AuditRecord(**whole | members)
 
 
 class OutboundCredentialsContract:

@@ -36,6 +36,12 @@ class ObservabilitySettings(BaseSettings):
         "unknown cost.",
     )
     alert_days: int = Field(90, gt=0, description="How long alerts are kept.")
+    audit_days: int = Field(
+        365,
+        gt=0,
+        description="How long audit records are kept: who acted for whom, and what was refused. A user's erasure "
+        "leaves them, since they say who did what; they hold nothing of what a user said.",
+    )
     usage_days: int = Field(90, gt=0, description="How long usage records are kept.")
     span_days: float = Field(30, gt=0, description="How long spans are kept.")
     spans_per_session: int = Field(

@@ -14,9 +14,11 @@ from typing import Final, Generic, TypeVar
 
 from agentkeep.core.ports import (
     Alerts,
+    Audit,
     Authorizers,
     Budget,
     Keys,
+    MemorySessions,
     OutboundCredentials,
     SessionUsers,
     Usage,
@@ -26,9 +28,11 @@ from agentkeep.service.ports.description import PortMethod, describe
 
 __all__ = [
     "ALERTS",
+    "AUDIT",
     "AUTHORIZERS",
     "BUDGET",
     "KEYS",
+    "MEMORY_SESSIONS",
     "OUTBOUND_CREDENTIALS",
     "PORTS",
     "SESSION_USERS",
@@ -118,8 +122,18 @@ ALERTS: Final = _port(
     {"raise_alert": "runtime gateway memory identity"},
     safe=("raise_alert",),  # one told twice is better than one lost
 )
+AUDIT: Final = _port(
+    "audit",
+    Audit,
+    "observability",
+    {"record": "runtime gateway memory identity"},
+    safe=("record",),  # a record's id makes it one
+)
+MEMORY_SESSIONS: Final = _port(
+    "memory-sessions", MemorySessions, "memory", {"session_ended": "runtime"}, safe=("session_ended",)
+)
 
 PORTS: Final[Mapping[str, Port[object]]] = {
     port.name: port  # type: ignore[misc]
-    for port in (KEYS, AUTHORIZERS, WORKLOAD_TOKENS, OUTBOUND_CREDENTIALS, USAGE, BUDGET, ALERTS, SESSION_USERS)
+    for port in (KEYS, AUTHORIZERS, WORKLOAD_TOKENS, OUTBOUND_CREDENTIALS, USAGE, BUDGET, ALERTS, AUDIT, SESSION_USERS)
 }
