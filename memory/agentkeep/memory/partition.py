@@ -54,6 +54,16 @@ class ActorPartition:
     def branches(self, session_id: str) -> str:
         return partition("memory", "branches", self.memory_id, self.actor_id, session_id)
 
+    @property
+    def pending(self) -> str:
+        """What waits for extraction."""
+        return partition("memory", "pending", self.memory_id, self.actor_id)
+
+    @property
+    def jobs(self) -> str:
+        """Extractions that failed."""
+        return partition("memory", "jobs", self.memory_id, self.actor_id)
+
     @classmethod
     def of_platform(cls, memory_id: str, actor_id: str) -> ActorPartition:
         """For the platform's own housekeeping, never on behalf of a caller."""
@@ -88,9 +98,9 @@ class RecordScope:
         return partition("memory", "records", self.memory_id, "of", owner)
 
     @classmethod
-    def of_platform(cls, memory_id: str) -> RecordScope:
+    def of_platform(cls, memory_id: str, actor: str | None = None) -> RecordScope:
         """For the platform's own housekeeping, never on behalf of a caller."""
-        return cls(memory_id, None, _KEY)
+        return cls(memory_id, actor, _KEY)
 
 
 def authorize(call: Call, memory_id: str, actor_id: str) -> ActorPartition:

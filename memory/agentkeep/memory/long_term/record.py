@@ -13,7 +13,7 @@ import orjson
 
 from agentkeep.storage.search import Document, Value, Vector
 
-__all__ = ["STRATEGY_KEY", "WITHOUT_STRATEGY", "Record", "metadata_of", "new_id"]
+__all__ = ["STRATEGY_KEY", "WITHOUT_STRATEGY", "Record", "Source", "Turn", "metadata_of", "new_id"]
 
 #: Among a document's metadata, where no caller's key can be: theirs have no dollar sign.
 STRATEGY_KEY: Final = "$strategy"
@@ -21,10 +21,33 @@ STRATEGY_KEY: Final = "$strategy"
 WITHOUT_STRATEGY: Final = "none"
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a record was made of: an event of a session of its actor, or an earlier record, or what was ingested in a
+    session (`event_id` begins with `ingest-` then)."""
+
+    session_id: str | None = None
+    event_id: str | None = None
+    record_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Of a record that is one turn of a conversation, word for word: where it stood there. Turns of a session follow
+    one another as their `place` does, as text. `speaker`: the payload's role."""
+
+    session_id: str
+    place: str
+    speaker: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
     """`owner`: the actor whose it is, None for nobody's. `namespace`: normalised; None where it is in none. `timestamp`
-    is the caller's, `created_ms` ours. `vector` None: not embedded."""
+    is the caller's, `created_ms` ours. `vector` None: not embedded.
+
+    Of records that the platform made: `sources`, all they were made of, and `method`, how (`verbatim`, `pattern`,
+    `extract`, `model <model id>`); else none."""
 
     id: str
     text: str
@@ -36,6 +59,9 @@ class Record:
     expires_ms: int | None
     metadata: Mapping[str, Value]
     vector: Vector | None = None
+    sources: tuple[Source, ...] = ()
+    method: str | None = None
+    turn: Turn | None = None
 
     def document(self) -> Document:
         return Document(
@@ -45,11 +71,23 @@ class Record:
             vector=self.vector,
             namespaces=(self.namespace,) if self.namespace is not None else (),
             metadata={**self.metadata, STRATEGY_KEY: self.strategy_id or WITHOUT_STRATEGY},
-            body=orjson.dumps(
-                {"owner": self.owner, "strategy": self.strategy_id, "timestamp": self.timestamp.timestamp()}
-            ),
+            body=orjson.dumps(self._body()),
             expires_ms=self.expires_ms,
         )
+
+    def _body(self) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "owner": self.owner,
+            "strategy": self.strategy_id,
+            "timestamp": self.timestamp.timestamp(),
+        }
+        if self.method is not None:
+            body["method"] = self.method
+        if self.sources:
+            body["sources"] = [[one.session_id, one.event_id, one.record_id] for one in self.sources]
+        if self.turn is not None:
+            body["turn"] = [self.turn.session_id, self.turn.place, self.turn.speaker]
+        return body
 
     @classmethod
     def of(cls, document: Document) -> Record:
@@ -65,6 +103,9 @@ class Record:
             document.expires_ms,
             {key: value for key, value in document.metadata.items() if key != STRATEGY_KEY},
             document.vector,
+            tuple(Source(*one) for one in body.get("sources", ())),
+            body.get("method"),
+            Turn(*body["turn"]) if "turn" in body else None,
         )
 
 
