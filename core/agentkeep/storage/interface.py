@@ -19,6 +19,7 @@ __all__ = [
     "ANY",
     "PRESENT",
     "Check",
+    "Clear",
     "Delete",
     "Ensure",
     "Expected",
@@ -104,7 +105,15 @@ class Ensure:
     expires_ms: int | None = None
 
 
-Write = Put | Delete | Check | Ensure
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Removes every item of the partition, however many there are. Before the other writes to it, or after them, as
+    it stands among them."""
+
+    partition: str
+
+
+Write = Put | Delete | Check | Ensure | Clear
 
 
 @dataclass(frozen=True, slots=True)

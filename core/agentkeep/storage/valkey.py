@@ -10,7 +10,7 @@ from typing import Any, Final
 from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import ConditionFailed, ValidationException
 from agentkeep.storage.counters import Counter, Exceeded
-from agentkeep.storage.interface import ABSENT, ANY, PRESENT, Check, Delete, Item, Once, Put, Replayed, Write
+from agentkeep.storage.interface import ABSENT, ANY, PRESENT, Check, Clear, Delete, Item, Once, Put, Replayed, Write
 from agentkeep.storage.resp import Argument, Endpoint, RespClient, ServerError
 
 __all__ = ["ValkeyKeyValueStore"]
@@ -98,6 +98,8 @@ class ValkeyKeyValueStore:
             elif isinstance(write, Check):
                 expect, expected = _expectation(write.expect)
                 arguments += ("C" + expect, number, write.sort, b"", expected, 0)
+            elif isinstance(write, Clear):
+                arguments += ("X*", number, b"", b"", b"", 0)
             else:
                 arguments += ("E*", number, write.sort, write.value, b"", write.expires_ms or 0)
         keys = [key for partition in partitions for key in self._keys(partition, "hzx")]

@@ -16,6 +16,7 @@ from agentkeep.storage.interface import (
     ANY,
     PRESENT,
     Check,
+    Clear,
     Delete,
     Ensure,
     Item,
@@ -279,6 +280,26 @@ class KeyValueStoreContract:
         assert await store.get("p", "count") == b"20"
 
     # --- ensure
+
+    async def test_clear_removes_all_of_a_partition(self, store: KeyValueStore) -> None:
+        await fill(store, "p", *(f"{i:04}" for i in range(2000)))
+        await fill(store, "q", "a")
+        await store.transact([Clear("p"), Clear("not there"), Check("q", "a", PRESENT)])
+        assert await store.query("p") == []
+        assert await sorts(store, "q") == ["a"]
+        await store.transact([Put("p", "b", b"1", expires_ms=later_ms())])
+        assert await sorts(store, "p") == ["b"]
+
+    async def test_clear_stands_among_the_other_writes(self, store: KeyValueStore) -> None:
+        await fill(store, "p", "a")
+        await store.transact([Put("p", "b", b"1"), Clear("p"), Put("p", "c", b"1")])
+        assert await sorts(store, "p") == ["c"]
+
+    async def test_a_transaction_that_fails_clears_nothing(self, store: KeyValueStore) -> None:
+        await fill(store, "p", "a")
+        with pytest.raises(ConditionFailed):
+            await store.transact([Clear("p"), Check("p", "a", ABSENT)])
+        assert await sorts(store, "p") == ["a"]
 
     async def test_ensure_keeps_what_is_there(self, store: KeyValueStore) -> None:
         await store.transact([Ensure("p", "a", b"1"), Ensure("p", "b", b"1", expires_ms=later_ms())])

@@ -1,7 +1,7 @@
 -- KEYS: h z x of each partition, then the client token's key if there is one.
 -- ARGV: now, number of writes, for each write: kind and expectation, number of its partition, sort, value,
 --       expected value, expires (0: never); then, with a token: fingerprint, reference, expires.
--- Kinds: P put, D delete, C check, E ensure. Expectations: * any, - absent, + present, = equal.
+-- Kinds: P put, D delete, C check, E ensure, X clear. Expectations: * any, - absent, + present, = equal.
 -- Returns 0; {'replayed', reference}; {'mismatch'}; {'failed', index, current value or nil}.
 
 local SLACK = 3600000 -- a partition's keys outlive its last item by this, so that not every write moves their end
@@ -80,6 +80,8 @@ for i = 1, writes do
       redis.call('ZREM', x, sort)
       written[partition] = true
     end
+  elseif kind == 'X' then
+    redis.call('UNLINK', h, z, x)
   end
 end
 

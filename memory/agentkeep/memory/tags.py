@@ -1,0 +1,97 @@
+"""Tags by which a memory is told what AgentCore has no member for. AgentCore keeps them and passes over them.
+
+agentkeep:extraction   as-events-come (default) | at-session-end       when long-term records are made of events
+agentkeep:events       kept (default) | until-session-end              how long events are kept, within their expiry
+agentkeep:agents       agent runtime ids, separated by spaces          which agents may use it; default: every one
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, TypeVar
+
+from agentkeep.core.errors import FieldError, ValidationException
+
+__all__ = ["Behaviour", "EventRetention", "Extraction", "behaviour", "check_tags"]
+
+PREFIX: Final = "agentkeep:"
+EXTRACTION: Final = PREFIX + "extraction"
+EVENTS: Final = PREFIX + "events"
+AGENTS: Final = PREFIX + "agents"
+_KNOWN: Final = (EXTRACTION, EVENTS, AGENTS)
+
+#: The service model's AgentRuntimeId.
+_RUNTIME_ID: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,99}-[a-zA-Z0-9]{10}")
+
+E = TypeVar("E", bound=StrEnum)
+
+
+class Extraction(StrEnum):
+    AS_EVENTS_COME = "as-events-come"
+    AT_SESSION_END = "at-session-end"
+
+
+class EventRetention(StrEnum):
+    """Of a session's events: for the memory's expiry, or until the session has ended and extraction has had them."""
+
+    KEPT = "kept"
+    UNTIL_SESSION_END = "until-session-end"
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What a memory's tags say. `agents`: runtime ids that may use it; None: every agent."""
+
+    extraction: Extraction = Extraction.AS_EVENTS_COME
+    events: EventRetention = EventRetention.KEPT
+    agents: frozenset[str] | None = None
+
+    @property
+    def heeds_session_ends(self) -> bool:
+        """Whether the end of a session changes anything in the memory."""
+        return self.extraction is Extraction.AT_SESSION_END or self.events is EventRetention.UNTIL_SESSION_END
+
+
+def behaviour(tags: Mapping[str, str]) -> Behaviour:
+    """Raises ValidationException for what `check_tags` refuses."""
+    return Behaviour(
+        _one_of(Extraction, tags, EXTRACTION, Extraction.AS_EVENTS_COME),
+        _one_of(EventRetention, tags, EVENTS, EventRetention.KEPT),
+        _agents(tags[AGENTS]) if AGENTS in tags else None,
+    )
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Raises ValidationException for a value that says nothing, and for keys of ours that are none: who meant
+    something by them must not find out by what does not happen."""
+    for key in tags:
+        if key.startswith(PREFIX) and key not in _KNOWN:
+            raise _invalid(key, f"is no tag that is known of a memory: those are {', '.join(_KNOWN)}")
+    behaviour(tags)
+
+
+def _one_of(kind: type[E], tags: Mapping[str, str], key: str, default: E) -> E:
+    value = tags.get(key)
+    if value is None:
+        return default
+    try:
+        return kind(value)
+    except ValueError:
+        raise _invalid(key, f"must be {' or '.join(kind)}, not {value!r}") from None
+
+
+def _agents(value: str) -> frozenset[str]:
+    found = value.split()
+    if not found:
+        raise _invalid(AGENTS, "names no agent runtime: list the ids of those that may use the memory, or remove it")
+    for one in found:
+        if _RUNTIME_ID.fullmatch(one) is None:
+            raise _invalid(AGENTS, f"must list ids of agent runtimes, separated by spaces; {one!r} is none")
+    return frozenset(found)
+
+
+def _invalid(key: str, message: str) -> ValidationException:
+    return ValidationException(f"Tag {key} {message}", fields=[FieldError(f"tags.{key}", message)])
