@@ -9,6 +9,7 @@ from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
+from agentkeep.service.ports.catalogue import MEMORY_SESSIONS
 from agentkeep.storage.embedding import Embedder
 from agentkeep.storage.embedding_minilm import MiniLmEmbedder
 from agentkeep.storage.search import SearchStore
@@ -30,7 +31,12 @@ async def compose(service: Service) -> Composed:
     service.on_exit(records.close)
     plane = MemoryPlane(service.store, service.deployment, service.clock, records, embedder, settings)
     service.on_exit(plane.close)
-    return Composed(plane.operations, service.keys(), start=lambda: service.until_stored(plane.start))
+    return Composed(
+        plane.operations,
+        service.keys(),
+        ports={MEMORY_SESSIONS: plane.session_ends},
+        start=lambda: service.until_stored(plane.start),
+    )
 
 
 async def _search(service: Service, embedder: Embedder | None) -> SearchStore:

@@ -24,6 +24,7 @@ from agentkeep.core.identifiers import Arn, Deployment, resource_id
 from agentkeep.core.pages import place, token
 from agentkeep.core.tags import merged, without
 from agentkeep.memory.strategies import Strategy, StrategyType, change, declare
+from agentkeep.memory.tags import behaviour, check_tags
 from agentkeep.storage.interface import (
     ABSENT,
     PRESENT,
@@ -43,6 +44,8 @@ _MEMORIES: Final = partition("memory", "memories")
 _NAMES: Final = partition("memory", "names")
 #: Memory id -> days events are kept: what each event's write checks, apart from the long description.
 _LIVE: Final = partition("memory", "live")
+#: The same of those to which it matters that a session has ended: what each end reads.
+_HEEDING: Final = partition("memory", "heeding-session-ends")
 
 _ATTEMPTS: Final = 5
 _MOST_STRATEGIES: Final = 6  # the service's quota
@@ -163,6 +166,7 @@ class Memories:
         """From a CreateMemoryInput."""
         now = epoch_ms(self._clock.now())
         name = request["name"]
+        check_tags(request.get("tags", {}))
         memory = Memory(
             resource_id(name),
             name,
@@ -181,7 +185,7 @@ class Memories:
         writes = [
             Put(_NAMES, name, memory.id.encode(), expect=ABSENT),
             Put(_MEMORIES, memory.id, memory.dump(), expect=ABSENT),
-            Put(_LIVE, memory.id, str(memory.event_expiry_days).encode()),
+            *_index(memory),
         ]
         try:
             replayed = await self._store.transact(writes, once=self._once(idempotency, memory.id))
@@ -217,6 +221,7 @@ class Memories:
             writes: list[Write] = [
                 Put(_MEMORIES, memory_id, memory.dump(), expect=value),
                 Delete(_LIVE, memory_id),
+                Delete(_HEEDING, memory_id),
             ]
             try:
                 await self._store.transact(writes, once=self._once(idempotency, memory_id))
@@ -241,7 +246,18 @@ class Memories:
             found += [item.sort for item in items if Memory.load(item.value).status is MemoryStatus.DELETING]
         return found
 
+    async def heeding_session_ends(self) -> Mapping[str, int]:
+        """The ids of memories whose tags say that something is done when a session has ended, with the days for which
+        they keep events."""
+        found: dict[str, int] = {}
+        after: str | None = None
+        while items := await self._store.query(_HEEDING, after=after, limit=100):
+            after = items[-1].sort
+            found.update((item.sort, int(item.value)) for item in items)
+        return found
+
     async def tag(self, memory_id: str, tags: Mapping[str, str]) -> None:
+        check_tags(tags)
         await self._change(memory_id, lambda memory: replace(memory, tags=merged(memory.tags, tags)))
 
     async def untag(self, memory_id: str, keys: Sequence[str]) -> None:
@@ -265,7 +281,7 @@ class Memories:
                 raise
             writes: list[Write] = [
                 Put(_MEMORIES, memory_id, changed.dump(), expect=value),
-                Put(_LIVE, memory_id, str(changed.event_expiry_days).encode()),
+                *_index(changed),
             ]
             try:
                 replayed = await self._store.transact(writes, once=self._once(idempotency, memory_id))
@@ -327,6 +343,16 @@ def not_found(memory_id: str) -> ResourceNotFoundException:
 
 def _busy(memory_id: str) -> ConflictException:
     return ConflictException(f"Memory {memory_id} is being changed by others: try again")
+
+
+def _index(memory: Memory) -> Sequence[Write]:
+    """Of a memory that is not being deleted."""
+    days = str(memory.event_expiry_days).encode()
+    heeds = behaviour(memory.tags).heeds_session_ends
+    return (
+        Put(_LIVE, memory.id, days),
+        Put(_HEEDING, memory.id, days) if heeds else Delete(_HEEDING, memory.id),
+    )
 
 
 def _with_strategies(memory: Memory, declared: Sequence[Mapping[str, Any]], where: str, now_ms: int) -> Memory:

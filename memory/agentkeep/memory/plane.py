@@ -7,6 +7,7 @@ from agentkeep.core.identifiers import Deployment
 from agentkeep.memory.lifecycle.deletions import Deletions
 from agentkeep.memory.lifecycle.erasure import Erasure
 from agentkeep.memory.lifecycle.purge import Purge
+from agentkeep.memory.lifecycle.session_ends import SessionEnds
 from agentkeep.memory.long_term.operations import RecordOperations
 from agentkeep.memory.long_term.records import Records
 from agentkeep.memory.long_term.retrieval import Retrieval
@@ -27,7 +28,7 @@ __all__ = ["MemoryPlane"]
 class MemoryPlane:
     """Operators manage memories; sessions read and write the events and records of their own user, and no more.
 
-    `operations`: to be given to the backend.
+    `operations`: to be given to the backend. `session_ends`: the port MemorySessions.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class MemoryPlane:
         memories, sessions = Memories(store, deployment, clock), Sessions(store, live)
         records = Records(store, search, Retrieval(search, embedder, clock), live, clock)
         self.deletions = Deletions(memories, Erasure(store, search, memories))
+        self.session_ends = SessionEnds(store, memories, clock)
         self.operations = (
             MemoryOperations(memories, self.deletions),
             EventOperations(memories, Events(store, live, sessions, branches, clock), sessions, branches),
@@ -57,8 +59,10 @@ class MemoryPlane:
         disk. Raises StoreUnavailable where a store cannot be used; then it may be called again."""
         await self._purge.start()
         await self.deletions.resume()
+        self.session_ends.start()
 
     async def close(self) -> None:
         """Stops what runs in the background; the next start continues it."""
         await self._purge.close()
+        await self.session_ends.close()
         await self.deletions.close()
