@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import inspect
+import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
 from canaries import canary, leaks
 from port_server import PortServer, calling, credentials, serving
 
@@ -41,10 +43,15 @@ from agentkeep.core.ports import (
     Authorizers,
     Budget,
     Keys,
+    Models,
     OutboundCredentials,
     Usage,
+    UsageRecord,
     WorkloadTokens,
 )
+from agentkeep.gateway.models.routing import parse_rules
+from agentkeep.gateway.plane import gateway_plane
+from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.identity.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, DevelopmentIssuer
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
@@ -64,6 +71,7 @@ from agentkeep.service.ports.catalogue import (
     AUTHORIZERS,
     BUDGET,
     KEYS,
+    MODELS,
     OUTBOUND_CREDENTIALS,
     PORTS,
     USAGE,
@@ -78,6 +86,7 @@ from agentkeep.testing.ports import (
     AuthorizersContract,
     BudgetContract,
     KeysContract,
+    ModelsContract,
     OutboundCredentialsContract,
     UsageContract,
     WorkloadTokensContract,
@@ -234,6 +243,60 @@ class TestAudit(AuditContract):
             return (await stored.page(AuditFilter(), 100))[0]
 
         return recorded
+
+
+class Answering:
+    """A provider's server: what it answers depends on the model."""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        if asked["model"] == "loose" and "response_format" in asked:
+            return web.json_response({"error": {"message": "response_format is not supported"}}, status=400)
+        return web.json_response(
+            {
+                "choices": [
+                    {
+                        "message": {"role": "assistant", "content": json.dumps(asked)},
+                        "finish_reason": "length" if asked["model"] == "short" else "stop",
+                    }
+                ],
+                "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+            }
+        )
+
+
+class TestModels(ModelsContract):
+    @pytest.fixture
+    def counted(self, store: ValkeyKeyValueStore) -> KeyValueUsage:
+        return KeyValueUsage(store)
+
+    @pytest.fixture
+    async def answers(self, store: ValkeyKeyValueStore, counted: KeyValueUsage) -> AsyncIterator[Models]:
+        provider = web.Application()
+        provider.router.add_post("/v1/chat/completions", Answering().answer)
+        runner = web.AppRunner(provider)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        routes = ",".join(f"{model}=openai" for model in ("echo", "loose", "short"))
+        settings = GatewaySettings(routes=parse_rules(routes), openai_url=f"http://{host}:{port}/v1")
+        plane = gateway_plane(settings, counted, SessionBudgets(store, SystemClock(), default=None), SystemClock())
+        yield plane.answers
+        await plane.close()
+        await runner.cleanup()
+
+    @pytest.fixture(params=["in process", "over HTTP"])
+    async def models(self, request: pytest.FixtureRequest, answers: Models) -> AsyncIterator[Models]:
+        async with serving("gateway", {MODELS: answers}) as server, calling("memory", server.url) as peers:
+            yield answers if request.param == "in process" else peers.port(MODELS)
+
+    @pytest.fixture
+    def used(self, counted: KeyValueUsage) -> Callable[[], Awaitable[list[UsageRecord]]]:
+        async def used() -> list[UsageRecord]:
+            return await counted.of_session(SESSION)
+
+        return used
 
 
 class _TwoServices:

@@ -25,7 +25,9 @@ __all__ = [
     "EndedSession",
     "Keys",
     "MemorySessions",
+    "Models",
     "OutboundCredentials",
+    "Question",
     "Reservation",
     "SessionCredentials",
     "SessionUsers",
@@ -52,12 +54,14 @@ class AccessKey:
 
 @dataclass(frozen=True, slots=True)
 class SessionCredentials:
-    """The container-credentials document of a session (ECS's shape on the wire)."""
+    """The container-credentials document of a session (ECS's shape on the wire). `role_arn`: the role that AWS gave
+    these keys to, for the session's user; None: the platform issued them, and AWS knows nothing of them."""
 
     access_key_id: str
     secret_access_key: str
     session_token: str
     expiration: datetime
+    role_arn: str | None = None
 
     def __repr__(self) -> str:
         return f"SessionCredentials({self.access_key_id!r})"
@@ -74,8 +78,24 @@ class Keys(Protocol):
         """The key if it exists and is alive: not expired, not revoked, its session not ended."""
         ...
 
-    async def issue_for_session(self, session: SessionRef, user: User | None) -> SessionCredentials:
-        """New keys bound to agent, user and session. Earlier keys of the session stay valid until they expire."""
+    async def begin_session(
+        self, session: SessionRef, user: User | None, user_token: str | None = None
+    ) -> SessionCredentials | None:
+        """Before a session's agent runs: the keys without which there may be no such session. None: it may begin
+        without, and keys are issued when they are asked for. Raises as `issue_for_session` does."""
+        ...
+
+    async def issue_for_session(
+        self, session: SessionRef, user: User | None, user_token: str | None = None
+    ) -> SessionCredentials:
+        """New keys bound to agent, user and session. Earlier keys of the session stay valid until they expire.
+
+        `user_token`: the OIDC token by which the caller has proved `user`, if that is how. Where the deployment says
+        that sessions get the user's keys from AWS STS, it is exchanged there, and nothing takes those keys' place.
+        Raises ConflictException (the session ends meanwhile), and where STS is asked UnauthorizedException (the token
+        has expired), AccessDeniedException (no rule allows it, or AWS does not) or ServiceUnavailableException (STS
+        does not answer; retry).
+        """
         ...
 
     async def end_session(self, session: SessionRef) -> None:
@@ -190,6 +210,37 @@ class Budget(Protocol):
 
     async def settle(self, reservation: Reservation, tokens: int) -> None:
         """The call used `tokens`; the rest is given back. Settling twice changes nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A model call of the platform's own. `purpose`: one word for traces (`extraction`). `schema`: the JSON Schema the
+    answer must follow, None where it is plain text. `session`, `user_id`: for whom it is, and whose use it counts as.
+    """
+
+    model_id: str
+    system: str = field(repr=False)
+    prompt: str = field(repr=False)
+    purpose: str
+    max_tokens: int
+    schema: Mapping[str, Any] | None = None
+    user_id: str | None = None
+    session: SessionRef | None = None
+
+
+class Models(Protocol):
+    """Model answers for the platform's own work (gateway plane): by the same routes, limits and accounts as agents'."""
+
+    async def answer(self, question: Question) -> str:
+        """The answer's text, whole. With a schema the provider is asked to keep to it, where it can; whoever asks must
+        check that it did.
+
+        Raises what a model call raises: ThrottlingException, ModelErrorException, ModelTimeoutException,
+        ModelNotReadyException, ResourceNotFoundException, AccessDeniedException, ValidationException,
+        ServiceUnavailableException, ServiceQuotaExceededException (the session's token budget). ModelErrorException
+        too where the model refused, or its answer did not fit into `max_tokens`.
+        """
         ...
 
 

@@ -11,7 +11,14 @@ from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.gateway.tools import Callers, ToolGateway
 from agentkeep.service.authentication import Authenticator
-from agentkeep.service.ports.catalogue import BUDGET, OUTBOUND_CREDENTIALS, SESSION_USERS, USAGE, WORKLOAD_TOKENS
+from agentkeep.service.ports.catalogue import (
+    BUDGET,
+    MODELS,
+    OUTBOUND_CREDENTIALS,
+    SESSION_USERS,
+    USAGE,
+    WORKLOAD_TOKENS,
+)
 
 __all__ = ["SETTINGS", "compose"]
 
@@ -40,4 +47,10 @@ async def compose(service: Service) -> Composed:
         public_url,
     )
     callers = Callers(Authenticator(keys, service.clock, service.alarm), authorizers, service.port(SESSION_USERS))
-    return Composed((plane, *control), keys, mounts=tools.mounts(callers, public_url), start=tools.start)
+    return Composed(
+        (plane, *control),
+        keys,
+        mounts=tools.mounts(callers, public_url),
+        ports={MODELS: plane.answers},
+        start=tools.start,
+    )

@@ -9,7 +9,7 @@ from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
-from agentkeep.service.ports.catalogue import MEMORY_SESSIONS
+from agentkeep.service.ports.catalogue import MEMORY_SESSIONS, MODELS
 from agentkeep.storage.embedding import Embedder
 from agentkeep.storage.embedding_minilm import MiniLmEmbedder
 from agentkeep.storage.search import SearchStore
@@ -29,7 +29,9 @@ async def compose(service: Service) -> Composed:
         service.on_exit(embedder.close)
     records = await _search(service, embedder)
     service.on_exit(records.close)
-    plane = MemoryPlane(service.store, service.deployment, service.clock, records, embedder, settings)
+    plane = MemoryPlane(
+        service.store, service.deployment, service.clock, records, embedder, settings, models=service.port(MODELS)
+    )
     service.on_exit(plane.close)
     return Composed(
         plane.operations,

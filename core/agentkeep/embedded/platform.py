@@ -188,7 +188,7 @@ class EmbeddedPlatform:
             clock=clock,
         )
         on_exit(records.close)
-        memory = MemoryPlane(store, self.deployment, clock, records, embedder, memory_settings)
+        memory = MemoryPlane(store, self.deployment, clock, records, embedder, memory_settings, models=gateway.answers)
         on_exit(memory.close)
         driver: Driver = ProcessDriver(self.data_dir / "driver", clock=clock)
         if runtime_settings.docker:

@@ -16,6 +16,7 @@ import pytest
 from agentkeep.core.call import CallerKind, SessionRef, User
 from agentkeep.core.errors import (
     AccessDeniedException,
+    ModelErrorException,
     ResourceNotFoundException,
     ServiceQuotaExceededException,
     UnauthorizedException,
@@ -29,7 +30,9 @@ from agentkeep.core.ports import (
     Authorizers,
     Budget,
     Keys,
+    Models,
     OutboundCredentials,
+    Question,
     Usage,
     UsageRecord,
     WorkloadTokens,
@@ -41,6 +44,7 @@ __all__ = [
     "AuthorizersContract",
     "BudgetContract",
     "KeysContract",
+    "ModelsContract",
     "OutboundCredentialsContract",
     "UsageContract",
     "WorkloadTokensContract",
@@ -300,6 +304,36 @@ def alert(**members: Any) -> Alert:
         "details": {"operation": "ListEvents"},
     }
     return Alert(**whole | members)
+
+
+class ModelsContract:
+    """Fixtures `models`: with the models `echo`, which says what it was asked, `loose`, which no schema can hold,
+    `short`, which never finishes, and no other; `used`: what was counted so far."""
+
+    async def test_an_answer_is_for_somebody(
+        self, models: Models, used: Callable[[], Awaitable[list[UsageRecord]]]
+    ) -> None:
+        assert "how are you" in await models.answer(question("echo", prompt="how are you"))
+        (record,) = await used()
+        assert (record.session, record.user_id) == (SESSION, "alice")
+
+    async def test_a_schema_is_asked_for_one_way_or_the_other(self, models: Models) -> None:
+        schema = {"type": "object", "properties": {"facts": {"type": "array"}}}
+        for model in ("echo", "loose", "loose"):
+            assert "facts" in await models.answer(question(model, schema=schema)), model
+
+    async def test_what_is_no_whole_answer_is_none(self, models: Models) -> None:
+        with pytest.raises(ModelErrorException):
+            await models.answer(question("short"))
+
+    async def test_a_model_that_is_not_there_is_told_so(self, models: Models) -> None:
+        with pytest.raises(ResourceNotFoundException):
+            await models.answer(question("another"))
+
+
+def question(model_id: str, **members: Any) -> Question:
+    made: dict[str, Any] = {"system": "You answer.", "prompt": "hello", "purpose": "extraction", "max_tokens": 100}
+    return Question(model_id, session=SESSION, user_id="alice", **(made | members))
 
 
 class AuditContract:

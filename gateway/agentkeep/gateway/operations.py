@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from agentkeep.core.call import Call, CallerKind, allow
+from agentkeep.gateway.models.answers import ModelAnswers
 from agentkeep.gateway.models.calls import ModelCalls
 from agentkeep.wire.types import bedrock_runtime as wire
 
@@ -14,7 +15,8 @@ __all__ = ["GatewayPlane"]
 class GatewayPlane:
     """Operations of bedrock-runtime, named as in boto3. Whoever calls is metered; a session's use counts as its own.
 
-    Requests and responses are the domain's too: a model call is passed on in Bedrock's own shapes.
+    Requests and responses are the domain's too: a model call is passed on in Bedrock's own shapes. `answers`: the port
+    `Models`, for the platform's own work.
     """
 
     name = "gateway"
@@ -22,6 +24,7 @@ class GatewayPlane:
 
     def __init__(self, models: ModelCalls) -> None:
         self._models = models
+        self.answers = ModelAnswers(models)
 
     @allow(CallerKind.SESSION)
     async def converse(self, call: Call, request: wire.ConverseRequest) -> wire.ConverseResponse:

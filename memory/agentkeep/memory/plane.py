@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.ports import Models
 from agentkeep.memory.lifecycle.deletions import Deletions
 from agentkeep.memory.lifecycle.erasure import Erasure
 from agentkeep.memory.lifecycle.purge import Purge
 from agentkeep.memory.lifecycle.session_ends import SessionEnds
+from agentkeep.memory.long_term.actor_records import RecordsByActor
 from agentkeep.memory.long_term.operations import RecordOperations
 from agentkeep.memory.long_term.records import Records
 from agentkeep.memory.long_term.retrieval import Retrieval
@@ -39,12 +41,18 @@ class MemoryPlane:
         search: SearchStore,
         embedder: Embedder | None = None,
         settings: MemorySettings | None = None,
+        *,
+        models: Models | None = None,
     ) -> None:
-        """`search` takes the vectors of `embedder`; None: records are searched by words alone."""
+        """`search` takes the vectors of `embedder`; None: records are searched by words alone. `models` None: records
+        are made of events by rules, whatever the settings say."""
         settings = settings or MemorySettings()
         live, branches = LiveMemories(store), Branches(store)
         memories, sessions = Memories(store, deployment, clock), Sessions(store, live)
-        records = Records(store, search, Retrieval(search, embedder, clock), live, clock)
+        retrieval = Retrieval(search, embedder, clock)
+        records = Records(store, search, retrieval, live, clock)
+        self.models = models
+        self.records_by_actor = RecordsByActor(search, retrieval)
         self.deletions = Deletions(memories, Erasure(store, search, memories))
         self.session_ends = SessionEnds(store, memories, clock)
         self.operations = (

@@ -19,6 +19,7 @@ from agentkeep.core.ports import (
     Budget,
     Keys,
     MemorySessions,
+    Models,
     OutboundCredentials,
     SessionUsers,
     Usage,
@@ -33,6 +34,7 @@ __all__ = [
     "BUDGET",
     "KEYS",
     "MEMORY_SESSIONS",
+    "MODELS",
     "OUTBOUND_CREDENTIALS",
     "PORTS",
     "SESSION_USERS",
@@ -77,8 +79,14 @@ KEYS: Final = _port(
     "keys",
     Keys,
     "identity",
-    {"find": _ALL_BUT_IDENTITY, "issue_for_session": "runtime", "end_session": "runtime"},
+    {
+        "find": _ALL_BUT_IDENTITY,
+        "begin_session": "runtime",
+        "issue_for_session": "runtime",
+        "end_session": "runtime",
+    },
     safe=("find", "end_session"),
+    seconds=10.0,  # AWS's STS may have to be asked
 )
 AUTHORIZERS: Final = _port(
     "authorizers",
@@ -133,7 +141,21 @@ MEMORY_SESSIONS: Final = _port(
     "memory-sessions", MemorySessions, "memory", {"session_ended": "runtime"}, safe=("session_ended",)
 )
 
+MODELS: Final = _port("models", Models, "gateway", {"answer": "memory"}, seconds=600.0)
+
 PORTS: Final[Mapping[str, Port[object]]] = {
     port.name: port  # type: ignore[misc]
-    for port in (KEYS, AUTHORIZERS, WORKLOAD_TOKENS, OUTBOUND_CREDENTIALS, USAGE, BUDGET, ALERTS, AUDIT, SESSION_USERS)
+    for port in (
+        KEYS,
+        AUTHORIZERS,
+        WORKLOAD_TOKENS,
+        OUTBOUND_CREDENTIALS,
+        USAGE,
+        BUDGET,
+        ALERTS,
+        AUDIT,
+        SESSION_USERS,
+        MODELS,
+        MEMORY_SESSIONS,
+    )
 }
