@@ -3,77 +3,212 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import apsw
 
 from agentkeep.core.errors import StoreUnavailable
 
-__all__ = ["SqliteFile"]
+__all__ = ["DamagedFile", "SqliteFile"]
 
 Result = TypeVar("Result")
 
 BUSY_MS = 5000
+#: How much may wait for its turn, at each of the connections; more is refused at once.
+MOST_WAITING: Final = 512
+
+#: What is to be done about an error, by SQLite's name of it.
+_ADVICE: Final[dict[type[apsw.Error], str]] = {
+    apsw.BusyError: "another process keeps it locked; nothing was changed, try again",
+    apsw.LockedError: "another process keeps it locked; nothing was changed, try again",
+    apsw.FullError: "its disk is full; nothing was changed: make room and try again",
+    apsw.IOError: "its disk cannot be read or written; nothing was changed: look at the disk and try again",
+    apsw.ReadOnlyError: "it may not be written; nothing was changed: give it to the platform's user",
+    apsw.CantOpenError: "it cannot be opened: give it, and its folder, to the platform's user",
+}
+_DAMAGED: Final = (
+    "it is damaged. Stop the platform and bring it back from a backup, or recover what is there with sqlite3's .recover;"
+    " to begin with an empty one, move it and its -wal and -shm files away"
+)
+
+
+class DamagedFile(Exception):
+    """What was read cannot be what was written."""
 
 
 class SqliteFile:
-    """One connection in one thread of its own: work is done in the order it is asked for.
+    """Two connections, each in a thread of its own, so that no read waits for a disk to confirm a write. Writes are
+    done in the order they are asked for, and so are reads; a read that begins after a write returned sees it.
 
     `durable`: a commit survives the loss of power, not only the end of the process. `prepare` makes the schema; it
-    runs first, in a transaction.
+    runs first, in a transaction. `patience`: seconds in which work must get its turn.
+
+    Raises StoreUnavailable where SQLite fails, saying what to do (disk full, file locked or damaged).
     """
 
-    def __init__(self, path: Path, prepare: Callable[[apsw.Connection], None], *, durable: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        prepare: Callable[[apsw.Connection], None],
+        *,
+        durable: bool = True,
+        patience: float = 10.0,
+    ) -> None:
         self._path = path
         self._prepare = prepare
         self._durable = durable
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=path.stem)
-        self._connection: apsw.Connection | None = None
+        self._patience = patience
+        self._writer, self._reader = _Turns(f"{path.stem}-w"), _Turns(f"{path.stem}-r")
+        self._prepared = False
 
     async def read(self, work: Callable[[apsw.Connection], Result]) -> Result:
-        """Raises StoreUnavailable where SQLite fails (disk full, file damaged)."""
-        return await self._run(lambda: work(self._open()))
-
-    async def write(self, work: Callable[[apsw.Connection], Result]) -> Result:
-        """The same in one transaction: all of `work` or nothing, on disk when this returns."""
+        """`work` sees the file as it is at one moment."""
+        if not self._prepared:
+            await self.write(lambda _: None)
 
         def in_transaction() -> Result:
-            connection = self._open()
-            with connection:
-                result = work(connection)
-            return result  # noqa: RET504 (committed only here)
+            return _transaction(self._connection(self._reader), "BEGIN", work)
 
-        return await self._run(in_transaction)
+        return await self._run(self._reader, in_transaction)
+
+    async def write(self, work: Callable[[apsw.Connection], Result]) -> Result:
+        """All of `work` or nothing, on disk when this returns."""
+
+        def in_transaction() -> Result:
+            # At once a writer: a reader that becomes one may have to give up, however long it waits.
+            return _transaction(self._connection(self._writer), "BEGIN IMMEDIATE", work)
+
+        return await self._run(self._writer, in_transaction)
+
+    async def forget_log(self) -> None:
+        """What was erased is gone from the write-ahead log too."""
+        await self._run(
+            self._writer,
+            lambda: self._connection(self._writer).wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE),
+        )
 
     async def close(self) -> None:
-        def close() -> None:
-            if self._connection is not None:
-                self._connection.close()
+        for turns in (self._reader, self._writer):
+            await turns.close()
 
-        await asyncio.get_running_loop().run_in_executor(self._thread, close)
-        self._thread.shutdown()
+    async def _run(self, turns: _Turns, work: Callable[[], Result]) -> Result:
+        def guarded() -> Result:
+            try:
+                return work()
+            except (apsw.CorruptError, apsw.NotADBError, DamagedFile) as error:
+                turns.disconnect()
+                raise StoreUnavailable(f"SQLite file {self._path.name}: {error}: {_DAMAGED}") from error
+            except (apsw.Error, OSError) as error:
+                if not isinstance(error, apsw.BusyError):
+                    turns.disconnect()  # the next one may find a file that was put right
+                advice = next((text for kind, text in _ADVICE.items() if isinstance(error, kind)), "try again")
+                raise StoreUnavailable(f"SQLite file {self._path.name}: {error}: {advice}") from error
 
-    async def _run(self, work: Callable[[], Result]) -> Result:
-        # Shielded: work that has begun is finished, and a caller that leaves does not tear a transaction.
-        try:
-            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
-        except apsw.Error as error:
-            raise StoreUnavailable(f"SQLite file {self._path.name}: {error}") from error
+        return await turns.run(guarded, self._path.name, self._patience)
+
+    def _connection(self, turns: _Turns) -> apsw.Connection:
+        if turns.connection is None:
+            turns.connection = self._open()
+        return turns.connection
 
     def _open(self) -> apsw.Connection:
-        if self._connection is None:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            connection = apsw.Connection(str(self._path))
-            self._path.chmod(0o600)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _create(self._path)
+        connection = apsw.Connection(str(self._path))
+        try:
             connection.set_busy_timeout(BUSY_MS)
             connection.pragma("journal_mode", "wal")
             connection.pragma("synchronous", "full" if self._durable else "normal")
             connection.pragma("foreign_keys", True)
             connection.pragma("secure_delete", True)  # erased means erased
-            with connection:
-                self._prepare(connection)
-            self._connection = connection
-        return self._connection
+            connection.pragma("cell_size_check", True)
+            _transaction(connection, "BEGIN IMMEDIATE", self._prepare)
+        except BaseException:
+            connection.close()
+            raise
+        self._prepared = True
+        return connection
+
+
+class _Turns:
+    """One thread, and its connection."""
+
+    def __init__(self, name: str) -> None:
+        self.connection: apsw.Connection | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._waiting = 0
+
+    async def run(self, work: Callable[[], Result], name: str, patience: float) -> Result:
+        if self._waiting >= MOST_WAITING:
+            raise StoreUnavailable(f"SQLite file {name}: {self._waiting} others wait for it; nothing was changed")
+        self._waiting += 1
+        running: Future[Result] = self._thread.submit(work)
+        running.add_done_callback(lambda _: None)
+        try:
+            return await self._result(running, name, patience)
+        finally:
+            self._waiting -= 1
+
+    async def _result(self, running: Future[Result], name: str, patience: float) -> Result:
+        # What has begun is finished, whoever leaves; what has not is never done once its caller has gone.
+        done = asyncio.wrap_future(running)
+        try:
+            return await asyncio.wait_for(asyncio.shield(done), patience)
+        except TimeoutError:
+            if running.cancel():
+                raise StoreUnavailable(
+                    f"SQLite file {name} is busy with other work for {patience:g} s; nothing was changed, try again"
+                ) from None
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            running.cancel()
+            raise
+
+    def disconnect(self) -> None:
+        """In the thread."""
+        if self.connection is not None:
+            with contextlib.suppress(apsw.Error):
+                self.connection.close()
+            self.connection = None
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self.disconnect)
+        self._thread.shutdown()
+
+
+def _transaction(connection: apsw.Connection, begin: str, work: Callable[[apsw.Connection], Result]) -> Result:
+    connection.execute(begin)
+    try:
+        result = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _create(path: Path) -> None:
+    """The file, unless it is there, for its owner alone. One without a byte is none of ours: it has lost what was in
+    it, and is not taken for a new one."""
+    try:
+        if not path.stat().st_size:
+            raise DamagedFile("it is there, but empty")
+        path.chmod(0o600)
+        return
+    except FileNotFoundError:
+        pass
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fresh.unlink(missing_ok=True)
+    with contextlib.closing(apsw.Connection(str(fresh))) as connection:
+        fresh.chmod(0o600)
+        connection.pragma("user_version", 0)
+        connection.execute("VACUUM")  # writes the first page
+    with contextlib.suppress(FileExistsError):  # another process was first
+        os.link(fresh, path)
+    fresh.unlink()
