@@ -5,7 +5,8 @@
     │   ├── ValidationException           400  the request is wrong; names every field that is
     │   ├── UnauthorizedException         401  no proof of who is calling, or a bad one
     │   ├── AccessDeniedException         403  the caller is known and may not
-    │   │   └── CrossUserAccess           403  the same, and raises an alert
+    │   │   ├── CrossUserAccess           403  the same, and raises an alert
+    │   │   └── KeyRefused                403  a key service does not let the platform use a key
     │   ├── ResourceNotFoundException     404
     │   ├── ConflictException             409  the resource's state forbids it now
     │   ├── RetryableConflictException    409  the same, and clients retry by themselves
@@ -15,7 +16,8 @@
     │   ├── InternalServerException       500  a defect or a dependency; details stay in the log
     │   ├── UnsupportedOperationException 501  modelled by AWS, not implemented here
     │   ├── ServiceUnavailableException   503
-    │   │   └── PlaneUnavailable               another service of the platform; a StoreUnavailable as well
+    │   │   ├── PlaneUnavailable               another service of the platform; a StoreUnavailable as well
+    │   │   └── KeyServiceUnavailable          what is sealed cannot be opened or added to for now
     │   ├── ModelErrorException           424  the model provider failed
     │   ├── ModelStreamErrorException     424  the same, while its answer was streaming
     │   ├── ModelTimeoutException         408
@@ -23,6 +25,7 @@
     └── DependencyError                   what a dependency did to us; never reaches the wire raw
         ├── StoreUnavailable
         ├── ConditionFailed               a conditional write met another value
+        ├── SealBroken                    what is stored is not what was sealed there
         ├── DriverError
         │   ├── EnvironmentStartFailed    the agent's environment did not come up
         │   │   └── CapacityReached       nor would any other's: no more fit on this machine
@@ -54,6 +57,8 @@ __all__ = [
     "EnvironmentStartFailed",
     "FieldError",
     "InternalServerException",
+    "KeyRefused",
+    "KeyServiceUnavailable",
     "ModelErrorException",
     "ModelNotReadyException",
     "ModelStreamErrorException",
@@ -64,6 +69,7 @@ __all__ = [
     "RetryableConflictException",
     "RuntimeClientError",
     "SandboxUnavailable",
+    "SealBroken",
     "ServiceError",
     "ServiceQuotaExceededException",
     "ServiceUnavailableException",
@@ -139,6 +145,14 @@ class CrossUserAccess(AccessDeniedException):
         return "AccessDeniedException"
 
 
+class KeyRefused(AccessDeniedException):
+    """A key that data are sealed under cannot be used: it is disabled, gone, or not the platform's to use."""
+
+    @property
+    def code(self) -> str:
+        return AccessDeniedException.__name__
+
+
 class ResourceNotFoundException(ServiceError):
     status = 404
 
@@ -209,6 +223,18 @@ class PlaneUnavailable(ServiceUnavailableException, StoreUnavailable):
     @property
     def code(self) -> str:
         return ServiceUnavailableException.__name__
+
+
+class KeyServiceUnavailable(ServiceUnavailableException):
+    """A key service did not answer. The caller may see it, under its parent's name, and is asked to try again."""
+
+    @property
+    def code(self) -> str:
+        return ServiceUnavailableException.__name__
+
+
+class SealBroken(DependencyError):
+    """What is stored does not open: damaged, moved from another place, or sealed under another key."""
 
 
 class ConditionFailed(DependencyError):
