@@ -30,7 +30,7 @@ from agentkeep.runtime.slots import Slot
 from agentkeep.service.asgi import App
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.mounts import Access, Mount
-from agentkeep.service.ports.catalogue import BUDGET, SESSION_USERS, WORKLOAD_TOKENS
+from agentkeep.service.ports.catalogue import BUDGET, MEMORY_SESSIONS, SESSION_USERS, WORKLOAD_TOKENS
 from agentkeep.service.relay import SessionRelay
 
 __all__ = ["SETTINGS", "compose"]
@@ -72,6 +72,7 @@ async def compose(service: Service) -> Composed:
         place,
         service.data / "runtime" / "logs",
         lambda session: service.credentials.token(service.name, session),
+        service.port(MEMORY_SESSIONS),
     )
     relays: list[SessionRelay | ReplicaRelay] = []
 

@@ -11,7 +11,7 @@ from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
-from agentkeep.core.ports import Authorizers, Budget, Keys, WorkloadTokens
+from agentkeep.core.ports import Authorizers, Budget, Keys, MemorySessions, WorkloadTokens
 from agentkeep.runtime.admin import AdminApp, ArtifactsApp
 from agentkeep.runtime.artifacts import ArtifactStore
 from agentkeep.runtime.authorization import Authorization
@@ -40,6 +40,7 @@ from agentkeep.runtime.recovery import Recovery
 from agentkeep.runtime.replicas import Place, Replicas
 from agentkeep.runtime.runtimes import Runtimes
 from agentkeep.runtime.session_endpoint import CredentialsApp, LivingSessionUsers
+from agentkeep.runtime.session_ends import SessionEnds
 from agentkeep.runtime.session_table import SessionTable
 from agentkeep.runtime.sessions import Sessions
 from agentkeep.runtime.settings import RuntimeSettings
@@ -77,6 +78,7 @@ class Parts:
         place: Place | None,
         logs_folder: Path,
         listener_token: Callable[[SessionRef], str] | None,
+        memory_sessions: MemorySessions | None,
     ) -> None:
         self._clock = clock
         self._deployment = deployment
@@ -97,8 +99,14 @@ class Parts:
         prepared = PreparedVersions(self.bundles, driver)
         at = place or Place(_replica(folder))
         self.replicas = Replicas(store, clock, at.name, settings.lease, at.public, at.internal, at.slot)
+        self.session_ends = SessionEnds(store, clock, memory_sessions)
         self.table = SessionTable(
-            store, clock, self.replicas, settings.session_record_retention, settings.sessions_per_user
+            store,
+            clock,
+            self.replicas,
+            settings.session_record_retention,
+            settings.sessions_per_user,
+            self.session_ends,
         )
         environments = Environments(driver, self._variables, settings)
         self.warm_pools = WarmPools(
@@ -191,11 +199,13 @@ class Parts:
         self.reaper.start()
         await self.provisioning.start()
         self.warm_pools.start()
+        self.session_ends.start()
 
     async def stop(self) -> None:
         await self.provisioning.stop()
         await self.reaper.stop()
         await self.sessions.close()
+        await self.session_ends.stop()
         await self.warm_pools.stop()
         await self.heartbeat.stop()
         await self.replicas.retire()

@@ -21,9 +21,11 @@ from agentkeep.core.errors import (
 from agentkeep.runtime.records import EndReason, SessionRecord, SessionState
 from agentkeep.runtime.replicas import REPLICAS, Replica, Replicas
 from agentkeep.runtime.runtimes import once
+from agentkeep.runtime.session_ends import SessionEnds
 from agentkeep.runtime.user_sessions import UserSessions
 from agentkeep.storage.interface import ABSENT, Check, Delete, Expected, KeyValueStore, Put, Write, partition
 from agentkeep.storage.records import Stored, decode, encode, replayed
+from agentkeep.storage.session_lives import SessionLives
 
 __all__ = ["LeaseLost", "OwnedElsewhere", "SessionTable", "in_progress", "other_user"]
 
@@ -66,10 +68,17 @@ def other_user(session_id: str) -> CrossUserAccess:
 
 
 class SessionTable:
-    """`per_user`: how many sessions one user may have alive at once, 0 for any number."""
+    """`per_user`: how many sessions one user may have alive at once, 0 for any number. `ends`: who is to know of the
+    ended ones."""
 
     def __init__(
-        self, store: KeyValueStore, clock: Clock, replicas: Replicas, retention: float, per_user: int = 0
+        self,
+        store: KeyValueStore,
+        clock: Clock,
+        replicas: Replicas,
+        retention: float,
+        per_user: int = 0,
+        ends: SessionEnds | None = None,
     ) -> None:
         self.replicas = replicas
         self.replica = replicas.name
@@ -77,6 +86,7 @@ class SessionTable:
         self._clock = clock
         self._retention_ms = int(retention * 1000)
         self._user_sessions = UserSessions(store, per_user)
+        self._ends = ends or SessionEnds(store, clock, None)
 
     async def find(self, ref: SessionRef) -> Stored[SessionRecord] | None:
         raw = await self._store.get(SESSIONS, _key(ref))
@@ -161,6 +171,8 @@ class SessionTable:
         writes += [self._put(claimed, expect), Put(LIVE, _key(ref), b"")]
         if not sits:
             writes += self._user_sessions.take(claimed)
+        if user is not None:
+            writes += SessionLives.begin(ref, user.id, epoch_ms(now))
         return claimed, writes
 
     async def ready(self, record: SessionRecord, environment_id: str) -> SessionRecord:
@@ -184,12 +196,15 @@ class SessionTable:
             environment_id=None,
             seat=None,
         )
-        leaving = self._user_sessions.leave(found.record)
+        leaving = [*self._user_sessions.leave(found.record), *self._ends.end(ended)]
+        if ended.user_id is not None:
+            leaving.append(SessionLives.end(ended.ref, ended.user_id))
         try:
             await self._store.transact(
                 [self._put(ended, found.raw), Delete(LIVE, _key(record.ref)), *leaving],
                 once=once(self._clock, token, ""),
             )
+            self._ends.written()
         except ConditionFailed:
             # Only a claim can have come between, and a claim means the session has gone on without us.
             log.info("session %s of %s was taken while it ended", record.session_id, record.runtime_id)
