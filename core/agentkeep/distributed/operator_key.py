@@ -36,7 +36,7 @@ async def _print_key() -> int:
             SystemClock(),
             load(IdentitySettings),
         )
-        key = await keys.operator_key("operator")
+        key = await keys.operator_key("operator", acts_for_users=settings.operator_acts_for_users)
     finally:
         await store.close()
     document = {

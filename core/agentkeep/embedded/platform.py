@@ -251,7 +251,7 @@ class EmbeddedPlatform:
         await runtime.start()
         await memory.start()
         await tools.start()
-        operator = await identity.keys.operator_key(OPERATOR)
+        operator = await identity.keys.operator_key(OPERATOR, acts_for_users=self.settings.operator_acts_for_users)
         self.operator = OperatorCredentials(operator.id, operator.secret)
         server = Server(front, HOST, self.port)
         on_exit(server.stop, self.settings.stop_timeout)

@@ -10,7 +10,7 @@ import base64
 import hmac
 import secrets
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,6 +44,7 @@ class OperatorKey:
     id: str
     name: str
     created: datetime
+    acts_for_users: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class IssuedOperatorKey:
     secret: str
     name: str
     created: datetime
+    acts_for_users: bool = False
 
     def __repr__(self) -> str:
         return f"IssuedOperatorKey({self.id!r}, name={self.name!r})"
@@ -62,7 +64,8 @@ class IssuedOperatorKey:
 @dataclass(frozen=True, slots=True)
 class _Record:
     """What is stored of a key. `life` names the session's life the key was issued in: a session id may be used again
-    after its end, and the keys of its earlier lives stay dead."""
+    after its end, and the keys of its earlier lives stay dead. `acts_for_users`: of operators' keys; not so where an
+    older record says nothing of it."""
 
     name: str
     created_ms: int
@@ -70,6 +73,7 @@ class _Record:
     session: SessionRef | None = None
     life: str | None = None
     user: User | None = None
+    acts_for_users: bool = False
 
     def dump(self) -> bytes:
         return orjson.dumps(
@@ -80,6 +84,7 @@ class _Record:
                 "session": self.session and [self.session.runtime_id, self.session.session_id],
                 "life": self.life,
                 "user": self.user and [self.user.id, self.user.issuer, dict(self.user.claims)],
+                "acts_for_users": self.acts_for_users,
             }
         )
 
@@ -94,6 +99,7 @@ class _Record:
             SessionRef(*session) if session else None,
             document["life"],
             User(*user) if user else None,
+            document.get("acts_for_users", False),
         )
 
 
@@ -205,8 +211,9 @@ class AccessKeys:
 
     # Operators.
 
-    async def issue_operator_key(self, name: str) -> IssuedOperatorKey:
+    async def issue_operator_key(self, name: str, *, acts_for_users: bool = False) -> IssuedOperatorKey:
         """A key for an operator or application called `name` (IAM's rules for user names; several keys may share it).
+        `acts_for_users`: it may reach users' data, and name users, without a proof of theirs.
 
         The secret is shown by this answer; later by `find` only.
         """
@@ -215,17 +222,20 @@ class AccessKeys:
                 f"{name!r} cannot name an operator: use 1 to 64 letters, digits and the characters + = , . @ _ -"
             )
         key_id = _OPERATOR_PREFIX + suffix(_UPPER_ALPHANUMERIC, 16)
-        record = _Record(name, epoch_ms(self._clock.now()))
+        record = _Record(name, epoch_ms(self._clock.now()), acts_for_users=acts_for_users)
         await self._store.transact([Put(_KEYS, key_id, record.dump(), expect=ABSENT)])
-        return IssuedOperatorKey(key_id, self._secret(key_id), name, _moment(record.created_ms))
+        return IssuedOperatorKey(key_id, self._secret(key_id), name, _moment(record.created_ms), acts_for_users)
 
-    async def operator_key(self, name: str) -> AccessKey:
-        """The oldest living operator key called `name`; made where there is none."""
+    async def operator_key(self, name: str, *, acts_for_users: bool) -> AccessKey:
+        """The oldest living operator key called `name`, made where there is none; from now on it acts for users or
+        does not, whatever it did before."""
         named = [key for key in await self.list_operator_keys() if key.name == name]
         for known in sorted(named, key=lambda key: (key.created, key.id)):
+            if known.acts_for_users != acts_for_users:
+                await self._set_acting(known.id, acts_for_users)
             if (found := await self.find(known.id)) is not None:
                 return found
-        found = await self.find((await self.issue_operator_key(name)).id)
+        found = await self.find((await self.issue_operator_key(name, acts_for_users=acts_for_users)).id)
         if found is None:
             raise ResourceNotFoundException(f"The operator key {name} was revoked as soon as it was made")
         return found
@@ -238,7 +248,7 @@ class AccessKeys:
             items = await self._store.query(_KEYS, after=after, before=_SESSION_PREFIX, limit=_PAGE)
             for item in items:
                 record = _Record.load(item.value)
-                found.append(OperatorKey(item.sort, record.name, _moment(record.created_ms)))
+                found.append(OperatorKey(item.sort, record.name, _moment(record.created_ms), record.acts_for_users))
             if len(items) < _PAGE:
                 return found
             after = items[-1].sort
@@ -258,12 +268,26 @@ class AccessKeys:
 
     # Inside.
 
+    async def _set_acting(self, key_id: str, acts_for_users: bool) -> None:
+        """Other processes may go by what was before for `key_cache` seconds more."""
+        value = await self._store.get(_KEYS, key_id)
+        if value is None:
+            return
+        changed = replace(_Record.load(value), acts_for_users=acts_for_users)
+        try:
+            await self._store.transact([Put(_KEYS, key_id, changed.dump(), expect=value)])
+        except ConditionFailed:  # revoked, or set by another process that starts with the same settings
+            pass
+        finally:
+            self._endings += 1
+            self._forget(key_id)
+
     def _key(self, key_id: str, record: _Record) -> AccessKey:
         account = self._deployment.account
         expires = _moment(record.expires_ms) if record.expires_ms is not None else None
         session = record.session
         if session is None:
-            caller = Caller(CallerKind.OPERATOR, f"arn:aws:iam::{account}:user/{record.name}", key_id)
+            caller = Caller(CallerKind.OPERATOR, f"arn:aws:iam::{account}:user/{record.name}", key_id, acts_for_users=record.acts_for_users)
             return AccessKey(key_id, self._secret(key_id), caller, None, expires)
         principal = f"arn:aws:sts::{account}:assumed-role/{session.runtime_id}/{session.session_id}"
         caller = Caller(CallerKind.SESSION, principal, key_id, record.user, session)
