@@ -205,7 +205,7 @@ async def serve(agent_port: int, folder: Path) -> None:
         server = Server(front)
         await server.start()
         await runtime.start()
-        key = await identity.keys.issue_operator_key("benchmark")
+        key = await identity.keys.issue_operator_key("benchmark", acts_for_users=True)
         arn = await deploy(runtime, FolderArtifactStore(folder / "artifacts"))
         print(json.dumps({"port": server.port, "key": key.id, "secret": key.secret, "arn": arn}), flush=True)
         await asyncio.Event().wait()
@@ -221,7 +221,10 @@ async def deploy(runtime: RuntimePlane, artifacts: FolderArtifactStore) -> str:
 
     await artifacts.put("code", "agent.zip", pieces(), 1 << 20)
     call = Call(
-        "bedrock-agentcore-control", "", Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/benchmark"), "r"
+        "bedrock-agentcore-control",
+        "",
+        Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/benchmark", acts_for_users=True),
+        "r",
     )
     code = {"code": {"s3": {"bucket": "code", "prefix": "agent.zip"}}, "runtime": "PYTHON_3_11"}
     made = await runtime.create_agent_runtime(

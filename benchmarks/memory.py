@@ -33,6 +33,7 @@ from redis.asyncio import Redis
 from agentkeep.core.call import Call, Caller, CallerKind, Idempotency
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.search_sqlite import SqliteSearchStore
@@ -43,7 +44,7 @@ CALLS = 3000
 CONCURRENCY = (1, 8, 32)
 TEXT = "I would like to know where my order is; it was promised for last Tuesday. " * 4
 
-OPERATOR = Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/benchmark")
+OPERATOR = Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/benchmark", acts_for_users=True)
 CALL = Call("bedrock-agentcore", "CreateMemory", OPERATOR, "r")
 
 Work = Callable[[int], Awaitable[object]]
@@ -120,7 +121,9 @@ async def in_process(folder: Path) -> dict[str, Any]:
             if client == "redis-py":
                 store._client = RedisPy(valkey.url)  # type: ignore[assignment]
             records = SqliteSearchStore(folder / f"{client}.db", dimensions=None)
-            plane = MemoryPlane(store, Deployment(), SystemClock(), records)
+            plane = MemoryPlane(
+                store, Deployment(), SystemClock(), records, key_service=LocalKeyService(bytes(32))
+            )
             created = await plane.create_memory(CALL, {"name": "benchmark", "eventExpiryDuration": 7})
             memory_id = created["memory"]["id"]
 

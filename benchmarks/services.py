@@ -41,6 +41,7 @@ from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Call, Caller, CallerKind, SessionRef, User
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.distributed.secrets import Secrets, make_secrets
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.identity.keys import AccessKeys
@@ -78,7 +79,7 @@ async def memory_service(folder: Path, store_url: str) -> None:
     store = ValkeyKeyValueStore(store_url)
     search = SqliteSearchStore(folder / "records.db", dimensions=None)
     keys = access_keys(store, folder, 5)
-    plane = MemoryPlane(store, Deployment(), clock, search)
+    plane = MemoryPlane(store, Deployment(), clock, search, key_service=LocalKeyService(bytes(32)))
     application = Application(Router(), Switch(SelfBackend(plane.operations)), Authenticator(keys))
     made = await plane.create_memory(operator("CreateMemory"), {"name": "bench", "eventExpiryDuration": 30})
     memory_id = made["memory"]["id"]
@@ -113,7 +114,7 @@ async def memory_service(folder: Path, store_url: str) -> None:
 
 
 def operator(operation: str) -> Call:
-    caller = Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/bench")
+    caller = Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/bench", acts_for_users=True)
     return Call("bedrock-agentcore", operation, caller, secrets.token_hex(8))
 
 

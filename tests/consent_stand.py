@@ -27,7 +27,7 @@ RETURN_URL = "http://app.example/back?tab=1"
 OPERATOR = Call(
     "bedrock-agentcore",
     "Test",
-    Caller(CallerKind.OPERATOR, "arn:aws:iam::123456789012:user/admin", "AKIAAAAAAAAAAAAAAAAA"),
+    Caller(CallerKind.OPERATOR, "arn:aws:iam::123456789012:user/admin", "AKIAAAAAAAAAAAAAAAAA", acts_for_users=True),
     "request-1",
 )
 
@@ -47,7 +47,7 @@ class ConsentStand:
 
     async def start(self) -> None:
         await self._server.start()
-        self.key = await self.plane.keys.issue_operator_key("admin")
+        self.key = await self.plane.keys.issue_operator_key("admin", acts_for_users=True)
 
     async def stop(self) -> None:
         for browser in self._browsers:

@@ -21,6 +21,7 @@ from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.identity.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.settings import IdentitySettings
@@ -94,7 +95,8 @@ def memory_service(valkey_url: str) -> Iterator[MemoryService]:
             folder = Path(on_exit.enter_context(TemporaryDirectory()))
             search = SqliteSearchStore(folder / "records.db", dimensions=embedder.dimensions, model=embedder.name)
             on_exit.push_async_callback(search.close)
-            plane = MemoryPlane(store, deployment, clock, search, embedder)
+            key_service = LocalKeyService(secrets.token_bytes(32))
+            plane = MemoryPlane(store, deployment, clock, search, embedder, key_service=key_service)
             on_exit.push_async_callback(plane.close)
             application = Application(Router(), Switch(SelfBackend(plane.operations)), Authenticator(keys, clock))
             front = Front(application)
@@ -102,7 +104,7 @@ def memory_service(valkey_url: str) -> Iterator[MemoryService]:
             server = Server(front)
             await server.start()
             on_exit.push_async_callback(server.stop, 1)
-            issued = await keys.issue_operator_key("operator")
+            issued = await keys.issue_operator_key("operator", acts_for_users=True)
             yield server, keys, Credentials(issued.id, issued.secret)
 
     with (

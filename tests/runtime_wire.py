@@ -85,7 +85,7 @@ async def runtime_wire(platform: Any) -> AsyncIterator[RuntimeWire]:
     route = InvocationRoute(plane.invocations, authenticator)
     server = Server(Front(application, [route]))
     await server.start()
-    issued = await platform.identity.keys.issue_operator_key("operator")
+    issued = await platform.identity.keys.issue_operator_key("operator", acts_for_users=True)
     async with httpx.AsyncClient(timeout=20, trust_env=False) as http:
         yield RuntimeWire(f"http://127.0.0.1:{server.port}", platform, Credentials(issued.id, issued.secret), http)
     await server.stop(drain=0)

@@ -149,9 +149,8 @@ class Services:
 
     def operator(self) -> dict[str, str]:
         """What `operator-key` prints, run where identity runs."""
-        done = subprocess.run(
-            [*COMMAND, "operator-key"], env=self["identity"].environment, capture_output=True, text=True, timeout=60
-        )
+        environment = {**self["identity"].environment, "AGENTKEEP_OPERATOR_ACTS_FOR_USERS": "true"}
+        done = subprocess.run([*COMMAND, "operator-key"], env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
 

@@ -50,7 +50,7 @@ class SessionStack:
 
     async def operator(self) -> dict[str, Any]:
         """Arguments of an operator's boto3 client."""
-        issued = await self.keys.issue_operator_key("operator")
+        issued = await self.keys.issue_operator_key("operator", acts_for_users=True)
         return {
             "endpoint_url": f"http://127.0.0.1:{self.server.port}",
             "region_name": DEPLOYMENT.region,

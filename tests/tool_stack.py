@@ -227,7 +227,7 @@ async def tool_stack(
             replica = Replica(server, tools)
             exit.callback(lambda replica=replica: [one.close() for one in replica.listeners])
             served.append(replica)
-        issued = await identity.keys.issue_operator_key("operator")
+        issued = await identity.keys.issue_operator_key("operator", acts_for_users=True)
         operator = Credentials(issued.id, issued.secret)
         yield ToolStack(store, identity, issuer, sessions, served[0].tools.lister, operator, served, http)
 

@@ -260,7 +260,9 @@ def new_signing_key() -> type[SigningKey]:
 
 @pytest.fixture
 def operator() -> Call:
-    caller = Caller(CallerKind.OPERATOR, "arn:aws:iam::123456789012:user/admin", "AKIAAAAAAAAAAAAAAAAA")
+    caller = Caller(
+        CallerKind.OPERATOR, "arn:aws:iam::123456789012:user/admin", "AKIAAAAAAAAAAAAAAAAA", acts_for_users=True
+    )
     return Call("bedrock-agentcore", "Test", caller, "request-1")
 
 

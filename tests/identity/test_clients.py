@@ -66,7 +66,7 @@ async def platform(
     front = Front(application)
     server = Server(front, "127.0.0.1", free_tcp_port)
     await server.start()
-    yield Platform(url, plane, issuer, await plane.keys.issue_operator_key("admin"))
+    yield Platform(url, plane, issuer, await plane.keys.issue_operator_key("admin", acts_for_users=True))
     await plane.close()
     await server.stop(0)
     await front.close()

@@ -61,7 +61,7 @@ async def served(
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup(sockets=[listener])
     loop = asyncio.create_task(server.main_loop())
-    served = Served(issuer, plane, await plane.keys.issue_operator_key("admin"))
+    served = Served(issuer, plane, await plane.keys.issue_operator_key("admin", acts_for_users=True))
     yield served
     await served.http.close()
     server.should_exit = True
@@ -148,7 +148,7 @@ async def test_both_spellings_of_basic(served: Served, clock: Any) -> None:
     """RFC 6749 has credentials form-encoded inside Basic; most clients forget, and a secret with + or / shows it."""
     key = served.key
     while not {"+", "/"} <= set(key.secret):
-        key = await served.plane.keys.issue_operator_key("admin")
+        key = await served.plane.keys.issue_operator_key("admin", acts_for_users=True)
     for id_, secret in ((key.id, key.secret), (quote_plus(key.id), quote_plus(key.secret))):
         status, _, _ = await served.token(headers=basic(id_, secret))
         assert status == 200

@@ -7,6 +7,7 @@ import logging
 import re
 from typing import Any
 
+import orjson
 import pytest
 
 from agentkeep.core.call import CallerKind, SessionRef, User
@@ -15,7 +16,7 @@ from agentkeep.core.identifiers import Deployment
 from agentkeep.identity.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.storage.interface import KeyValueStore
+from agentkeep.storage.interface import KeyValueStore, Put, partition
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 SESSION = SessionRef("helper-1234567890", "s" * 36)
@@ -291,3 +292,28 @@ async def test_no_secret_is_stored_shown_or_logged(
     shown = f"{operator!r} {session!r} {found!r} {found!s} {vars(keys)!r} {caplog.text}".encode() + stored
     for secret in (operator.secret, session.secret_access_key, session.session_token):
         assert secret.encode() not in shown
+
+
+async def test_a_key_acts_for_users_only_if_it_was_issued_so(keys: AccessKeys, replica: AccessKeys) -> None:
+    """IDN-2: kept with the key, seen by every process; by default it does not."""
+    plain = await keys.issue_operator_key("admin")
+    acting = await keys.issue_operator_key("app", acts_for_users=True)
+    for issued, acts in ((plain, False), (acting, True)):
+        for process in (keys, replica):
+            found = await process.find(issued.id)
+            assert found is not None
+            assert found.caller.acts_for_users is acts
+    assert {key.name: key.acts_for_users for key in await keys.list_operator_keys()} == {"admin": False, "app": True}
+
+
+async def test_the_first_operators_key_follows_its_setting(keys: AccessKeys, store: KeyValueStore) -> None:
+    """IDN-2: at each start; a key of an older version, whose record says nothing, acts for nobody until then."""
+    first = await keys.operator_key("operator", acts_for_users=False)
+    where = partition("identity", "access-keys")
+    record = orjson.loads(await store.get(where, first.id) or b"")
+    del record["acts_for_users"]
+    await store.transact([Put(where, first.id, orjson.dumps(record))])
+    assert not (await keys.operator_key("operator", acts_for_users=False)).caller.acts_for_users
+    for acts in (True, False, True):
+        found = await keys.operator_key("operator", acts_for_users=acts)
+        assert (found.id, found.secret, found.caller.acts_for_users) == (first.id, first.secret, acts)

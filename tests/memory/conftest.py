@@ -11,16 +11,20 @@ import pytest
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Call, Caller, CallerKind, Idempotency, SessionRef, User
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
-OPERATOR = Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/operator")
+OPERATOR = Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/operator", acts_for_users=True)
 NOBODY = Caller(
     CallerKind.SESSION, "arn:aws:sts::000000000000:assumed-role/agent/s0", session=SessionRef("agent", "s0")
 )
+
+#: The same for every plane of a test, as for all replicas and restarts of a deployment.
+KEY_SERVICE = LocalKeyService(b"a secret that only tests have...")
 
 
 def session_of(user: str) -> Caller:
@@ -114,7 +118,7 @@ async def search(tmp_path: Path, clock: SetClock) -> AsyncIterator[SqliteSearchS
 
 @pytest.fixture
 async def backend(store: KeyValueStore, search: SqliteSearchStore, clock: SetClock) -> AsyncIterator[SelfBackend]:
-    plane = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search)
+    plane = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search, key_service=KEY_SERVICE)
     yield SelfBackend(plane.operations)
     await plane.close()
 

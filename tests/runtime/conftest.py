@@ -40,7 +40,7 @@ from agentkeep.runtime.turn import InvocationRequest
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 DEPLOYMENT = Deployment("us-west-2", "123456789012")
-OPERATOR = Caller(CallerKind.OPERATOR, "arn:aws:iam::123456789012:user/olivia", "AKIAOPERATOR")
+OPERATOR = Caller(CallerKind.OPERATOR, "arn:aws:iam::123456789012:user/olivia", "AKIAOPERATOR", acts_for_users=True)
 ROLE = "arn:aws:iam::123456789012:role/agents"
 
 
@@ -334,6 +334,7 @@ class Platform:
     driver: Any = field(default_factory=LoopbackDriver)
     endpoint: Any = field(default=lambda session: asyncio.Protocol)
     place: Any = None
+    memory: Any = None
     budgets: SessionBudgets = field(init=False)
     plane: RuntimePlane = field(init=False)
     deployment: ClassVar[Deployment] = DEPLOYMENT
@@ -362,12 +363,14 @@ class Platform:
             self.settings,
             self.folder / "runtime",
             place=self.place,
+            memory_sessions=self.memory,
         )
 
     async def kill(self) -> None:
         """The process dies: its tasks stop where they are, its environments with it."""
         parts = self.plane._parts
-        mine = (parts.heartbeat._task, parts.warm_pools._task, *parts.recovery._legacies.values())
+        background = (parts.heartbeat._task, parts.warm_pools._task, parts.session_ends._telling)
+        mine = (*background, *parts.recovery._legacies.values())
         for task in [*parts.reaper._tasks, *parts.provisioning._tasks.values(), *mine]:
             task.cancel()
         for session in parts.sessions.all_live():

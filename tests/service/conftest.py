@@ -53,7 +53,7 @@ async def make_stack(store: ValkeyKeyValueStore, router: Router) -> AsyncIterato
         pump_limits = replace(PumpLimits(), **{k: v for k, v in limits.items() if k not in front_names})
         master_key = FileMasterKey(secrets.token_bytes(32))
         keys = AccessKeys(store, master_key, DEPLOYMENT, SystemClock(), IdentitySettings())
-        issued = await keys.issue_operator_key("admin")
+        issued = await keys.issue_operator_key("admin", acts_for_users=True)
         agent = ScriptedAgent()
         await agent.start()
         sessions = LoopbackSessions(agent.port)

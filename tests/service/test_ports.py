@@ -158,7 +158,7 @@ class TestAuthorizers(AuthorizersContract):
 
     @pytest.fixture
     async def new_token(self, issuer: DevelopmentIssuer, identity: IdentityPlane) -> Callable[..., Awaitable[str]]:
-        operator = await identity.keys.operator_key("operator")
+        operator = await identity.keys.operator_key("operator", acts_for_users=True)
 
         async def new_token(user: str, audience: str = "agentkeep") -> str:
             form = {

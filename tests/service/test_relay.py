@@ -143,7 +143,7 @@ async def test_a_key_is_good_at_its_own_sessions_listener_only(relayed: Relayed)
 
 async def test_an_operators_key_is_no_good_from_inside(relayed: Relayed) -> None:
     url = await relayed.listen(SESSION)
-    operator = await relayed.keys.operator_key("operator")
+    operator = await relayed.keys.operator_key("operator", acts_for_users=True)
     request = AWSRequest("POST", url + "/memories/mem-0123456789/events", data=EVENT)
     SigV4Auth(Credentials(operator.id, operator.secret), "bedrock-agentcore", "us-east-1").add_auth(request)
     async with httpx.AsyncClient(trust_env=False) as http:

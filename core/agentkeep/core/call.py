@@ -56,6 +56,7 @@ class Caller:
     """The authenticated caller. Everything here was proved; nothing is what an agent merely said.
 
     `principal` is ARN-shaped (`arn:aws:sts::<account>:assumed-role/<runtime id>/<session id>` for a session).
+    `acts_for_users`: an operator's key was issued for acting for users without a proof of theirs.
     """
 
     kind: CallerKind
@@ -63,6 +64,7 @@ class Caller:
     access_key_id: str | None = None
     user: User | None = None
     session: SessionRef | None = None
+    acts_for_users: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,11 @@ class ServiceSettings(BaseSettings):
         "us-east-1", pattern=r"^[a-z]{2}(-[a-z]+)+-\d$", description="The region in every ARN made here."
     )
     account: str = Field("000000000000", pattern=r"^\d{12}$", description="The account in every ARN made here.")
+    operator_acts_for_users: bool = Field(
+        False,
+        description="Whether the key that `agentkeep.service operator-key` prints acts for users: reads and writes "
+        "their memory, names them in invocations. Each use is on record (`agentkeep audit`).",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Of the service's own log.")
     otlp_endpoint: str | None = Field(
         None,

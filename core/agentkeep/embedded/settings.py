@@ -19,6 +19,11 @@ class EmbeddedSettings(BaseSettings):
         "us-east-1", pattern=r"^[a-z]{2}(-[a-z]+)+-\d$", description="The region in every ARN made here."
     )
     account: str = Field("000000000000", pattern=r"^\d{12}$", description="The account in every ARN made here.")
+    operator_acts_for_users: bool = Field(
+        True,
+        description="Whether the key that `agentkeep up` writes for this machine's operator acts for users: reads and "
+        "writes their memory, names them in invocations. Each use is on record (`agentkeep audit`).",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Of the platform's own log.")
     stop_timeout: float = Field(
         20, gt=0, description="Seconds for which running answers may go on when the platform is stopped."
