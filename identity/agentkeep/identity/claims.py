@@ -6,14 +6,12 @@ pass for two), members of objects under a dotted name (`realm_access.roles`). Wh
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-import orjson
-
 from agentkeep.core.call import INCOMPLETE_CLAIMS, RESERVED_CLAIMS
+from agentkeep.core.token_claims import claims_of
 
 __all__ = ["LONGEST", "MOST", "as_text", "of_verified"]
 
@@ -49,12 +47,7 @@ def as_text(claims: Mapping[str, Any]) -> dict[str, str]:
 
 def of_verified(token: str) -> dict[str, str]:
     """Of a JWT whose signature was verified before; none of what is no JWT."""
-    payload = token.partition(".")[2].partition(".")[0]
-    try:
-        claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except ValueError:
-        return {}
-    return as_text(claims) if isinstance(claims, dict) else {}
+    return as_text(claims_of(token))
 
 
 def _members(prefix: str, value: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:

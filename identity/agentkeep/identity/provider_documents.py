@@ -54,14 +54,18 @@ _MOST_EXPONENT_BITS = 32
 _MOST_KEYS = 100
 
 
-def refuse_unsafe_url(url: str) -> None:
+def refuse_unsafe_url(
+    url: str,
+    of: str = "an OpenID provider",
+    reason: str = "who reads or changes what a provider publishes can become any user",
+) -> None:
     """Raises ValueError for anything but https, or http to this machine."""
     parts = urlsplit(url)
     if not parts.hostname or parts.username is not None or parts.password is not None:
-        raise ValueError(f"{url!r} is not the URL of an OpenID provider")
+        raise ValueError(f"{url!r} is not the URL of {of}")
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname)):
         return
-    raise ValueError(f"{url!r} must be https: who reads or changes what a provider publishes can become any user")
+    raise ValueError(f"{url!r} must be https: {reason}")
 
 
 def is_loopback(host: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -21,6 +23,25 @@ class IdentitySettings(BaseSettings):
         5, ge=0, le=60, description="How long another replica may still accept a key after its end: its cache's age."
     )
     key_cache_size: int = Field(10_000, ge=1, description="Access keys remembered at once.")
+
+    # Users' credentials in AWS.
+    sts_rules: Path | None = Field(
+        None,
+        description="A file of rules that say which IAM role a session's user gets by AWS STS "
+        "(docs/development/sts.md); read at start. Without it AWS is not asked, and sessions get keys of the platform's "
+        "own, which AWS does not know.",
+    )
+    sts_region: str | None = Field(
+        None,
+        pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]{1,2}$",
+        description="The region whose STS is asked. Without it the deployment's own.",
+    )
+    sts_endpoint: str | None = Field(
+        None,
+        description="STS's URL where it is another than the region's public one: a VPC endpoint's, say. https, or http "
+        "on this machine.",
+    )
+    sts_timeout: float = Field(4, gt=0, le=8, description="How long STS may take for one answer.")
 
     # Workload access tokens.
     workload_token_life: float = Field(
@@ -76,6 +97,13 @@ class IdentitySettings(BaseSettings):
     def _pairs(cls, text: str) -> str:
         parse_addresses(text)
         return text
+
+    @field_validator("sts_endpoint")
+    @classmethod
+    def _safe_endpoint(cls, url: str | None) -> str | None:
+        if url is not None:
+            refuse_unsafe_url(url, "STS", "who reads what is sent there has users' tokens, and keys of their roles")
+        return url
 
     @field_validator("trusted_issuers")
     @classmethod

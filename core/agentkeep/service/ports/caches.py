@@ -6,8 +6,6 @@ the identity service's own memory (`AGENTKEEP_IDENTITY_KEY_CACHE`, which service
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, Generic, TypeVar
@@ -17,6 +15,7 @@ import orjson
 from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import Clock
 from agentkeep.core.ports import AccessKey, Authorizers, Keys, SessionCredentials
+from agentkeep.core.token_claims import claims_of
 
 __all__ = ["CachedAuthorizers", "CachedKeys"]
 
@@ -79,8 +78,15 @@ class CachedKeys:
             self._known.put(key.id, key, expires, asked)
         return key
 
-    async def issue_for_session(self, session: SessionRef, user: User | None) -> SessionCredentials:
-        return await self._keys.issue_for_session(session, user)
+    async def begin_session(
+        self, session: SessionRef, user: User | None, user_token: str | None = None
+    ) -> SessionCredentials | None:
+        return await self._keys.begin_session(session, user, user_token)
+
+    async def issue_for_session(
+        self, session: SessionRef, user: User | None, user_token: str | None = None
+    ) -> SessionCredentials:
+        return await self._keys.issue_for_session(session, user, user_token)
 
     async def end_session(self, session: SessionRef) -> None:
         self._forget(session)
@@ -126,10 +132,5 @@ def _digest(authorizer: Mapping[str, Any], token: str) -> bytes:
 
 def _expiry(token: str) -> float | None:
     """A verified token's `exp`; None where it cannot be read here: then it is asked about each time."""
-    try:
-        payload = token.split(".")[1]
-        claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        expires = claims["exp"]
-    except (IndexError, ValueError, KeyError, TypeError, binascii.Error):
-        return None
+    expires = claims_of(token).get("exp")
     return float(expires) if isinstance(expires, int | float) else None
