@@ -369,9 +369,9 @@ class Platform:
     async def kill(self) -> None:
         """The process dies: its tasks stop where they are, its environments with it."""
         parts = self.plane._parts
-        background = (parts.heartbeat._task, parts.warm_pools._task, parts.session_ends._telling)
-        mine = (*background, *parts.recovery._legacies.values())
-        for task in [*parts.reaper._tasks, *parts.provisioning._tasks.values(), *mine]:
+        telling = [parts.session_ends._telling] if parts.session_ends._telling is not None else []
+        mine = (parts.heartbeat._task, parts.warm_pools._task, *parts.recovery._legacies.values())
+        for task in [*parts.reaper._tasks, *parts.provisioning._tasks.values(), *mine, *telling]:
             task.cancel()
         for session in parts.sessions.all_live():
             for task in (session.provisioning, session.watching, session.ending, session.checking):

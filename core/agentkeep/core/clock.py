@@ -36,6 +36,16 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+async def sleep_until(event: asyncio.Event, clock: Clock, at_most: float) -> None:
+    """Returns when the event is set, or after so many seconds."""
+    waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(at_most))]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waits:
+            each.cancel()
+
+
 def epoch_ms(moment: datetime) -> int:
     """Milliseconds since 1970, the resolution in which AgentCore orders events. Rounded down, exactly: the detour by
     a float of seconds is one off for some."""

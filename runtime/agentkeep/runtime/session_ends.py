@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import Final
 
-from agentkeep.core.clock import Clock
+from agentkeep.core.clock import Clock, sleep_until
 from agentkeep.core.errors import AgentkeepError, ConditionFailed, DependencyError
 from agentkeep.core.ports import EndedSession, MemorySessions
 from agentkeep.runtime.records import SessionRecord
@@ -83,12 +83,8 @@ class SessionEnds:
                 log.exception("the ends of sessions cannot be told")
                 told = False
             pause = _SOON if told else min(2 * pause, _LATE)
-            try:
-                # What another replica has left is found in time, too.
-                async with asyncio.timeout(_LATE if told else pause):
-                    await self._ended.wait()
-            except TimeoutError:
-                pass
+            # What another replica has left is found in time, too.
+            await sleep_until(self._ended, self._clock, _LATE if told else pause)
 
     async def tell(self) -> bool:
         """Tells of all that have ended; whether memory knows of all. Raises StoreUnavailable."""

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from agentkeep.core.clock import Clock, epoch_ms
+from agentkeep.core.clock import Clock, epoch_ms, sleep_until
 from agentkeep.core.errors import AgentkeepError, ConditionFailed, ResourceNotFoundException
 from agentkeep.core.ports import EndedSession
 from agentkeep.memory.memories import Memories, Memory, MemoryStatus
@@ -129,11 +129,7 @@ class SessionEnds:
                 logger.exception("ends of sessions could not be looked after")
             now = self._clock.monotonic()
             pause = min((due - now for due, _ in self._waits.values()), default=_SELDOM)
-            try:
-                async with asyncio.timeout(min(max(pause, _SOON), _SELDOM)):
-                    await self._told.wait()
-            except TimeoutError:
-                pass
+            await sleep_until(self._told, self._clock, min(max(pause, _SOON), _SELDOM))
 
     async def settle(self) -> None:
         """Looks at every end that is due. Raises StoreUnavailable."""
