@@ -190,7 +190,10 @@ class Keyring:
     async def find(self, access_key_id: str) -> AccessKey | None:
         return self.key
 
-    async def issue_for_session(self, session: SessionRef, user: User | None) -> Any:
+    async def begin_session(self, session: SessionRef, user: User | None, user_token: str | None = None) -> Any:
+        raise NotImplementedError
+
+    async def issue_for_session(self, session: SessionRef, user: User | None, user_token: str | None = None) -> Any:
         raise NotImplementedError
 
     async def end_session(self, session: SessionRef) -> None:

@@ -351,7 +351,7 @@ class Subject:
         assert self.does is not None
         return await self.does()
 
-    async def issue_for_session(self, session: SessionRef, user: User | None) -> Any:
+    async def issue_for_session(self, session: SessionRef, user: User | None, user_token: str | None = None) -> Any:
         return await self.find("")
 
 

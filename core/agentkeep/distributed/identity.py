@@ -12,7 +12,7 @@ from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.service.mounts import Access, Mount
-from agentkeep.service.ports.catalogue import AUTHORIZERS, KEYS, OUTBOUND_CREDENTIALS, WORKLOAD_TOKENS
+from agentkeep.service.ports.catalogue import AUDIT, AUTHORIZERS, KEYS, OUTBOUND_CREDENTIALS, WORKLOAD_TOKENS
 
 __all__ = ["SETTINGS", "compose"]
 
@@ -32,6 +32,7 @@ async def compose(service: Service) -> Composed:
         service.clock,
         settings.model_copy(update={"key_cache": remembered}),
         public_url=service.settings.public_url,
+        audit=service.port(AUDIT),
     )
     service.on_exit(plane.close)
     keys: Keys = plane.keys

@@ -1,7 +1,7 @@
-"""Access keys the platform issues: to operators, and to sessions for as long as they live.
+"""Access keys: operators', which the platform issues; and sessions', which it issues or AWS's STS does.
 
-No secret is stored. A key's secret and a session's token are computed from the master key and the key's record, so a
-copy of the store is of no use to anyone.
+No secret is stored in clear. Those of the platform's own keys are computed from the master key and the key's record,
+those of STS's keys are sealed under it; so a copy of the store is of no use to anyone.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import secrets
 import string
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
-
-import orjson
 
 from agentkeep.core.call import Caller, CallerKind, SessionRef, User
 from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import ConditionFailed, ConflictException, ResourceNotFoundException, ValidationException
 from agentkeep.core.identifiers import Deployment, suffix
 from agentkeep.core.ports import AccessKey, SessionCredentials
+from agentkeep.identity.key_records import KeyRecord
 from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.sealing import Seal
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.identity.sts_exchange import RoleExchange
 from agentkeep.storage.interface import ABSENT, Delete, KeyValueStore, Put, partition
 
 __all__ = ["AccessKeys", "IssuedOperatorKey", "OperatorKey"]
@@ -62,48 +61,6 @@ class IssuedOperatorKey:
 
 
 @dataclass(frozen=True, slots=True)
-class _Record:
-    """What is stored of a key. `life` names the session's life the key was issued in: a session id may be used again
-    after its end, and the keys of its earlier lives stay dead. `acts_for_users`: of operators' keys; not so where an
-    older record says nothing of it."""
-
-    name: str
-    created_ms: int
-    expires_ms: int | None = None
-    session: SessionRef | None = None
-    life: str | None = None
-    user: User | None = None
-    acts_for_users: bool = False
-
-    def dump(self) -> bytes:
-        return orjson.dumps(
-            {
-                "name": self.name,
-                "created": self.created_ms,
-                "expires": self.expires_ms,
-                "session": self.session and [self.session.runtime_id, self.session.session_id],
-                "life": self.life,
-                "user": self.user and [self.user.id, self.user.issuer, dict(self.user.claims)],
-                "acts_for_users": self.acts_for_users,
-            }
-        )
-
-    @classmethod
-    def load(cls, value: bytes) -> _Record:
-        document: dict[str, Any] = orjson.loads(value)
-        session, user = document["session"], document["user"]
-        return cls(
-            document["name"],
-            document["created"],
-            document["expires"],
-            SessionRef(*session) if session else None,
-            document["life"],
-            User(*user) if user else None,
-            document.get("acts_for_users", False),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class _Cached:
     key: AccessKey
     until: float  # monotonic
@@ -123,13 +80,17 @@ class AccessKeys:
         deployment: Deployment,
         clock: Clock,
         settings: IdentitySettings,
+        exchange: RoleExchange | None = None,
     ) -> None:
+        """`exchange`: where sessions get their users' keys of AWS's; None: all keys are the platform's own."""
         self._store = store
         self._deployment = deployment
         self._clock = clock
         self._settings = settings
         self._secrets = master_key.derive("access-key-secrets")
         self._tokens = Seal(master_key, "session-tokens")
+        self._exchange = exchange
+        self._issued_elsewhere = Seal(master_key, "issued-elsewhere")
         self._cache: dict[str, _Cached] = {}  # oldest first
         self._of_session: dict[SessionRef, set[str]] = {}
         self._endings = 0
@@ -154,9 +115,9 @@ class AccessKeys:
         value = await self._store.get(_KEYS, access_key_id)
         if value is None:
             return None
-        record = _Record.load(value)
+        record = KeyRecord.load(value)
         key = self._key(access_key_id, record)
-        if self._expired(key):
+        if key is None or self._expired(key):
             return None
         if record.session is not None:
             life = await self._store.get(_session(record.session), _LIFE)
@@ -167,39 +128,31 @@ class AccessKeys:
             self._keep(key)
         return key
 
-    async def issue_for_session(self, session: SessionRef, user: User | None) -> SessionCredentials:
-        """Raises ConflictException if the session ends meanwhile."""
-        now = self._clock.now()
-        expires = (now + timedelta(seconds=self._settings.session_key_life)).replace(microsecond=0)
+    async def begin_session(
+        self, session: SessionRef, user: User | None, user_token: str | None = None
+    ) -> SessionCredentials | None:
+        if self._exchange is None:
+            return None
+        life = await self._store.get(_session(session), _LIFE)
+        found = await self._exchange.assume(session, user, user_token)
+        if found is None:
+            return None
+        assumed, role_arn = found
+        sealed = self._issued_elsewhere.seal(
+            {"key": assumed.access_key_id, "secret": assumed.secret_access_key, "token": assumed.session_token}
+        )
+        key = await self._add(session, life, assumed.access_key_id, assumed.expiration, user, sealed)
+        return _credentials(key, role_arn)
+
+    async def issue_for_session(
+        self, session: SessionRef, user: User | None, user_token: str | None = None
+    ) -> SessionCredentials:
+        if (credentials := await self.begin_session(session, user, user_token)) is not None:
+            return credentials
+        life = await self._store.get(_session(session), _LIFE)
+        expires = self._clock.now() + timedelta(seconds=self._settings.session_key_life)
         key_id = _SESSION_PREFIX + suffix(_UPPER_ALPHANUMERIC, 16)
-        current = await self._store.get(_session(session), _LIFE)
-        while True:
-            life = current.decode() if current is not None else secrets.token_hex(8)
-            record = _Record("", epoch_ms(now), epoch_ms(expires), session, life, user)
-            try:
-                await self._store.transact(
-                    [
-                        # The life outlives its last key; both are gone by themselves where nobody ends the session.
-                        Put(
-                            _session(session),
-                            _LIFE,
-                            life.encode(),
-                            expect=ABSENT if current is None else current,
-                            expires_ms=epoch_ms(expires) + 1000,
-                        ),
-                        Put(_KEYS, key_id, record.dump(), expect=ABSENT, expires_ms=epoch_ms(expires)),
-                    ]
-                )
-                break
-            except ConditionFailed as failed:
-                if failed.index != 0 or current is not None or failed.current is None:
-                    raise ConflictException(
-                        f"Session {session.session_id} ended while credentials were issued for it"
-                    ) from None
-                current = failed.current  # its first key was issued at the same moment; ours joins that life
-        key = self._key(key_id, record)
-        assert key.session_token is not None
-        return SessionCredentials(key_id, key.secret, key.session_token, expires)
+        return _credentials(await self._add(session, life, key_id, expires.replace(microsecond=0), user))
 
     async def end_session(self, session: SessionRef) -> None:
         """Raises StoreUnavailable where the end could not be made durable: ask again."""
@@ -222,7 +175,7 @@ class AccessKeys:
                 f"{name!r} cannot name an operator: use 1 to 64 letters, digits and the characters + = , . @ _ -"
             )
         key_id = _OPERATOR_PREFIX + suffix(_UPPER_ALPHANUMERIC, 16)
-        record = _Record(name, epoch_ms(self._clock.now()), acts_for_users=acts_for_users)
+        record = KeyRecord(name, epoch_ms(self._clock.now()), acts_for_users=acts_for_users)
         await self._store.transact([Put(_KEYS, key_id, record.dump(), expect=ABSENT)])
         return IssuedOperatorKey(key_id, self._secret(key_id), name, _moment(record.created_ms), acts_for_users)
 
@@ -247,7 +200,7 @@ class AccessKeys:
         while True:
             items = await self._store.query(_KEYS, after=after, before=_SESSION_PREFIX, limit=_PAGE)
             for item in items:
-                record = _Record.load(item.value)
+                record = KeyRecord.load(item.value)
                 found.append(OperatorKey(item.sort, record.name, _moment(record.created_ms), record.acts_for_users))
             if len(items) < _PAGE:
                 return found
@@ -273,7 +226,7 @@ class AccessKeys:
         value = await self._store.get(_KEYS, key_id)
         if value is None:
             return
-        changed = replace(_Record.load(value), acts_for_users=acts_for_users)
+        changed = replace(KeyRecord.load(value), acts_for_users=acts_for_users)
         try:
             await self._store.transact([Put(_KEYS, key_id, changed.dump(), expect=value)])
         except ConditionFailed:  # revoked, or set by another process that starts with the same settings
@@ -282,15 +235,66 @@ class AccessKeys:
             self._endings += 1
             self._forget(key_id)
 
-    def _key(self, key_id: str, record: _Record) -> AccessKey:
+    async def _add(
+        self,
+        session: SessionRef,
+        current: bytes | None,
+        key_id: str,
+        expires: datetime,
+        user: User | None,
+        sealed: str | None = None,
+    ) -> AccessKey:
+        """A key in the session's `current` life, or, where it has none, in its first."""
+        now = self._clock.now()
+        # The life outlives its last key; both are gone by themselves where nobody ends the session.
+        last = max(expires, now + timedelta(seconds=self._settings.session_key_life))
+        while True:
+            life = current.decode() if current is not None else secrets.token_hex(8)
+            record = KeyRecord("", epoch_ms(now), epoch_ms(expires), session, life, user, sealed=sealed)
+            try:
+                await self._store.transact(
+                    [
+                        Put(
+                            _session(session),
+                            _LIFE,
+                            life.encode(),
+                            expect=ABSENT if current is None else current,
+                            expires_ms=epoch_ms(last) + 1000,
+                        ),
+                        Put(_KEYS, key_id, record.dump(), expect=ABSENT, expires_ms=epoch_ms(expires)),
+                    ]
+                )
+                break
+            except ConditionFailed as failed:
+                if failed.index != 0 or current is not None or failed.current is None:
+                    raise ConflictException(
+                        f"Session {session.session_id} ended while credentials were issued for it"
+                    ) from None
+                current = failed.current  # its first key was issued at the same moment; ours joins that life
+        key = self._key(key_id, record)
+        assert key is not None, "what was sealed a moment ago opens"
+        return key
+
+    def _key(self, key_id: str, record: KeyRecord) -> AccessKey | None:
+        """None: its secret was sealed under another master key, or for another key."""
         account = self._deployment.account
         expires = _moment(record.expires_ms) if record.expires_ms is not None else None
         session = record.session
         if session is None:
-            caller = Caller(CallerKind.OPERATOR, f"arn:aws:iam::{account}:user/{record.name}", key_id, acts_for_users=record.acts_for_users)
+            caller = Caller(
+                CallerKind.OPERATOR,
+                f"arn:aws:iam::{account}:user/{record.name}",
+                key_id,
+                acts_for_users=record.acts_for_users,
+            )
             return AccessKey(key_id, self._secret(key_id), caller, None, expires)
         principal = f"arn:aws:sts::{account}:assumed-role/{session.runtime_id}/{session.session_id}"
         caller = Caller(CallerKind.SESSION, principal, key_id, record.user, session)
+        if record.sealed is not None:
+            opened = self._issued_elsewhere.open(record.sealed)
+            if opened is None or opened["key"] != key_id:
+                return None
+            return AccessKey(key_id, opened["secret"], caller, opened["token"], expires)
         token = self._tokens.seal(
             {
                 "key": key_id,
@@ -333,6 +337,11 @@ class AccessKeys:
         self._endings += 1
         for key_id in tuple(self._of_session.get(session, ())):
             self._forget(key_id)
+
+
+def _credentials(key: AccessKey, role_arn: str | None = None) -> SessionCredentials:
+    assert key.session_token is not None and key.expires is not None, "a session's key has both"
+    return SessionCredentials(key.id, key.secret, key.session_token, key.expires, role_arn)
 
 
 def _session(session: SessionRef) -> str:

@@ -3,6 +3,7 @@ planes, keys and authorizers."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from agentkeep.core.call import Call, CallerKind, User, allow
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import ResourceNotFoundException
 from agentkeep.core.identifiers import Arn, Deployment
+from agentkeep.core.ports import Audit
 from agentkeep.identity.authorizers import JwtAuthorizers
 from agentkeep.identity.credential_providers import CredentialProvider, CredentialProviders, ProviderKind
 from agentkeep.identity.jwt import JwtVerifier
@@ -22,6 +24,7 @@ from agentkeep.identity.providers import OpenIdProviders
 from agentkeep.identity.resource_credentials import ResourceCredentials
 from agentkeep.identity.secret_sources import api_key
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.identity.sts_setup import described, role_exchange
 from agentkeep.identity.token_vault import VAULT, TokenVault
 from agentkeep.identity.trusted_issuers import TrustedIssuers
 from agentkeep.identity.workload_identities import WorkloadIdentities, WorkloadIdentity
@@ -31,6 +34,8 @@ from agentkeep.wire.types import bedrock_agentcore as data
 from agentkeep.wire.types import bedrock_agentcore_control as control
 
 __all__ = ["IdentityPlane"]
+
+logger = logging.getLogger(__name__)
 
 _API_KEY_PAGE = 100  # the model's largest
 _OAUTH2_PAGE = 20
@@ -50,7 +55,7 @@ class IdentityPlane:
     """Its parts are the ports the other planes are given: `keys` (Keys), `authorizers` (Authorizers),
     `workload_tokens` (WorkloadTokens) and `outbound` (OutboundCredentials). `trusted_issuers` adds discovery URLs to
     the settings' own. `public_url`: where browsers reach the platform; `oauth2_callback` (ASGI, public) must be served
-    there under CALLBACK_PATH."""
+    there under CALLBACK_PATH. `audit` is needed where rules for STS are configured."""
 
     name = "identity"
     arn_kinds = frozenset({"workload-identity", *ProviderKind})
@@ -64,12 +69,15 @@ class IdentityPlane:
         settings: IdentitySettings,
         trusted_issuers: Sequence[str] = (),
         public_url: str = "http://127.0.0.1:4780",
+        audit: Audit | None = None,
     ) -> None:
         self._providers = OpenIdProviders(clock, settings)
         self._identities = WorkloadIdentities(store, deployment, clock)
         verifier = JwtVerifier(clock, settings)
         issuers = TrustedIssuers((*settings.trusted_issuers, *trusted_issuers), self._providers, verifier, settings)
-        self.keys = AccessKeys(store, master_key, deployment, clock, settings)
+        exchange = role_exchange(settings, deployment, audit, clock)
+        logger.info(described(settings, deployment))
+        self.keys = AccessKeys(store, master_key, deployment, clock, settings, exchange)
         self.authorizers = JwtAuthorizers(self._providers, verifier, clock, settings)
         self.workload_tokens = WorkloadAccessTokens(self._identities, issuers, master_key, clock, settings)
         self._vault = TokenVault(store, master_key, clock)
@@ -82,7 +90,7 @@ class IdentityPlane:
         parts = Oauth2(store, oauth2, self._identities, self._vault, master_key, clock, settings, public_url)
         self._oauth2, self._federation, self.oauth2_callback = parts.providers, parts.federation, parts.callback
         self._resource_credentials = ResourceCredentials(self.workload_tokens, self._api_keys, parts.tokens)
-        self._closing = (self._providers, parts)
+        self._closing = (self._providers, parts, *((exchange,) if exchange is not None else ()))
         self._tagged: Mapping[str, _Tagged] = {
             "workload-identity": self._identities,
             ProviderKind.API_KEY: self._api_keys,

@@ -28,8 +28,8 @@ class IdentitySettings(BaseSettings):
     sts_rules: Path | None = Field(
         None,
         description="A file of rules that say which IAM role a session's user gets by AWS STS "
-        "(docs/development/sts.md); read at start. Without it AWS is not asked, and sessions get keys of the platform's "
-        "own, which AWS does not know.",
+        "(docs/development/sts.md); read at start. Without it AWS is not asked, and sessions get keys of this "
+        "platform, which AWS does not know.",
     )
     sts_region: str | None = Field(
         None,
