@@ -34,9 +34,10 @@ class Beneath:
 @dataclass(frozen=True, slots=True, eq=False)
 class Document:
     """`id` is unique in its partition. `text` is what is searched; `context` is text found near it (the turns before
-    and after), which counts for less. `vector` is None or of the store's dimensions; its length does not matter.
-    `namespaces` are paths, normalised by the caller to begin and end with a slash. `body` is the owner's and comes
-    back as it was. `expires_ms`: epoch milliseconds after which the document is gone for every reader."""
+    and after), whose words count half; `farther` is text a step further away, whose words count a quarter. `vector` is
+    None or of the store's dimensions; its length does not matter. `namespaces` are paths, normalised by the caller to
+    begin and end with a slash. `body` is the owner's and comes back as it was. `expires_ms`: epoch milliseconds after
+    which the document is gone for every reader."""
 
     id: str
     text: str
@@ -47,6 +48,7 @@ class Document:
     metadata: Mapping[str, Value] = field(default_factory=dict)
     body: bytes = b""
     expires_ms: int | None = None
+    farther: str = ""
 
 
 class Operator(StrEnum):

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import math
 import uuid
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import numpy as np
 import orjson
 
 from agentkeep.storage.search import Document, Value, Vector
 
-__all__ = ["STRATEGY_KEY", "WITHOUT_STRATEGY", "Record", "Source", "Turn", "metadata_of", "new_id"]
+__all__ = [
+    "NOWHERE",
+    "STRATEGY_KEY",
+    "WITHOUT_STRATEGY",
+    "Record",
+    "Source",
+    "Surroundings",
+    "Turn",
+    "metadata_of",
+    "new_id",
+]
 
 #: Among a document's metadata, where no caller's key can be: theirs have no dollar sign.
 STRATEGY_KEY: Final = "$strategy"
@@ -42,9 +54,26 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Surroundings:
+    """What stands around a record and helps to find it; the `RecordWriter` alone makes it. `position`: by which it is
+    put in order, None for what stands nowhere. `before`, `after`: ids of the next and the next but one. `near`,
+    `farther`: the texts of those. `vector`: the record's own, averaged with theirs."""
+
+    position: tuple[float, str] | None = None
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    near: str = ""
+    farther: str = ""
+    vector: Vector | None = None
+
+
+NOWHERE: Final = Surroundings()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Record:
     """`owner`: the actor whose it is, None for nobody's. `namespace`: normalised; None where it is in none. `timestamp`
-    is the caller's, `created_ms` ours. `vector` None: not embedded.
+    is the caller's, `created_ms` ours. `vector`: of the text alone, None where it is not embedded.
 
     Of records that the platform made: `sources`, all they were made of, and `method`, how (`verbatim`, `pattern`,
     `extract`, `model <model id>`); else none."""
@@ -62,13 +91,16 @@ class Record:
     sources: tuple[Source, ...] = ()
     method: str | None = None
     turn: Turn | None = None
+    around: Surroundings = NOWHERE
 
     def document(self) -> Document:
         return Document(
             self.id,
             self.text,
             self.created_ms,
-            vector=self.vector,
+            context=self.around.near,
+            farther=self.around.farther,
+            vector=self.vector if self.around.vector is None else self.around.vector,
             namespaces=(self.namespace,) if self.namespace is not None else (),
             metadata={**self.metadata, STRATEGY_KEY: self.strategy_id or WITHOUT_STRATEGY},
             body=orjson.dumps(self._body()),
@@ -87,6 +119,11 @@ class Record:
             body["sources"] = [[one.session_id, one.event_id, one.record_id] for one in self.sources]
         if self.turn is not None:
             body["turn"] = [self.turn.session_id, self.turn.place, self.turn.speaker]
+        if self.around.position is not None:
+            body["around"] = [self.around.position, self.around.before, self.around.after]
+        if self.around.vector is not None and self.vector is not None:
+            # What is kept for search is averaged; half precision tells likeness to four digits.
+            body["vector"] = b64encode(self.vector.astype(np.float16).tobytes()).decode()
         return body
 
     @classmethod
@@ -102,11 +139,26 @@ class Record:
             document.created_ms,
             document.expires_ms,
             {key: value for key, value in document.metadata.items() if key != STRATEGY_KEY},
-            document.vector,
+            _own_vector(body, document),
             tuple(Source(*one) for one in body.get("sources", ())),
             body.get("method"),
             Turn(*body["turn"]) if "turn" in body else None,
+            _surroundings(body, document),
         )
+
+
+def _own_vector(body: Mapping[str, Any], document: Document) -> Vector | None:
+    if "vector" not in body:
+        return document.vector
+    return np.frombuffer(b64decode(body["vector"]), np.float16).astype(np.float32)
+
+
+def _surroundings(body: Mapping[str, Any], document: Document) -> Surroundings:
+    if "around" not in body:
+        return NOWHERE
+    (at, place), before, after = body["around"]
+    averaged = document.vector if "vector" in body else None
+    return Surroundings((at, place), tuple(before), tuple(after), document.context, document.farther, averaged)
 
 
 def new_id(seed: str | None = None) -> str:
