@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 from agentkeep.memory.long_term.record import STRATEGY_KEY, Record
 from agentkeep.memory.long_term.retrieval import Retrieval, Scored
+from agentkeep.memory.long_term.writing import RecordWriter
 from agentkeep.memory.partition import RecordScope
 from agentkeep.storage.search import Condition, Operator, SearchStore, Selection
 
@@ -19,22 +20,26 @@ __all__ = ["ActorRecords", "RecordsByActor"]
 
 
 class RecordsByActor:
-    def __init__(self, search: SearchStore, retrieval: Retrieval) -> None:
+    def __init__(self, search: SearchStore, retrieval: Retrieval, writer: RecordWriter | None = None) -> None:
         self._search = search
         self._retrieval = retrieval
+        self._writer = writer or RecordWriter(search)
         self._changing: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     def of(self, memory_id: str, actor_id: str) -> ActorRecords:
         lock = self._changing.get((memory_id, actor_id))
         if lock is None:
             lock = self._changing[memory_id, actor_id] = asyncio.Lock()
-        return ActorRecords(RecordScope.of_platform(memory_id, actor_id), self._search, self._retrieval, lock)
+        scope = RecordScope.of_platform(memory_id, actor_id)
+        return ActorRecords(scope, self._search, self._retrieval, self._writer, lock)
 
 
 class ActorRecords:
     """Everything raises StoreUnavailable. A write is durable, and seen by every later search, when it returns."""
 
-    def __init__(self, scope: RecordScope, search: SearchStore, retrieval: Retrieval, lock: asyncio.Lock) -> None:
+    def __init__(
+        self, scope: RecordScope, search: SearchStore, retrieval: Retrieval, writer: RecordWriter, lock: asyncio.Lock
+    ) -> None:
         """`scope`: one actor's."""
         if scope.actor is None:
             raise ValueError("a scope of one actor is needed")
@@ -43,6 +48,7 @@ class ActorRecords:
         self._home = scope.home(scope.actor)
         self._search = search
         self._retrieval = retrieval
+        self._writer = writer
         self._lock = lock
 
     async def similar(
@@ -78,17 +84,14 @@ class ActorRecords:
         self._check(replacing)
         embedded = await self._embedded([*records, *replacing])
         async with self._lock:
-            there = await self.get([record.id for record in replacing])
-            gone = {record.id for record, found in zip(replacing, there, strict=True) if found is None}
-            written = [record for record in embedded if record.id not in gone]
-            if written:
-                await self._search.upsert(self._home, [record.document() for record in written])
-        return [record.id for record in written]
+            await self._writer.add(self._home, embedded[: len(records)])
+            replaced = await self._writer.replace(self._home, embedded[len(records) :])
+        return [*(record.id for record in records), *replaced]
 
     async def delete(self, ids: Sequence[str]) -> list[str]:
         """Those of the ids that were there."""
         async with self._lock:
-            return await self._search.delete(self._home, ids) if ids else []
+            return await self._writer.remove(self._home, ids)
 
     def _check(self, records: Sequence[Record]) -> None:
         for record in records:
