@@ -332,12 +332,12 @@ async def test_an_interrupted_deletion_goes_on(
     erase_actor = Erasure._erase_actor
     erased = 0
 
-    async def die_midway(self: Erasure, actor: Any) -> None:
+    async def die_midway(self: Erasure, memory_id: str, actor_id: str) -> None:
         nonlocal erased
         if erased == 2:
             raise asyncio.CancelledError
         erased += 1
-        await erase_actor(self, actor)
+        await erase_actor(self, memory_id, actor_id)
 
     monkeypatch.setattr(Erasure, "_erase_actor", die_midway)
     await operator.delete_memory(memoryId=memory)

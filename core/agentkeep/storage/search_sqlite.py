@@ -7,6 +7,7 @@ rare a word is among all users' memories would show in one user's scores.
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from agentkeep.core.clock import Clock, SystemClock, epoch_ms
 from agentkeep.core.errors import StoreUnavailable
+from agentkeep.storage.file_search import any_in_files
 from agentkeep.storage.search import EVERYTHING, Beneath, Document, Hit, Page, Selection, Vector
 from agentkeep.storage.search_sqlite_rows import encode_metadata, encode_namespaces, read_document, where
 from agentkeep.storage.search_values import continuation, cursor, unit
@@ -92,6 +94,7 @@ class SqliteSearchStore:
         cache_bytes: int = 64_000_000,
     ) -> None:
         self._file = SqliteFile(path, self._prepare)
+        self._paths = (path, path.with_name(f"{path.name}-wal"))
         self._name = path.name
         self._model = model
         self._dimensions = dimensions
@@ -233,6 +236,14 @@ class SqliteSearchStore:
             return deleted
 
         return await self._file.write(work)
+
+    async def in_files(self, ids: Sequence[str]) -> bool:
+        """`FileSearch`."""
+        needles = [id.encode() for id in ids]
+        try:
+            return await asyncio.to_thread(any_in_files, self._paths, needles)
+        except OSError as error:
+            raise StoreUnavailable(f"SQLite file {self._name}: {error}") from error
 
     async def close(self) -> None:
         await self._file.close()

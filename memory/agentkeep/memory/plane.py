@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
-from agentkeep.core.ports import Models
+from agentkeep.core.ports import Audit, Models
+from agentkeep.memory.barrier import Barrier
+from agentkeep.memory.lifecycle.actor_erasures import ActorErasures
 from agentkeep.memory.lifecycle.deletions import Deletions
-from agentkeep.memory.lifecycle.erasure import Erasure
+from agentkeep.memory.lifecycle.erasable import Erasable
+from agentkeep.memory.lifecycle.erasure import Erasure, EventsErasure, RecordsErasure
 from agentkeep.memory.lifecycle.purge import Purge
+from agentkeep.memory.lifecycle.search_for_actor import ActorSearch
 from agentkeep.memory.lifecycle.session_ends import SessionEnds
 from agentkeep.memory.long_term.actor_records import RecordsByActor
 from agentkeep.memory.long_term.operations import RecordOperations
@@ -43,21 +47,26 @@ class MemoryPlane:
         settings: MemorySettings | None = None,
         *,
         models: Models | None = None,
+        audit: Audit | None = None,
     ) -> None:
         """`search` takes the vectors of `embedder`; None: records are searched by words alone. `models` None: records
         are made of events by rules, whatever the settings say."""
         settings = settings or MemorySettings()
-        live, branches = LiveMemories(store), Branches(store)
+        live, branches, barrier = LiveMemories(store), Branches(store), Barrier(store)
         memories, sessions = Memories(store, deployment, clock), Sessions(store, live)
         retrieval = Retrieval(search, embedder, clock)
-        records = Records(store, search, retrieval, live, clock)
+        records = Records(store, search, retrieval, live, barrier, clock)
         self.models = models
         self.records_by_actor = RecordsByActor(search, retrieval)
-        self.deletions = Deletions(memories, Erasure(store, search, memories))
         self.session_ends = SessionEnds(store, memories, clock)
+        # Whatever keeps anything by actor is named here: what feeds others before what it feeds.
+        erasables: list[Erasable] = [self.session_ends, EventsErasure(store), RecordsErasure(search)]
+        self.deletions = Deletions(memories, Erasure(store, search, memories, erasables))
+        remains = ActorSearch(store, search, memories, settings.namespace_templates)
+        self.erasures = ActorErasures(store, clock, memories, barrier, erasables, remains, audit, settings.report_days)
         self.operations = (
             MemoryOperations(memories, self.deletions),
-            EventOperations(memories, Events(store, live, sessions, branches, clock), sessions, branches),
+            EventOperations(memories, Events(store, live, barrier, sessions, branches, clock), sessions, branches),
             RecordOperations(memories, records, settings),
         )
         self._purge = Purge(search, clock)
@@ -67,10 +76,12 @@ class MemoryPlane:
         disk. Raises StoreUnavailable where a store cannot be used; then it may be called again."""
         await self._purge.start()
         await self.deletions.resume()
+        await self.erasures.start()
         self.session_ends.start()
 
     async def close(self) -> None:
         """Stops what runs in the background; the next start continues it."""
         await self._purge.close()
         await self.session_ends.close()
+        await self.erasures.close()
         await self.deletions.close()

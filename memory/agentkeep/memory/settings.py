@@ -35,3 +35,6 @@ class MemorySettings(BaseSettings):
         description="Templates, separated by commas, by which records written without a strategy are found to be an "
         "actor's, and which agents may use beside their memory's own.",
     )
+    report_days: int = Field(
+        365, ge=1, description="Days for which reports of erasures and compactions are kept after their end."
+    )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Final
 
+from agentkeep.memory.lifecycle.background import Background
 from agentkeep.memory.lifecycle.erasure import Erasure
 from agentkeep.memory.memories import Memories
 
@@ -21,7 +22,7 @@ class Deletions:
     def __init__(self, memories: Memories, erasure: Erasure) -> None:
         self._memories = memories
         self._erasure = erasure
-        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._under_way = Background(_failed)
 
     async def erase(self, memory_id: str) -> None:
         """Begins with it, and waits for a while."""
@@ -34,23 +35,15 @@ class Deletions:
 
     async def finish(self) -> None:
         """Returns when none is under way."""
-        await asyncio.gather(*self._under_way.values())
+        await self._under_way.finish()
 
     async def close(self) -> None:
         """Stops them; the next start continues."""
-        tasks = list(self._under_way.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._under_way.close()
 
     def _begin(self, memory_id: str) -> asyncio.Task[None]:
-        task = self._under_way.get(memory_id)
-        if task is None:
-            task = self._under_way[memory_id] = asyncio.create_task(self._erasure.erase(memory_id))
-            task.add_done_callback(lambda done: self._done(memory_id, done))
-        return task
+        return self._under_way.begin(memory_id, lambda: self._erasure.erase(memory_id))
 
-    def _done(self, memory_id: str, task: asyncio.Task[None]) -> None:
-        del self._under_way[memory_id]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("memory %s is not wholly deleted yet; repeat DeleteMemory: %s", memory_id, error)
+
+def _failed(memory_id: str, error: BaseException) -> None:
+    logger.error("memory %s is not wholly deleted yet; repeat DeleteMemory: %s", memory_id, error)

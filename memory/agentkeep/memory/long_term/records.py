@@ -20,10 +20,12 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.pages import place, token
+from agentkeep.memory.barrier import Barrier, being_erased
 from agentkeep.memory.long_term.namespaces import Layout, normalised
 from agentkeep.memory.long_term.record import Record, metadata_of, new_id
 from agentkeep.memory.long_term.record_filters import checked_path, selection
 from agentkeep.memory.long_term.retrieval import Retrieval, Scored
+from agentkeep.memory.long_term.writing import RecordWriter
 from agentkeep.memory.memories import LiveMemories, Memory
 from agentkeep.memory.partition import RecordScope, crossing
 from agentkeep.storage.interface import KeyValueStore, Once
@@ -85,12 +87,21 @@ class RecordView:
 
 class Records:
     def __init__(
-        self, store: KeyValueStore, search: SearchStore, retrieval: Retrieval, live: LiveMemories, clock: Clock
+        self,
+        store: KeyValueStore,
+        search: SearchStore,
+        retrieval: Retrieval,
+        live: LiveMemories,
+        barrier: Barrier,
+        clock: Clock,
+        writer: RecordWriter | None = None,
     ) -> None:
         self._store = store
         self._search = search
         self._retrieval = retrieval
+        self._writer = writer or RecordWriter(search)
         self._live = live
+        self._barrier = barrier
         self._clock = clock
         #: One at a time changes what is there: else an update could bring back what was deleted meanwhile.
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -119,7 +130,8 @@ class Records:
                 outcomes.append(Outcome(record_id, one["requestIdentifier"], 400, str(error)))
         vectors = await self._retrieval.vectors([record.text for record in records])
         records = [replace(record, vector=vector) for record, vector in zip(records, vectors, strict=True)]
-        await self._put(view, records)
+        for home, owned in _by_home(view, records).items():
+            await self._writer.add(home, owned)
         reference = orjson.dumps([(one.record_id, one.request_identifier, one.code, one.message) for one in outcomes])
         await self._confirm(view, records, self._once(idempotency, reference))
         return outcomes
@@ -138,7 +150,8 @@ class Records:
 
         async with self._lock(view):
             outcomes, records = await self._each(view, given, changed)
-            await self._put(view, records)
+            for home, owned in _by_home(view, records).items():
+                await self._writer.replace(home, owned)
         await self._confirm(view, records)
         return outcomes
 
@@ -256,25 +269,28 @@ class Records:
                 outcomes.append(Outcome(record_id, code=400, message=str(error)))
         return outcomes, list(records.values())
 
-    async def _put(self, view: RecordView, records: Sequence[Record]) -> None:
-        for home, owned in _by_home(view, records).items():
-            await self._search.upsert(home, [record.document() for record in owned])
-
     async def _remove(self, view: RecordView, records: Sequence[Record]) -> None:
         for home, owned in _by_home(view, records).items():
-            await self._search.delete(home, [record.id for record in owned])
+            await self._writer.remove(home, [record.id for record in owned])
 
     async def _confirm(self, view: RecordView, written: Sequence[Record], once: Once | None = None) -> None:
-        """After a write: the memory is still there, so that the write is part of what its deletion removes; and spends
-        the token. Raises ResourceNotFoundException, having removed what came too late."""
+        """After a write: the memory is still there and no actor whose they are is being erased, so that the write is
+        part of what is removed then; and spends the token. Raises ResourceNotFoundException and
+        RetryableConflictException, having removed what came too late."""
         memory_id = view.memory.id
+        owners = {record.owner for record in written if record.owner is not None}
         try:
             for _ in range(_ATTEMPTS):
                 days = await self._live.days(memory_id)
+                checks = [self._live.check(memory_id, days)]
+                checks += [self._barrier.check(memory_id, owner) for owner in owners]
                 try:
-                    await self._store.transact([self._live.check(memory_id, days)], once=once)
+                    await self._store.transact(checks, once=once)
                 except ConditionFailed:
                     await self._live.refresh(memory_id)
+                    if erased := await self._barrier.closed_to(memory_id, owners):
+                        await self._remove(view, [record for record in written if record.owner in erased])
+                        raise being_erased() from None
                 else:
                     return
         except ResourceNotFoundException:

@@ -10,6 +10,7 @@ from agentkeep.core.call import Idempotency
 from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import ConditionFailed, ResourceNotFoundException, RetryableConflictException
 from agentkeep.core.pages import place, token
+from agentkeep.memory.barrier import Barrier
 from agentkeep.memory.memories import LiveMemories
 from agentkeep.memory.partition import ActorPartition
 from agentkeep.memory.short_term.branches import Branches
@@ -30,10 +31,17 @@ _LONGEST_SCAN: Final = 10_000
 
 class Events:
     def __init__(
-        self, store: KeyValueStore, live: LiveMemories, sessions: Sessions, branches: Branches, clock: Clock
+        self,
+        store: KeyValueStore,
+        live: LiveMemories,
+        barrier: Barrier,
+        sessions: Sessions,
+        branches: Branches,
+        clock: Clock,
     ) -> None:
         self._store = store
         self._live = live
+        self._barrier = barrier
         self._sessions = sessions
         self._branches = branches
         self._clock = clock
@@ -62,6 +70,7 @@ class Events:
             ends = now + days * _DAY_MS
             writes: list[Write] = [
                 self._live.check(actor.memory_id, days),
+                self._barrier.check(actor.memory_id, actor.actor_id),
                 Put(actor.events(session_id), event_id, value, expires_ms=ends),
                 *self._sessions.listed(actor, session_id, now, ends),
             ]
@@ -72,6 +81,7 @@ class Events:
                 replayed = await self._store.transact(writes, once=once)
             except ConditionFailed:
                 await self._live.refresh(actor.memory_id)
+                await self._barrier.refresh(actor.memory_id, actor.actor_id)
                 continue
             if replayed is not None:
                 event_id, session_id = replayed.reference.decode().split(" ")
