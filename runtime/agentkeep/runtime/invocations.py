@@ -269,7 +269,7 @@ class RuntimeInvocations:
             if not self._forwarding.is_alone and self._sessions.live(ref) is None:
                 # Another replica may have changed or deleted what is remembered here, and no session begins on that.
                 target = await self._targets.resolve(request.runtime, request.qualifier, request.account_id)
-            session = await self._sessions.open(target.version, target.endpoint, ref, user)
+            session = await self._sessions.open(target.version, target.endpoint, ref, user, request.bearer)
         except OwnedElsewhere as elsewhere:
             # Another replica was faster.
             if request.head is not None:

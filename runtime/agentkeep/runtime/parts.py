@@ -41,6 +41,7 @@ from agentkeep.runtime.replicas import Place, Replicas
 from agentkeep.runtime.runtimes import Runtimes
 from agentkeep.runtime.session_endpoint import CredentialsApp, LivingSessionUsers
 from agentkeep.runtime.session_ends import SessionEnds
+from agentkeep.runtime.session_keys import SessionKeys
 from agentkeep.runtime.session_table import SessionTable
 from agentkeep.runtime.sessions import Sessions
 from agentkeep.runtime.settings import RuntimeSettings
@@ -112,11 +113,13 @@ class Parts:
         self.warm_pools = WarmPools(
             self.catalogue, prepared, environments, clock, settings, lambda: self.sessions.count
         )
+        session_keys = SessionKeys(keys, clock)
         self.sessions = Sessions(
             self.table,
             clock,
             settings,
             prepared=prepared,
+            session_keys=session_keys,
             keys=keys,
             logs=self.logs,
             endpoint_of=endpoint_factory,
@@ -158,7 +161,7 @@ class Parts:
             alarm,
         )
         self.bearers = RuntimeBearers(self.targets, authorization, deployment.account)
-        self.credentials_app = CredentialsApp(self.sessions, keys, clock)
+        self.credentials_app = CredentialsApp(self.sessions, session_keys)
         self.session_users = LivingSessionUsers(self.sessions, self.table)
         self.admin_app = AdminApp(self.table, self.logs, self.warm_pools)
         self.protected_resources = ProtectedResourceApp(self.targets, settings.public_url)

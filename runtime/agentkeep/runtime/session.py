@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import dataclass
 from typing import Any
 
 from agentkeep.core.call import Idempotency, SessionRef, User
@@ -16,7 +17,25 @@ from agentkeep.runtime.prepared import PreparedVersion
 from agentkeep.runtime.records import SESSION_MOVES, EndReason, SessionRecord, SessionState
 from agentkeep.runtime.warm_pool import Pooled
 
-__all__ = ["Session", "TrackedConnection"]
+__all__ = ["IssuedKeys", "KeysRefused", "Session", "TrackedConnection"]
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedKeys:
+    """Handed out until `renew`, good until `expire`: the clock's monotonic seconds."""
+
+    credentials: SessionCredentials
+    renew: float
+    expire: float
+
+
+@dataclass(frozen=True, slots=True)
+class KeysRefused:
+    """`until`: monotonic seconds. `user_token`: by another there may be another answer."""
+
+    error: Exception
+    until: float
+    user_token: str | None
 
 
 class Session:
@@ -54,8 +73,10 @@ class Session:
         self.failed_pings = 0
         #: For which user token ("" if none), the token, since when.
         self.workload_token: tuple[str, str | None, float] | None = None
-        self.issuing_keys = asyncio.Lock()
-        self.issued_keys: tuple[SessionCredentials, float] | None = None  # until when they are handed out
+        self.user_token: str | None = None  # the newest that proved the user here; in memory only, never said
+        self.issuing_keys: asyncio.Task[SessionCredentials] | None = None
+        self.issued_keys: IssuedKeys | None = None
+        self.keys_refused: KeysRefused | None = None
         self._last_activity = now
         self._status_changed = now
         self._connections: set[TrackedConnection] = set()

@@ -29,6 +29,7 @@ from agentkeep.runtime.logs import Logs
 from agentkeep.runtime.prepared import PreparedVersions
 from agentkeep.runtime.records import EndReason, SessionRecord, SessionState, Version
 from agentkeep.runtime.session import Session
+from agentkeep.runtime.session_keys import SessionKeys, newest
 from agentkeep.runtime.session_table import SessionTable, in_progress, other_user
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.starts import Starts
@@ -52,6 +53,7 @@ class Sessions:
         *,
         prepared: PreparedVersions,
         keys: Keys,
+        session_keys: SessionKeys,
         logs: Logs,
         endpoint_of: Callable[[SessionRef], Callable[[], asyncio.Protocol]],
         environments: Environments,
@@ -70,6 +72,7 @@ class Sessions:
             settings,
             prepared=prepared,
             keys=keys,
+            session_keys=session_keys,
             endpoint_of=endpoint_of,
             environments=environments,
             pools=pools,
@@ -94,8 +97,11 @@ class Sessions:
 
     # Opening.
 
-    async def open(self, version: Version, endpoint: str, ref: SessionRef, user: User | None) -> Session:
+    async def open(
+        self, version: Version, endpoint: str, ref: SessionRef, user: User | None, user_token: str | None = None
+    ) -> Session:
         """The session, READY, with a turn begun (`Session.begin_turn`). Made, on `version`, if it does not live.
+        `user_token`: what `user` was proved with, if it was a token.
 
         Raises AccessDeniedException (another user's), RuntimeClientError (the agent does not start),
         OwnedElsewhere (another replica has it), RetryableConflictException (it is ending),
@@ -105,7 +111,7 @@ class Sessions:
             await self.table.replicas.confirm()
             session = self._live.get(ref)
             if session is None:
-                session = self._create(version, endpoint, ref, user)
+                session = self._create(version, endpoint, ref, user, user_token)
             if session.state is SessionState.STOPPING:
                 await self._wait_for_end(session)
                 continue
@@ -119,6 +125,7 @@ class Sessions:
             if session.user != user:
                 raise other_user(ref.session_id)
             session.user = user  # the same; its claims are now those of its newest token
+            session.user_token = newest(session.user_token, user_token)
             await asyncio.shield(session.ready)
             if session.state is SessionState.READY and self.table.replicas.holds():
                 session.begin_turn()
@@ -131,7 +138,9 @@ class Sessions:
         except TimeoutError:
             raise in_progress() from None
 
-    def _create(self, version: Version, endpoint: str, ref: SessionRef, user: User | None) -> Session:
+    def _create(
+        self, version: Version, endpoint: str, ref: SessionRef, user: User | None, user_token: str | None
+    ) -> Session:
         if self._closing:
             raise ServiceUnavailableException("The platform is stopping.")
         if len(self._live) >= self._settings.max_sessions:
@@ -147,6 +156,7 @@ class Sessions:
         output = self._logs.open(ref)
         session = Session(ref, user, version.number, endpoint, output, self._clock.monotonic())
         session.pooled = pooled
+        session.user_token = user_token
         self._live[ref] = session
         # A task of its own: who asked first may leave, the others stay.
         session.provisioning = asyncio.create_task(
@@ -201,7 +211,7 @@ class Sessions:
                 session.environment = await session.starting
             except DependencyError:
                 pass  # then the driver has left nothing
-        for task in (session.watching, session.checking):
+        for task in (session.watching, session.checking, session.issuing_keys):
             if task is not None:
                 task.cancel()
         if session.environment is not None:

@@ -1,7 +1,7 @@
 """Starting a session: its lease claimed, an environment made for it and healthy, and watched until it is gone.
 
-lease (session table) ─┬▶ one from the warm pool still answers ─▶ budget ─▶ bound ───────────────────────────┬▶ READY
-                       └▶ budget ─▶ version prepared ─▶ driver ─▶ /ping answers ─▶ warm-up hook ─────────────┘
+lease (session table) ─▶ keys ─┬▶ one from the warm pool still answers ─▶ budget ─▶ bound ────────────────────┬▶ READY
+   (where AWS gives them)      └▶ budget ─▶ version prepared ─▶ driver ─▶ /ping answers ─▶ warm-up hook ──────┘
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from agentkeep.runtime.environments import Environments
 from agentkeep.runtime.prepared import PreparedVersion, PreparedVersions
 from agentkeep.runtime.records import EndReason, SessionState, Version
 from agentkeep.runtime.session import Session
+from agentkeep.runtime.session_keys import SessionKeys
 from agentkeep.runtime.session_table import LeaseLost, SessionTable, in_progress
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.runtime.tracing import session_started
@@ -43,6 +44,14 @@ from agentkeep.runtime.warm_pools import WarmPools
 __all__ = ["Starts"]
 
 log = logging.getLogger(__name__)
+
+
+class _NoKeys(Exception):
+    """A session may not begin without keys, and there are none; `reason` is for who asked for it."""
+
+    def __init__(self, reason: ServiceError | StoreUnavailable) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class Starts:
@@ -56,6 +65,7 @@ class Starts:
         *,
         prepared: PreparedVersions,
         keys: Keys,
+        session_keys: SessionKeys,
         endpoint_of: Callable[[SessionRef], Callable[[], asyncio.Protocol]],
         environments: Environments,
         pools: WarmPools,
@@ -68,6 +78,7 @@ class Starts:
         self._settings = settings
         self._prepared = prepared
         self._keys = keys
+        self._session_keys = session_keys
         self._endpoint_of = endpoint_of
         self._environments = environments
         self._pools = pools
@@ -108,6 +119,7 @@ class Starts:
             if unended:
                 # Of an environment that nobody has ended: its keys must not be good beside the new one's.
                 await self._keys.end_session(session.ref)
+            await self._begin_keys(session)
             if not await self._claim_pooled(session, version):
                 async with self._slots.taken():
                     await self._make_environment(session, version)
@@ -120,8 +132,8 @@ class Starts:
             self._end(session, EndReason.START_FAILED)
         except (EnvironmentStartFailed, SandboxUnavailable, ArtifactError) as error:
             self._start_failed(session, str(error))
-        except ThrottlingException as error:
-            session.fail_start(error)
+        except (ThrottlingException, _NoKeys) as error:
+            session.fail_start(error.reason if isinstance(error, _NoKeys) else error)
             self._end(session, EndReason.START_FAILED)
         except DriverThrottled as error:
             log.warning("session %s: the driver was turned away for too long: %s", session.ref.session_id, error)
@@ -146,6 +158,17 @@ class Starts:
             session.touch(self._clock.monotonic())
             session.ready.set_result(None)
             session_started(session, begun_ns)
+
+    async def _begin_keys(self, session: Session) -> None:
+        """Before anything is started: who gets no keys takes up no environment."""
+        try:
+            await self._session_keys.begin(session)
+        except (ServiceError, StoreUnavailable) as error:
+            if session.pooled is not None:
+                session.pooled.pool.put_back(session.pooled)
+                session.pooled = None
+            session.log.note(f"session {session.ref.session_id} does not begin: {error}")
+            raise _NoKeys(error) from error
 
     async def _claim_pooled(self, session: Session, version: Version) -> bool:
         """Gives the session the environment that was taken from its warm pool, or, if that has died, the next one.
