@@ -154,7 +154,7 @@ async def test_a_session_that_begins_at_the_last_moment(
         await operator.event(memory, "alice", "s", number, at=number)
     await runtime.end("alice", "s")
     ends = plane.session_ends
-    ends._store = _Slips(store, lambda: runtime.begin("alice", "s"))  # type: ignore[assignment]
+    ends._store = _Slips(store, lambda: runtime.begin("alice", "s"))
     await _settle(plane, clock)
     await _settle(plane, clock)
     assert await operator.texts(memory, "alice", "s") == [2, 1, 0]

@@ -9,6 +9,7 @@ import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -35,6 +36,7 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.core.ports import (
     Alert,
     Alerts,
@@ -43,6 +45,7 @@ from agentkeep.core.ports import (
     Authorizers,
     Budget,
     Keys,
+    MemorySessions,
     Models,
     OutboundCredentials,
     Usage,
@@ -56,6 +59,7 @@ from agentkeep.identity.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, Developmen
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.memory.plane import MemoryPlane
 from agentkeep.observability.alerts import KeyValueAlerts
 from agentkeep.observability.audit import AuditFilter, KeyValueAudit
 from agentkeep.observability.budget import SessionBudgets
@@ -71,6 +75,7 @@ from agentkeep.service.ports.catalogue import (
     AUTHORIZERS,
     BUDGET,
     KEYS,
+    MEMORY_SESSIONS,
     MODELS,
     OUTBOUND_CREDENTIALS,
     PORTS,
@@ -78,14 +83,18 @@ from agentkeep.service.ports.catalogue import (
     WORKLOAD_TOKENS,
 )
 from agentkeep.service.ports.errors import dump_error, load_error
+from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 from agentkeep.testing.ports import (
+    NOW,
+    OTHER,
     SESSION,
     AlertsContract,
     AuditContract,
     AuthorizersContract,
     BudgetContract,
     KeysContract,
+    MemorySessionsContract,
     ModelsContract,
     OutboundCredentialsContract,
     UsageContract,
@@ -319,6 +328,46 @@ class TestBudget(BudgetContract):
         ):
             over_http = _TwoServices(runtime.port(BUDGET), gateway.port(BUDGET))
             yield kept if request.param == "in process" else over_http
+
+
+class TestMemorySessions(MemorySessionsContract):
+    @pytest.fixture
+    async def memory(self, store: ValkeyKeyValueStore, tmp_path: Path) -> AsyncIterator[MemoryPlane]:
+        clock = SystemClock()
+        search = SqliteSearchStore(tmp_path / "records.db", dimensions=None, clock=clock)
+        plane = MemoryPlane(store, Deployment(), clock, search, key_service=LocalKeyService(b"k" * 32))
+        await plane.start()
+        yield plane
+        await plane.close()
+        await search.close()
+
+    @pytest.fixture(params=["in process", "over HTTP"])
+    async def memory_sessions(
+        self, request: pytest.FixtureRequest, memory: MemoryPlane
+    ) -> AsyncIterator[MemorySessions]:
+        ends = memory.session_ends
+        async with serving("memory", {MEMORY_SESSIONS: ends}) as server, calling("runtime", server.url) as peers:
+            yield ends if request.param == "in process" else peers.port(MEMORY_SESSIONS)
+
+    @pytest.fixture
+    async def kept(self, memory: MemoryPlane) -> Callable[[str], Awaitable[int]]:
+        operator = Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/operator", acts_for_users=True)
+        backend = SelfBackend(memory.operations)
+
+        async def ask(operation: str, **request: Any) -> Any:
+            return await backend.invoke(Call("bedrock-agentcore", operation, operator, "request", None), request)
+
+        tags = {"agentkeep:events": "until-session-end"}
+        made = await ask("CreateMemory", name="notes", eventExpiryDuration=7, tags=tags)
+        of_alice = {"memoryId": made["memory"]["id"], "actorId": "alice"}
+        for session in (SESSION, OTHER):
+            where = {**of_alice, "sessionId": session.session_id}
+            await ask("CreateEvent", **where, eventTimestamp=NOW, payload=[{"blob": "hello"}])
+
+        async def kept(session_id: str) -> int:
+            return len((await ask("ListEvents", **of_alice, sessionId=session_id))["events"])
+
+        return kept
 
 
 # The catalogue.

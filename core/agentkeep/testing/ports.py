@@ -29,7 +29,9 @@ from agentkeep.core.ports import (
     AuditRecord,
     Authorizers,
     Budget,
+    EndedSession,
     Keys,
+    MemorySessions,
     Models,
     OutboundCredentials,
     Question,
@@ -44,6 +46,7 @@ __all__ = [
     "AuthorizersContract",
     "BudgetContract",
     "KeysContract",
+    "MemorySessionsContract",
     "ModelsContract",
     "OutboundCredentialsContract",
     "UsageContract",
@@ -381,3 +384,36 @@ class OutboundCredentialsContract:
     async def test_no_such_provider(self, outbound_credentials: OutboundCredentials, provider: tuple[str, str]) -> None:
         with pytest.raises(ResourceNotFoundException):
             await outbound_credentials.api_key(provider[0] + "-not")
+
+
+class MemorySessionsContract:
+    """Fixtures `memory_sessions`; and `kept`: how many events there are of the user alice in a session, of which there
+    are some in each that begins with `session`, in a memory that is to remove them with it."""
+
+    async def test_what_is_to_go_goes(
+        self, memory_sessions: MemorySessions, kept: Callable[[str], Awaitable[int]]
+    ) -> None:
+        assert await kept(SESSION.session_id)
+        assert await kept(OTHER.session_id)
+        ended = EndedSession(SESSION, "alice", 1, NOW)
+        await memory_sessions.session_ended(ended)
+        await memory_sessions.session_ended(ended)
+        await _until_gone(kept, SESSION)
+        await memory_sessions.session_ended(ended)
+        assert await kept(OTHER.session_id)
+
+    async def test_other_users_sessions_are_theirs(
+        self, memory_sessions: MemorySessions, kept: Callable[[str], Awaitable[int]]
+    ) -> None:
+        await memory_sessions.session_ended(EndedSession(SESSION, "bob", 1, NOW))
+        await memory_sessions.session_ended(EndedSession(OTHER, "alice", 1, NOW))
+        await _until_gone(kept, OTHER)
+        assert await kept(SESSION.session_id)
+
+
+async def _until_gone(kept: Callable[[str], Awaitable[int]], session: SessionRef) -> None:
+    for _ in range(1000):
+        if not await kept(session.session_id):
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail(f"events of {session.session_id} are still there")
