@@ -96,7 +96,7 @@ async def test_files_are_the_owners_alone(search_store: SqliteSearchStore, tmp_p
 
 
 async def test_the_cache_is_bounded_and_changes_nothing(tmp_path: Path) -> None:
-    room_for_two = 2 * 10 * (DIMENSIONS * 4 + 8)
+    room_for_two = 2 * 10 * 90
     store = SqliteSearchStore(tmp_path / "small.db", dimensions=DIMENSIONS, cache_bytes=room_for_two)
     random = np.random.default_rng(7)
     rows = random.normal(size=(5, 10, DIMENSIONS)).astype(np.float32)
@@ -109,7 +109,7 @@ async def test_the_cache_is_bounded_and_changes_nothing(tmp_path: Path) -> None:
             cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
             expected = {f"d{number}": pytest.approx(float(cosine), abs=1e-5) for number, cosine in enumerate(cosines)}
             assert {hit.document.id: hit.similarity for hit in hits} == expected
-            assert store._cached_bytes <= room_for_two
+            assert store._cache.size <= room_for_two
     await store.close()
 
 

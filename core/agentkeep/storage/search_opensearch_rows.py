@@ -18,7 +18,7 @@ import numpy as np
 
 from agentkeep.storage.search import EVERYTHING, Beneath, Condition, Document, Operator, Selection, Vector
 from agentkeep.storage.search_values import check_key, typed, untyped
-from agentkeep.storage.search_words import CONTEXT_WEIGHT, Stemmer
+from agentkeep.storage.search_words import UNITS, Stemmer
 
 __all__ = ["INDEX", "Place", "document_id", "encode", "read_document", "vector_field"]
 
@@ -28,9 +28,6 @@ NEVER: Final = 2**62
 LONGEST_ID: Final = 8_000
 #: Lucene's tokenizer would cut longer words in pieces: digests stand for them.
 LONGEST_WORD: Final = 100
-#: How often a word of the text is written for one of the context.
-_REPEATED: Final = round(1 / CONTEXT_WEIGHT)
-
 #: `document` is what comes back; all the rest is what it is found by, and not kept besides.
 INDEX: Final[Mapping[str, Any]] = {
     "settings": {"index.knn": True},
@@ -100,7 +97,7 @@ def encode(partition: str, document: Document, vector: Vector | None, stems: Ste
     """A document of the index. `vector`: of length 1. Raises ValueError."""
     if len(document.id.encode()) > LONGEST_ID:
         raise ValueError(f"an id is at most {LONGEST_ID} bytes long")
-    text, context = stems.of(document.text), stems.of(document.context)
+    words = stems.weighed(document)
     metadata = typed(document.metadata)
     encoded = {
         "partition": _digest(partition),
@@ -110,14 +107,15 @@ def encode(partition: str, document: Document, vector: Vector | None, stems: Ste
         "expires_ms": NEVER if document.expires_ms is None else document.expires_ms,
         "places": _places(document.namespaces),
         "facts": [fact for key, kinds in metadata.items() for fact in _facts(key, kinds)],
-        "words": " ".join(map(term, text * _REPEATED + context)),
-        "length": len(text) + CONTEXT_WEIGHT * len(context),
+        "words": " ".join(term(word) for word in words.elements()),
+        "length": words.total() / UNITS,
         "batch": batch,
         "document": {
             "id": document.id,
             "text": document.text,
             "created_ms": document.created_ms,
             "context": document.context,
+            "farther": document.farther,
             "vector": None if vector is None else _packed(vector.tobytes()),
             "namespaces": list(document.namespaces),
             "metadata": metadata,

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agentkeep.storage.search_opensearch_rows import term
-from agentkeep.storage.search_words import CONTEXT_WEIGHT, K1, B
+from agentkeep.storage.search_words import K1, UNITS, B
 
 __all__ = ["PARTITIONS_AT_ONCE", "Statistics", "matching", "partitions", "read_statistics", "scored", "statistics"]
 
 #: Times a query's words, these are fewer buckets than an answer may have.
 PARTITIONS_AT_ONCE: Final = 500
 
-# A word of the context is in the index once, one of the text twice: hence the weight.
+# A word is in the index as often as it has parts of what one in the text counts for: hence the weight.
 _SCRIPT: Final = """
 def statistics = params.statistics.get(doc['partition'].value);
 double length = params.k1 * (1 - params.b + params.b * doc['length'].value / statistics.average);
@@ -86,7 +86,7 @@ def scored(query: Mapping[str, Any], words: Sequence[str], found: Mapping[str, S
     parameters = {
         "statistics": {partition: each.parameters() for partition, each in found.items()},
         "words": [term(word) for word in words],
-        "weight": CONTEXT_WEIGHT,
+        "weight": 1 / UNITS,
         "k1": K1,
         "b": B,
     }

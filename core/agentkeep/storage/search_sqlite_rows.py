@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
+import apsw
 import numpy as np
 import orjson
 
 from agentkeep.storage.search import Condition, Document, Operator, Selection, Value
 from agentkeep.storage.search_values import check_key, typed, untyped
 
-__all__ = ["encode_metadata", "encode_namespaces", "read_document", "where"]
+__all__ = ["LIVE", "READ", "encode_metadata", "encode_namespaces", "meeting", "read_document", "where"]
 
 
-def where(selection: Selection, now: int) -> tuple[str, tuple[Any, ...]]:
-    """The condition on `documents` besides the partition, and its bindings."""
-    clauses = ["(expires_ms IS NULL OR expires_ms > ?)"]
-    bindings: list[Any] = [now]
+READ: Final = """
+SELECT records.id, text, created_ms, context, vector, namespaces, metadata, body, expires_ms, farther, records.number
+FROM records JOIN contents ON contents.number = records.number JOIN features ON features.number = records.number
+"""
+LIVE: Final = "(expires_ms IS NULL OR expires_ms > ?)"
+# The pairs of a list, as rows of which the same can be asked as of records.
+_KINDS: Final = """
+SELECT key FROM (
+    SELECT key, json_extract(value, '$[0]') AS namespaces, json_extract(value, '$[1]') AS metadata FROM json_each(?)
+) WHERE
+"""
+
+
+def where(selection: Selection) -> tuple[str, tuple[Any, ...]]:
+    """The condition on `records` besides the partition, and its bindings. Raises ValueError."""
+    clauses: list[str] = []
+    bindings: list[Any] = []
     # Within the JSON array, a string's beginning is a quote, and none is inside: much faster than taking it apart.
     if selection.namespace is not None:
         clauses.append("instr(namespaces, ?)")
@@ -30,7 +44,22 @@ def where(selection: Selection, now: int) -> tuple[str, tuple[Any, ...]]:
         clause, more = _condition(condition)
         clauses.append(clause)
         bindings += more
-    return " AND ".join(clauses), tuple(bindings)
+    return " AND ".join(clauses) or "TRUE", tuple(bindings)
+
+
+def meeting(
+    connection: apsw.Connection, selection: Selection
+) -> Callable[[Iterable[tuple[str, str]]], Sequence[int]] | None:
+    """Says which pairs of namespaces and metadata meet a selection, by their places; None: all do."""
+    clause, bindings = where(selection)
+    if not bindings:
+        return None
+
+    def places(kinds: Iterable[tuple[str, str]]) -> Sequence[int]:
+        given = orjson.dumps(list(kinds)).decode()
+        return [row[0] for row in connection.execute(f"{_KINDS} {clause}", (given, *bindings))]
+
+    return places
 
 
 def encode_namespaces(namespaces: Sequence[str]) -> str:
@@ -84,7 +113,8 @@ def encode_metadata(metadata: Mapping[str, Value]) -> bytes:
 
 
 def read_document(row: Any) -> Document:
-    id, text, created_ms, context, vector, namespaces, metadata, body, expires_ms = row
+    """From a row of READ."""
+    id, text, created_ms, context, vector, namespaces, metadata, body, expires_ms, farther, _ = row
     decoded = untyped(orjson.loads(metadata))
     unit = None if vector is None else np.frombuffer(vector, np.float32)
-    return Document(id, text, created_ms, context, unit, orjson.loads(namespaces), decoded, body, expires_ms)
+    return Document(id, text, created_ms, context, unit, orjson.loads(namespaces), decoded, body, expires_ms, farther)

@@ -5,16 +5,21 @@ Words are FTS5's: letters and digits, in lower case and without diacritics, stem
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Final
 
 import apsw
 
-__all__ = ["CONTEXT_WEIGHT", "K1", "MAX_QUERY_WORDS", "TOKENIZER", "B", "Stemmer", "query_words", "split"]
+from agentkeep.storage.search import Document
 
-#: BM25's usual constants; the weight of a word found in a document's context beside one in its text.
+__all__ = ["K1", "MAX_QUERY_WORDS", "TOKENIZER", "UNITS", "B", "Stemmer"]
+
+#: BM25's usual constants.
 K1: Final = 1.2
 B: Final = 0.75
-CONTEXT_WEIGHT: Final = 0.5
+#: Weights are in parts of what a word in a document's text counts for: in the text, in its context, and farther away.
+UNITS: Final = 4
+_WEIGHTS: Final = (UNITS, 2, 1)
 #: Distinct words of a query that are looked up; the longest are kept, being the rarest.
 MAX_QUERY_WORDS: Final = 64
 
@@ -22,30 +27,30 @@ MAX_QUERY_WORDS: Final = 64
 TOKENIZER: Final = ("unicode61", ["remove_diacritics", "2"])
 
 
-def split(connection: apsw.Connection, text: str) -> list[str]:
-    """Words as they stand, unstemmed."""
-    return _tokens(connection.fts5_tokenizer(*TOKENIZER), text)
-
-
-def query_words(connection: apsw.Connection, query: str) -> list[str]:
-    """The words of a query that are looked up, unstemmed, each once."""
-    return sorted(dict.fromkeys(split(connection, query)), key=len, reverse=True)[:MAX_QUERY_WORDS]
-
-
 class Stemmer:
-    """Without a database: for a store that is not SQLite. To be used by one thread at a time."""
+    """To be used by one thread at a time."""
 
     def __init__(self) -> None:
         self._connection = apsw.Connection(":memory:")
         name, arguments = TOKENIZER
+        self._split = self._connection.fts5_tokenizer(name, arguments)
         self._stem = self._connection.fts5_tokenizer("porter", [name, *arguments])
 
     def of(self, text: str) -> list[str]:
-        return _tokens(self._stem, text)
+        return _tokens(self._stem, text) if text else []
 
     def of_query(self, query: str) -> list[str]:
         """One stem for each word that is looked up: two forms of one word count twice."""
-        return [stem for word in query_words(self._connection, query) for stem in self.of(word)]
+        words = sorted(dict.fromkeys(_tokens(self._split, query)), key=len, reverse=True)
+        return [stem for word in words[:MAX_QUERY_WORDS] for stem in self.of(word)]
+
+    def weighed(self, document: Document) -> Counter[str]:
+        """The document's stems, and what each counts for, in parts."""
+        counts: Counter[str] = Counter()
+        for text, weight in zip((document.text, document.context, document.farther), _WEIGHTS, strict=True):
+            for stem in self.of(text):
+                counts[stem] += weight
+        return counts
 
 
 def _tokens(tokenize: Any, text: str) -> list[str]:

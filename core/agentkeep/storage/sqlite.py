@@ -19,6 +19,8 @@ __all__ = ["DamagedFile", "SqliteFile"]
 Result = TypeVar("Result")
 
 BUSY_MS = 5000
+#: What a connection keeps of the file in memory.
+CACHE_KB: Final = 16_000
 #: How much may wait for its turn, at each of the connections; more is refused at once.
 MOST_WAITING: Final = 512
 
@@ -32,8 +34,8 @@ _ADVICE: Final[dict[type[apsw.Error], str]] = {
     apsw.CantOpenError: "it cannot be opened: give it, and its folder, to the platform's user",
 }
 _DAMAGED: Final = (
-    "it is damaged. Stop the platform and bring it back from a backup, or recover what is there with sqlite3's .recover;"
-    " to begin with an empty one, move it and its -wal and -shm files away"
+    "it is damaged. Stop the platform and bring it back from a backup, or recover what is there with sqlite3's "
+    ".recover; to begin with an empty one, move it and its -wal and -shm files away"
 )
 
 
@@ -127,6 +129,7 @@ class SqliteFile:
             connection.pragma("foreign_keys", True)
             connection.pragma("secure_delete", True)  # erased means erased
             connection.pragma("cell_size_check", True)
+            connection.pragma("cache_size", -CACHE_KB)
             _transaction(connection, "BEGIN IMMEDIATE", self._prepare)
         except BaseException:
             connection.close()
