@@ -17,6 +17,7 @@ from agentkeep.memory.long_term.actor_records import RecordsByActor
 from agentkeep.memory.long_term.operations import RecordOperations
 from agentkeep.memory.long_term.records import Records
 from agentkeep.memory.long_term.retrieval import Retrieval
+from agentkeep.memory.long_term.writing import RecordWriter
 from agentkeep.memory.memories import LiveMemories, Memories
 from agentkeep.memory.operations import MemoryOperations
 from agentkeep.memory.settings import MemorySettings
@@ -48,6 +49,7 @@ class MemoryPlane:
         *,
         models: Models | None = None,
         audit: Audit | None = None,
+        settle_seconds: float = 0.0,
     ) -> None:
         """`search` takes the vectors of `embedder`; None: records are searched by words alone. `models` None: records
         are made of events by rules, whatever the settings say."""
@@ -55,15 +57,18 @@ class MemoryPlane:
         live, branches, barrier = LiveMemories(store), Branches(store), Barrier(store)
         memories, sessions = Memories(store, deployment, clock), Sessions(store, live)
         retrieval = Retrieval(search, embedder, clock)
-        records = Records(store, search, retrieval, live, barrier, clock)
+        writer = RecordWriter(search)
+        records = Records(store, search, retrieval, live, barrier, clock, writer)
         self.models = models
-        self.records_by_actor = RecordsByActor(search, retrieval)
+        self.records_by_actor = RecordsByActor(search, retrieval, writer)
         self.session_ends = SessionEnds(store, memories, clock)
         # Whatever keeps anything by actor is named here: what feeds others before what it feeds.
-        erasables: list[Erasable] = [self.session_ends, EventsErasure(store), RecordsErasure(search)]
+        erasables: list[Erasable] = [self.session_ends, EventsErasure(store), RecordsErasure(writer)]
         self.deletions = Deletions(memories, Erasure(store, search, memories, erasables))
         remains = ActorSearch(store, search, memories, settings.namespace_templates)
-        self.erasures = ActorErasures(store, clock, memories, barrier, erasables, remains, audit, settings.report_days)
+        self.erasures = ActorErasures(
+            store, clock, memories, barrier, erasables, remains, audit, settings.report_days, settle_seconds
+        )
         self.operations = (
             MemoryOperations(memories, self.deletions),
             EventOperations(memories, Events(store, live, barrier, sessions, branches, clock), sessions, branches),

@@ -83,7 +83,9 @@ class ActorErasures:
         search: ActorSearch,
         audit: Audit | None,
         report_days: int,
+        settle_seconds: float,
     ) -> None:
+        """`settle_seconds`: how long a write of another replica's, which the barrier came too late for, may take."""
         self._store = store
         self._clock = clock
         self._memories = memories
@@ -91,6 +93,7 @@ class ActorErasures:
         self._erasables = erasables
         self._search = search
         self._audit = audit
+        self._settle_seconds = settle_seconds
         self._kept_ms = report_days * 24 * 3600 * 1000
         self._leases = Leases(store, clock, _LEASES)
         self._under_way = Background(_failed)
@@ -182,6 +185,8 @@ class ActorErasures:
                 if memory_id not in stored.record.removed:
                     removed = await self._remove(memory_id, stored.record.actor_id)
                     stored = await self._save(lease, stored, _with_removed(stored.record, memory_id, removed))
+            if self._settle_seconds:
+                await self._clock.sleep(self._settle_seconds)
             stored = await self._verified(lease, stored, sample)
             now = epoch_ms(self._clock.now())
             report = stored.but(finished_ms=now)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from agentkeep.memory.lifecycle.erasable import Erasable
+from agentkeep.memory.long_term.writing import RecordWriter
 from agentkeep.memory.memories import Memories
 from agentkeep.memory.partition import ActorPartition, RecordScope, actors_partition
 from agentkeep.storage.interface import Delete, KeyValueStore
@@ -42,12 +43,11 @@ class EventsErasure:
 class RecordsErasure:
     """`Erasable`: the actor's long-term records, with all by which they are found."""
 
-    def __init__(self, search: SearchStore) -> None:
-        self._search = search
+    def __init__(self, writer: RecordWriter) -> None:
+        self._writer = writer
 
     async def erase_actor(self, memory_id: str, actor_id: str) -> Mapping[str, int]:
-        home = RecordScope.of_platform(memory_id).home(actor_id)
-        return {"records": await self._search.delete_partition(home)}
+        return {"records": await self._writer.erase(RecordScope.of_platform(memory_id, actor_id).home(actor_id))}
 
 
 class Erasure:

@@ -82,6 +82,12 @@ class RecordWriter:
             await self._write(home, list(left.values()), left)
             return await self._search.delete(home, gone)
 
+    async def erase(self, home: str) -> int:
+        """All of them; how many there were. No write of this process's is under way then, which might bring back what
+        it found before."""
+        async with self._lock(home):
+            return await self._search.delete_partition(home)
+
     async def _around(self, home: str, records: Iterable[Record], besides: set[str]) -> dict[str, Record]:
         """Those that stand around the records, and are not `besides`."""
         return await self._read(home, [id for record in records for id in linked_ids(record) if id not in besides])
