@@ -2,7 +2,9 @@
 
 The conversation of a session is kept in AgentCore Memory, under its user: what was said in one turn is known in the
 next, also where another process answers it. Tools come from an AgentCore Gateway, called as the user. When the user
-leaves, what he told of himself is kept, and recalled in his next session.
+leaves, what he told of himself is kept, and recalled in his next session: a node of the graph does that.
+
+    START ─▶ recall ─▶ answer ⇄ tools            START ─▶ remember, when the user leaves
 """
 
 import base64
@@ -16,7 +18,7 @@ from botocore.exceptions import ClientError
 from gateway import gateway_tools
 from langchain_aws import ChatBedrockConverse
 from langchain_core.tools import BaseTool
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph_checkpoint_aws import AgentCoreMemorySaver
@@ -39,9 +41,12 @@ app = BedrockAgentCoreApp()
 
 
 class Conversation(MessagesState):
-    """`known`: facts of the user from earlier sessions, recalled in the first turn."""
+    """`known`: facts of the user from earlier sessions, recalled in the first turn. `leaving`: the user leaves, and
+    `kept` is what is remembered of him."""
 
     known: list[str]
+    leaving: bool
+    kept: list[str]
 
 
 def assistant(user: str, tools: list[BaseTool]) -> CompiledStateGraph:
@@ -57,14 +62,19 @@ def assistant(user: str, tools: list[BaseTool]) -> CompiledStateGraph:
         instructions = f"{INSTRUCTIONS}\n\nWhat the customer told you before:{known}" if known else INSTRUCTIONS
         return {"messages": [talking_model.invoke([("system", instructions), *state["messages"]])]}
 
+    async def remember(state: Conversation) -> dict[str, Any]:
+        return {"kept": await facts.remember(model, user, state["messages"])}
+
     builder = StateGraph(Conversation)
     builder.add_node("recall", recall)
     builder.add_node("answer", answer)
     builder.add_node("tools", ToolNode(tools))
-    builder.add_edge(START, "recall")
+    builder.add_node("remember", remember)
+    builder.add_conditional_edges(START, lambda state: "remember" if state["leaving"] else "recall")
     builder.add_edge("recall", "answer")
     builder.add_conditional_edges("answer", tools_condition)
     builder.add_edge("tools", "answer")
+    builder.add_edge("remember", END)
     return builder.compile(checkpointer=checkpointer)
 
 
@@ -77,11 +87,10 @@ async def invoke(payload: dict[str, Any], context: RequestContext):
     config = {"configurable": {"thread_id": context.session_id, "actor_id": user}}
     try:
         if payload.get("end"):
-            conversation = (await graph.aget_state(config)).values
-            kept = await facts.remember(model, user, conversation.get("messages", []))
+            kept = (await graph.ainvoke({"leaving": True}, config))["kept"]
             yield f"Good-bye! I will remember: {' '.join(kept)}" if kept else "Good-bye!"
             return
-        question = {"messages": [("user", payload["prompt"])]}
+        question = {"messages": [("user", payload["prompt"])], "leaving": False}
         async for message, step in graph.astream(question, config, stream_mode="messages"):
             if step["langgraph_node"] == "answer" and message.text:
                 yield message.text
