@@ -34,6 +34,7 @@ from agentkeep.core.call import Call, Caller, CallerKind, Idempotency
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.key_service_local import LocalKeyService
+from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.search_sqlite import SqliteSearchStore

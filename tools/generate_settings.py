@@ -20,6 +20,7 @@ CLASSES = (
     ("Docker driver", "agentkeep.runtime.drivers.docker.settings", "DockerDriverSettings"),
     ("Docker guard", "agentkeep.runtime.docker_guard.settings", "DockerGuardSettings"),
     ("Memory", "agentkeep.memory.settings", "MemorySettings"),
+    ("Keys of what is stored", "agentkeep.core.key_settings", "KeySettings"),
     ("Gateway", "agentkeep.gateway.settings", "GatewaySettings"),
     ("Identity", "agentkeep.identity.settings", "IdentitySettings"),
     ("Observability", "agentkeep.observability.settings", "ObservabilitySettings"),

@@ -26,6 +26,7 @@ from session_stack import DEPLOYMENT, SessionStack, session_stack
 
 from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import SystemClock
+from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.memory.plane import MemoryPlane
@@ -57,7 +58,8 @@ async def platform(store: ValkeyKeyValueStore, tmp_path: Path) -> AsyncIterator[
     usage = KeyValueUsage(store)
     budgets = SessionBudgets(store, clock, default=1_000_000)
     gateway = gateway_plane(GatewaySettings(), usage, budgets, clock)
-    async with session_stack(store, [gateway, *MemoryPlane(store, DEPLOYMENT, clock, records).operations]) as stack:
+    memory = MemoryPlane(store, DEPLOYMENT, clock, records, key_service=LocalKeyService(secrets.token_bytes(32)))
+    async with session_stack(store, [gateway, *memory.operations]) as stack:
         operator = await stack.operator()
 
         def create() -> str:

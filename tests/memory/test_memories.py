@@ -18,7 +18,7 @@ from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 
-from .conftest import OPERATOR, Client, SetClock
+from .conftest import KEY_SERVICE, OPERATOR, Client, SetClock
 
 STREAM = {
     "resources": [
@@ -36,7 +36,6 @@ async def test_what_is_created_is_echoed_in_full(operator: Client) -> None:
     given = {
         "name": "full",
         "description": "all of it",
-        "encryptionKeyArn": "arn:aws:kms:eu-west-1:123456789012:key/k",
         "memoryExecutionRoleArn": "arn:aws:iam::123456789012:role/r",
         "eventExpiryDuration": 30,
         "indexedKeys": [{"key": "priority", "type": "NUMBER"}],
@@ -348,7 +347,7 @@ async def test_an_interrupted_deletion_goes_on(
         await operator.update_memory(memoryId=memory, description="x")
     monkeypatch.undo()
 
-    successor = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search)
+    successor = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search, key_service=KEY_SERVICE)
     await successor.deletions.resume()
     await successor.deletions.finish()
     with pytest.raises(ResourceNotFoundException):
@@ -360,7 +359,7 @@ async def test_replicas_agree(
     operator: Client, memory: str, store: KeyValueStore, search: SqliteSearchStore, clock: SetClock
 ) -> None:
     """What one replica remembers of a memory is proved anew with each write, so another's change counts at once."""
-    other = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search)
+    other = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search, key_service=KEY_SERVICE)
     elsewhere = Client(SelfBackend(other.operations), OPERATOR)
     await elsewhere.event(memory, "a", "s", "kept 7 days")
     await operator.update_memory(memoryId=memory, eventExpiryDuration=30)

@@ -14,7 +14,7 @@ from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search import Beneath
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 
-from .conftest import Client, SetClock, session_of
+from .conftest import KEY_SERVICE, Client, SetClock, session_of
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
 UNKNOWN = "mem-" + "0" * 36
@@ -317,7 +317,7 @@ async def test_what_has_expired_leaves_the_disk_by_itself(
     spec = {"recordExpirySpecification": {"recordExpiryDurationDays": 31}}
     await put(operator, memory, record("gone", "/facts/a/"), **spec)
     await clock.sleep(32 * 86400)
-    plane = MemoryPlane(store, Deployment(), clock, search)
+    plane = MemoryPlane(store, Deployment(), clock, search, key_service=KEY_SERVICE)
     await plane.start()
     await plane.close()
     assert await search.purge() == 0

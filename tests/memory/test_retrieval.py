@@ -16,7 +16,7 @@ from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search import Vector
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 
-from .conftest import OPERATOR, Client, SetClock
+from .conftest import KEY_SERVICE, OPERATOR, Client, SetClock
 from .test_records import put, record
 
 FACTS = [
@@ -52,7 +52,7 @@ async def backend(
     store: KeyValueStore, clock: SetClock, embedder: Failing, tmp_path: Path
 ) -> AsyncIterator[SelfBackend]:
     search = SqliteSearchStore(tmp_path / "r.db", dimensions=embedder.dimensions, model=embedder.name, clock=clock)
-    plane = MemoryPlane(store, Deployment(), clock, search, embedder)
+    plane = MemoryPlane(store, Deployment(), clock, search, embedder, key_service=KEY_SERVICE)
     yield SelfBackend(plane.operations)
     await plane.close()
     await search.close()
@@ -112,7 +112,8 @@ async def test_without_the_model_by_words(
 
 
 async def test_a_plane_without_a_model(store: KeyValueStore, search: SqliteSearchStore, clock: SetClock) -> None:
-    operator = Client(SelfBackend(MemoryPlane(store, Deployment(), clock, search).operations), OPERATOR)
+    plane = MemoryPlane(store, Deployment(), clock, search, key_service=KEY_SERVICE)
+    operator = Client(SelfBackend(plane.operations), OPERATOR)
     memory = (await operator.create_memory(name="words", eventExpiryDuration=7))["memory"]["id"]
     await put(operator, memory, *(record(fact, "/facts/alice/") for fact in FACTS))
     found = await scores(operator, memory, "Where is order A-1002?")

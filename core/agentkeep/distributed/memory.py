@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from agentkeep.core.key_settings import KeySettings
 from agentkeep.distributed.opensearch import opensearch
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
@@ -19,7 +20,7 @@ from agentkeep.storage.search_sqlite import SqliteSearchStore
 __all__ = ["SETTINGS", "compose"]
 
 #: Checked before the service waits for anything.
-SETTINGS: Final = (MemorySettings,)
+SETTINGS: Final = (MemorySettings, KeySettings)
 
 
 async def compose(service: Service) -> Composed:
@@ -29,8 +30,19 @@ async def compose(service: Service) -> Composed:
         service.on_exit(embedder.close)
     records = await _search(service, embedder)
     service.on_exit(records.close)
+    key_settings = load(KeySettings)
+    key_service = key_settings.services(service.secrets.data_key, service.data / "keys")
+    service.on_exit(key_service.close)
     plane = MemoryPlane(
-        service.store, service.deployment, service.clock, records, embedder, settings, models=service.port(MODELS)
+        service.store,
+        service.deployment,
+        service.clock,
+        records,
+        embedder,
+        settings,
+        key_service=key_service,
+        key_settings=key_settings,
+        models=service.port(MODELS),
     )
     service.on_exit(plane.close)
     return Composed(

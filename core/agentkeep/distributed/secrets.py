@@ -4,6 +4,7 @@
                      services.jwks     all services' public keys
                      store-password
            identity/master.key         what all other keys and tokens are derived from or sealed with
+           memory/data.key             what the keys of stored data are wrapped with; the runtime has its own
            observability/otlp-token    the Collector's bearer token; the same as collector/otlp-token
            valkey/valkey.conf          `requirepass ...`, and the password alone in valkey/password
            keycloak/admin-password, and those of the development realm's users
@@ -34,6 +35,9 @@ _ALL_KEYS: Final = "services.jwks"
 _STORE_PASSWORD: Final = "store-password"  # noqa: S105
 _OTLP_TOKEN: Final = "otlp-token"  # noqa: S105
 _MASTER_KEY: Final = "master.key"
+_DATA_KEY: Final = "data.key"
+#: The planes that seal what they store, apart from identity.
+_SEALING: Final = ("memory", "runtime")
 
 #: The users that the containers' images run as, by consumer.
 IMAGE_USERS: Final[Mapping[str, int]] = {
@@ -90,6 +94,11 @@ class Secrets:
             raise SecretsMissing(f"{path} is missing: {_ADVICE}")
         return path
 
+    @property
+    def data_key(self) -> bytes:
+        """The secret of the plane's local key service."""
+        return self._read(_DATA_KEY).strip()
+
     def _path(self, name: str) -> Path:
         return self._folder / name
 
@@ -143,6 +152,8 @@ class _Maker:
             self._keep(plane, _STORE_PASSWORD, lambda: password)
             private = _key(self._keep(plane, _SERVICE_KEY, _new_key(plane)), self._folder / plane / _SERVICE_KEY)
             public.append({**private.as_dict(private=False), "kid": plane})
+        for plane in _SEALING:
+            self._keep(plane, _DATA_KEY, _random)
         master = self._consumer("identity") / _MASTER_KEY
         if not master.exists():
             master_key(master)

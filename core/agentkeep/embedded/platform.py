@@ -4,6 +4,7 @@
            valkey/      resources, events, sessions, keys, usage
            spans.db     traces
            records.db   long-term memory
+           keys/        a half of each memory's key: without it the memory cannot be read, wherever copies of it are
            artifacts/   uploaded code
            runtime/     unpacked bundles, installed dependencies, logs
            driver/      the process driver's own
@@ -32,6 +33,7 @@ from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.errors import StoreUnavailable
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.key_settings import KeySettings
 from agentkeep.embedded.data_folder import secure
 from agentkeep.embedded.settings import EmbeddedSettings
 from agentkeep.embedded.valkey import EmbeddedValkey
@@ -188,7 +190,20 @@ class EmbeddedPlatform:
             clock=clock,
         )
         on_exit(records.close)
-        memory = MemoryPlane(store, self.deployment, clock, records, embedder, memory_settings, models=gateway.answers)
+        key_settings = KeySettings()
+        key_service = key_settings.services(master_key.derive("memory-keys"), self.data_dir / "keys")
+        on_exit(key_service.close)
+        memory = MemoryPlane(
+            store,
+            self.deployment,
+            clock,
+            records,
+            embedder,
+            memory_settings,
+            key_service=key_service,
+            key_settings=key_settings,
+            models=gateway.answers,
+        )
         on_exit(memory.close)
         driver: Driver = ProcessDriver(self.data_dir / "driver", clock=clock)
         if runtime_settings.docker:

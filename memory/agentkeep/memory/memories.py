@@ -23,6 +23,7 @@ from agentkeep.core.errors import (
 from agentkeep.core.identifiers import Arn, Deployment, resource_id
 from agentkeep.core.pages import place, token
 from agentkeep.core.tags import merged, without
+from agentkeep.memory.keys import MemoryKeys
 from agentkeep.memory.strategies import Strategy, StrategyType, change, declare
 from agentkeep.memory.tags import behaviour, check_tags
 from agentkeep.storage.interface import (
@@ -120,6 +121,11 @@ class LiveMemories:
         self._known.pop(memory_id, None)
         await self._read(memory_id)
 
+    @staticmethod
+    def present(memory_id: str) -> Check:
+        """To be part of a write: it happens only while the memory is live."""
+        return Check(_LIVE, memory_id, PRESENT)
+
     def check(self, memory_id: str, days: int) -> Check:
         """To be part of a write: it happens only while the memory is live and keeps events for so many days."""
         return Check(_LIVE, memory_id, str(days).encode())
@@ -145,10 +151,11 @@ class LiveMemories:
 
 
 class Memories:
-    def __init__(self, store: KeyValueStore, deployment: Deployment, clock: Clock) -> None:
+    def __init__(self, store: KeyValueStore, deployment: Deployment, clock: Clock, keys: MemoryKeys) -> None:
         self._store = store
         self._deployment = deployment
         self._clock = clock
+        self._keys = keys
 
     def arn(self, memory_id: str) -> str:
         return self._deployment.arn(f"memory/{memory_id}")
@@ -163,7 +170,7 @@ class Memories:
         return arn.id
 
     async def create(self, request: Mapping[str, Any], idempotency: Idempotency | None) -> Memory:
-        """From a CreateMemoryInput."""
+        """From a CreateMemoryInput. The memory's key is made in the same write."""
         now = epoch_ms(self._clock.now())
         name = request["name"]
         check_tags(request.get("tags", {}))
@@ -182,17 +189,23 @@ class Memories:
             tags=merged({}, request.get("tags", {})),
         )
         memory = _with_strategies(memory, request.get("memoryStrategies", []), "memoryStrategies", now)
+        key = await self._keys.made_for(memory.id, memory.encryption_key_arn)
         writes = [
             Put(_NAMES, name, memory.id.encode(), expect=ABSENT),
             Put(_MEMORIES, memory.id, memory.dump(), expect=ABSENT),
             *_index(memory),
+            key.write,
         ]
         try:
             replayed = await self._store.transact(writes, once=self._once(idempotency, memory.id))
         except ConditionFailed:
+            await self._keys.discard(key)
             message = f"Memory with name {name} already exists"
             raise ValidationException(message, "ResourceConflict", [FieldError("name", message)]) from None
-        return memory if replayed is None else await self.get(replayed.reference.decode())
+        if replayed is None:
+            return memory
+        await self._keys.discard(key)
+        return await self.get(replayed.reference.decode())
 
     async def get(self, memory_id: str) -> Memory:
         return (await self._read(memory_id))[0]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.key_service import KeyService
+from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.ports import Audit, Models
 from agentkeep.memory.barrier import Barrier
 from agentkeep.memory.lifecycle.actor_erasures import ActorErasures
 from agentkeep.memory.lifecycle.deletions import Deletions
 from agentkeep.memory.lifecycle.erasable import Erasable
 from agentkeep.memory.lifecycle.erasure import Erasure, EventsErasure, RecordsErasure
+from agentkeep.memory.keys import MemoryKeys
 from agentkeep.memory.lifecycle.purge import Purge
 from agentkeep.memory.lifecycle.search_for_actor import ActorSearch
 from agentkeep.memory.lifecycle.session_ends import SessionEnds
@@ -47,15 +50,18 @@ class MemoryPlane:
         embedder: Embedder | None = None,
         settings: MemorySettings | None = None,
         *,
+        key_service: KeyService,
+        key_settings: KeySettings | None = None,
         models: Models | None = None,
         audit: Audit | None = None,
         settle_seconds: float = 0.0,
     ) -> None:
         """`search` takes the vectors of `embedder`; None: records are searched by words alone. `models` None: records
-        are made of events by rules, whatever the settings say."""
+        are made of events by rules, whatever the settings say. `key_service`: what wraps the memories' keys."""
         settings = settings or MemorySettings()
         live, branches, barrier = LiveMemories(store), Branches(store), Barrier(store)
-        memories, sessions = Memories(store, deployment, clock), Sessions(store, live)
+        self._keys = keys = MemoryKeys(store, key_service, clock, live.present, key_settings)
+        memories, sessions = Memories(store, deployment, clock, keys), Sessions(store, live)
         retrieval = Retrieval(search, embedder, clock)
         writer = RecordWriter(search)
         records = Records(store, search, retrieval, live, barrier, clock, writer)
@@ -90,3 +96,4 @@ class MemoryPlane:
         await self.session_ends.close()
         await self.erasures.close()
         await self.deletions.close()
+        await self._keys.close()
