@@ -27,7 +27,7 @@ from agentkeep.storage.search_sqlite_rows import (
     encode_metadata,
     encode_namespaces,
     meeting,
-    read_document,
+    read_documents,
     where,
 )
 from agentkeep.storage.search_sqlite_schema import prepare
@@ -119,8 +119,9 @@ class SqliteSearchStore:
         )
 
         def work(connection: apsw.Connection) -> list[Document | None]:
-            rows = (connection.execute(read, (id, now, *name)).fetchone() for id in ids)
-            return [read_document(row) if row else None for row in rows]
+            rows = [row for id in dict.fromkeys(ids) for row in connection.execute(read, (id, now, *name))]
+            found = {document.id: document for document in read_documents(rows).values()}
+            return [found.get(id) for id in ids]
 
         return await self._file.read(work)
 
@@ -262,7 +263,7 @@ def _documents(connection: apsw.Connection, numbers: Iterable[int]) -> dict[int,
     wanted = list(numbers)
     read = f"{READ} WHERE records.number IN (SELECT value FROM json_each(?))"  # noqa: S608 (nothing from outside)
     rows: Any = connection.execute(read, (orjson.dumps(wanted).decode(),))
-    found = {row[-1]: read_document(row) for row in rows}
+    found = read_documents(rows)
     if len(found) != len(wanted):
         raise DamagedFile("a record has lost its contents")
     return found

@@ -21,7 +21,7 @@ from agentkeep.storage.sqlite import DamagedFile
 __all__ = ["BLOCK", "NEVER", "Block", "pack_words", "word_key"]
 
 #: Documents in a block: few enough that a processor keeps what it computes with at hand.
-BLOCK: Final = 2048
+BLOCK: Final = 4096
 #: Stands for a time that never comes.
 NEVER: Final = 2**62
 

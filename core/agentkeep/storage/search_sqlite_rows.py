@@ -13,7 +13,7 @@ import orjson
 from agentkeep.storage.search import Condition, Document, Operator, Selection, Value
 from agentkeep.storage.search_values import check_key, typed, untyped
 
-__all__ = ["LIVE", "READ", "encode_metadata", "encode_namespaces", "meeting", "read_document", "where"]
+__all__ = ["LIVE", "READ", "encode_metadata", "encode_namespaces", "meeting", "read_documents", "where"]
 
 
 READ: Final = """
@@ -112,9 +112,18 @@ def encode_metadata(metadata: Mapping[str, Value]) -> bytes:
     return orjson.dumps(typed(metadata))
 
 
-def read_document(row: Any) -> Document:
-    """From a row of READ."""
-    id, text, created_ms, context, vector, namespaces, metadata, body, expires_ms, farther, _ = row
-    decoded = untyped(orjson.loads(metadata))
-    unit = None if vector is None else np.frombuffer(vector, np.float32)
-    return Document(id, text, created_ms, context, unit, orjson.loads(namespaces), decoded, body, expires_ms, farther)
+def read_documents(rows: Iterable[Any]) -> dict[int, Document]:
+    """From rows of READ, by number. Equal metadata and namespaces, as most of one user's are, are one object."""
+    metadata: dict[str, Mapping[str, Value]] = {}
+    namespaces: dict[str, Sequence[str]] = {}
+    documents: dict[int, Document] = {}
+    for id, text, created_ms, context, vector, places, facts, body, expires_ms, farther, number in rows:
+        if facts not in metadata:
+            metadata[facts] = untyped(orjson.loads(facts))
+        if places not in namespaces:
+            namespaces[places] = orjson.loads(places)
+        unit = None if vector is None else np.frombuffer(vector, np.float32)
+        documents[number] = Document(
+            id, text, created_ms, context, unit, namespaces[places], metadata[facts], body, expires_ms, farther
+        )
+    return documents

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,14 +51,16 @@ class Found:
 
 @dataclass(slots=True)
 class _Seen:
-    """What one block gave: of the selected documents, similarities (NaN without a vector) and the query's words."""
+    """What one block gave: the documents that may be found, all similarities (NaN without a vector), and where which of
+    the query's words occur, with what it counts for there."""
 
     numbers: NDArray[np.int64]
+    selected: NDArray[np.bool_]
+    lengths: NDArray[np.float64]
     similar: NDArray[np.float32] | None
     places: NDArray[np.int64]
     words: NDArray[np.int64]
     counts: NDArray[np.float64]
-    lengths: NDArray[np.float64]
 
 
 class Scoring:
@@ -77,31 +79,21 @@ class Scoring:
     def add(self, block: Block, live: NDArray[np.bool_], selected: NDArray[np.bool_]) -> None:
         """`live` ones are counted, `selected` ones are scored."""
         self._documents += int(np.count_nonzero(live))
-        self._length += float(block.lengths[live].sum())
-        chosen = np.flatnonzero(selected)
-        place = np.full(len(selected), -1, np.int64)
-        place[chosen] = np.arange(len(chosen))
-        found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any], NDArray[np.float64]]] = []
-        for word, key in enumerate(self._keys):
-            documents, counts = block.occurrences(key)
-            self._having[word] += np.count_nonzero(live[documents])
-            wanted = selected[documents]
-            documents = documents[wanted]
-            if documents.size:
-                words = np.full(len(documents), word)
-                found.append((place[documents], words, counts[wanted] / UNITS, block.lengths[documents]))
+        self._length += float(np.dot(block.lengths, live))
+        found = [block.occurrences(key) for key in self._keys]
+        for word, (places, _) in enumerate(found):
+            self._having[word] += np.count_nonzero(live[places])
         similar = None
-        if self._query.vector is not None and block.vectors is not None and chosen.size:
+        if self._query.vector is not None and block.vectors is not None:
             # In this thread alone: BLAS would divide the work among threads, which wait for one another on a busy
             # machine for longer than all of it takes.
-            all_similar = np.vecdot(block.vectors, self._query.vector)
-            all_similar[~block.embedded] = np.nan
-            similar = all_similar[chosen]
-        if found or similar is not None:
-            parts = list(zip(*found, strict=True)) or [()] * 4
-            kinds = (np.int64, np.int64, np.float64, np.float64)
-            joined = [np.concatenate((np.zeros(0, kind), *part)) for kind, part in zip(kinds, parts, strict=True)]
-            self._seen.append(_Seen(block.numbers[chosen], similar, *joined))
+            similar = np.vecdot(block.vectors, self._query.vector)
+            similar[~block.embedded] = np.nan
+        if selected.any():
+            places = np.concatenate([_NOWHERE, *(places for places, _ in found)])
+            words = np.repeat(np.arange(len(found)), [len(places) for places, _ in found])
+            counts = np.concatenate([_NOWHERE, *(counts for _, counts in found)]) / UNITS
+            self._seen.append(_Seen(block.numbers, selected, block.lengths, similar, places, words, counts))
 
     def best(self, limit: int) -> Found:
         """The best by words, and the best by vector."""
@@ -109,8 +101,7 @@ class Scoring:
             return Found()
         rarity = np.log1p((self._documents - self._having + 0.5) / (self._having + 0.5)) * self._times
         whole = float(rarity.sum()) or 1.0
-        average = self._length / self._documents or 1.0 if self._documents else 1.0
-        lexical = np.concatenate([_bm25(seen, rarity / whole, average) for seen in self._seen])
+        lexical = np.concatenate([_bm25(seen, rarity / whole, self._length / self._documents) for seen in self._seen])
         numbers = np.concatenate([seen.numbers for seen in self._seen])
         similar = np.concatenate([_similar(seen) for seen in self._seen])
         chosen = np.union1d(_top(lexical, numbers, limit, 0.0), _top(similar, numbers, limit, -np.inf))
@@ -121,14 +112,22 @@ class Scoring:
         )
 
 
+_NOWHERE: Final = np.zeros(0, np.int64)
+
+
 def _bm25(seen: _Seen, rarity: NDArray[np.float64], average: float) -> NDArray[np.float64]:
-    """Shares of the score of a document of average length with each word once."""
-    saturated = seen.counts * (K1 + 1) / (seen.counts + K1 * (1 - B + B * seen.lengths / average))
-    return np.bincount(seen.places, saturated * rarity[seen.words], len(seen.numbers)).astype(np.float64, copy=False)
+    """Shares of the score of a document of average length with each word once; 0 for what is not selected."""
+    longer = K1 * (1 - B + B * seen.lengths / (average or 1.0))
+    saturated = seen.counts * (K1 + 1) / (seen.counts + longer[seen.places])
+    scores = np.bincount(seen.places, saturated * rarity[seen.words], len(seen.numbers))
+    return np.where(seen.selected, scores, 0.0)
 
 
 def _similar(seen: _Seen) -> NDArray[np.float32]:
-    return np.full(len(seen.numbers), -np.inf, np.float32) if seen.similar is None else seen.similar
+    nothing = np.float32(-np.inf)
+    if seen.similar is None:
+        return np.full(len(seen.numbers), nothing)
+    return np.where(seen.selected, seen.similar, nothing)
 
 
 def _top(scores: NDArray[Any], numbers: NDArray[np.int64], limit: int, above: float) -> NDArray[np.int64]:
