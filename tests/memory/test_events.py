@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentkeep.core.errors import ResourceNotFoundException, ValidationException
+from agentkeep.memory.keys import MemoryKey
 from agentkeep.memory.short_term import events as events_module
-from agentkeep.memory.short_term.event import decode, encode
+from agentkeep.memory.short_term.event import Place, decode, encode
 
 from .conftest import Client, SetClock
 
@@ -63,8 +64,9 @@ JSON = st.recursive(
 @given(st.lists(JSON, max_size=3))
 def test_documents_are_kept_value_for_value(documents: list[Any]) -> None:
     payload = [{"blob": document} for document in documents]
-    value = encode(payload, None, {}, None)
-    assert repr(decode("0000001777863721234#00", "s", value, payload=True).payload) == repr(payload)  # 1 is not 1.0
+    place, event_id = Place(MemoryKey(bytes(32)), "p", "s"), "0000001777863721234#00"
+    value = encode(place, event_id, payload, None, {}, None)
+    assert repr(decode(place, event_id, value, payload=True).payload) == repr(payload)  # 1 is not 1.0
 
 
 async def test_a_session_is_made_up_where_none_is_given(operator: Client, memory: str) -> None:

@@ -12,6 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 import orjson
@@ -27,7 +28,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.key_service import Context, KeyService
 from agentkeep.core.key_settings import KeySettings
-from agentkeep.core.sealing import SEALED, SealingKey
+from agentkeep.core.sealing import SealingKey
 from agentkeep.storage.interface import ABSENT, Check, Delete, KeyValueStore, Put, partition
 
 __all__ = ["MemoryKey", "MemoryKeys", "NewMemoryKey"]
@@ -43,24 +44,19 @@ _CACHED: Final = 10_000
 class MemoryKey(SealingKey):
     """One memory's. `mixed`: there may be things in clear, from before the memory had a key."""
 
-    __slots__ = ("mixed",)
+    __slots__ = ("_digests", "mixed")
 
-    def __init__(self, key: bytes, mixed: bool) -> None:
+    def __init__(self, key: bytes, mixed: bool = False) -> None:
         super().__init__(key)
         self.mixed = mixed
+        self._digests = self.derive("digests")
+
+    def digest(self, name: str, place: str) -> str:
+        """Stands for the name where it is a key of the store: the same for the same name in the same place."""
+        return blake2b(f"{len(place)}#{place}{name}".encode(), key=self._digests, digest_size=32).hexdigest()
 
     def __repr__(self) -> str:
         return "MemoryKey()"
-
-    def opened(self, stored: bytes, label: str) -> bytes:
-        """As `open`; but what lies in clear in a mixed memory comes as it is. Only for what cannot begin as sealed
-        things do, as no text or JSON does."""
-        if self.mixed and stored[:1] != _SEALED:
-            return stored
-        return self.open(stored, label)
-
-
-_SEALED: Final = bytes([SEALED])
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from agentkeep.core.key_service import KeyService
 from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.ports import Audit, Models
 from agentkeep.memory.barrier import Barrier
+from agentkeep.memory.keys import MemoryKeys
 from agentkeep.memory.lifecycle.actor_erasures import ActorErasures
 from agentkeep.memory.lifecycle.deletions import Deletions
 from agentkeep.memory.lifecycle.erasable import Erasable
 from agentkeep.memory.lifecycle.erasure import Erasure, EventsErasure, RecordsErasure
-from agentkeep.memory.keys import MemoryKeys
 from agentkeep.memory.lifecycle.purge import Purge
 from agentkeep.memory.lifecycle.search_for_actor import ActorSearch
 from agentkeep.memory.lifecycle.session_ends import SessionEnds
@@ -75,9 +75,10 @@ class MemoryPlane:
         self.erasures = ActorErasures(
             store, clock, memories, barrier, erasables, remains, audit, settings.report_days, settle_seconds
         )
+        events = Events(store, live, barrier, sessions, branches, keys, clock)
         self.operations = (
             MemoryOperations(memories, self.deletions),
-            EventOperations(memories, Events(store, live, barrier, sessions, branches, clock), sessions, branches),
+            EventOperations(memories, events, sessions, branches),
             RecordOperations(memories, records, settings),
         )
         self._purge = Purge(search, clock)

@@ -1,4 +1,6 @@
-"""Branches of a session: alternative continuations, each from an event of another branch."""
+"""Branches of a session: alternative continuations, each from an event of another branch.
+
+Their names are what users and agents called them, so the store has only keyed digests of these."""
 
 from __future__ import annotations
 
@@ -7,8 +9,9 @@ from collections.abc import Callable
 import orjson
 
 from agentkeep.core.errors import FieldError, ValidationException
+from agentkeep.memory.keys import MemoryKey
 from agentkeep.memory.partition import ActorPartition
-from agentkeep.memory.short_term.event import MAIN, Event, decode
+from agentkeep.memory.short_term.event import MAIN, Event, Place, decode
 from agentkeep.storage.interface import Ensure, KeyValueStore
 
 __all__ = ["Branches"]
@@ -20,27 +23,28 @@ class Branches:
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
 
-    async def parent_of(self, actor: ActorPartition, session_id: str, root_event_id: str) -> str:
+    async def parent_of(self, actor: ActorPartition, place: Place, root_event_id: str) -> str:
         """The branch of the event at which another is to begin. Raises ValidationException if it is none of this
         session's."""
-        value = await self._store.get(actor.events(session_id), root_event_id)
+        value = await self._store.get(actor.events(place.session_id), root_event_id)
         if value is None:
             message = "names no event of this session"
             raise ValidationException(
                 f"branch.rootEventId {message}", "EventInOtherSession", [FieldError("branch.rootEventId", message)]
             )
-        return decode(root_event_id, session_id, value, payload=False).branch_name
+        return decode(place, root_event_id, value, payload=False).branch_name
 
     def record(
-        self, actor: ActorPartition, session_id: str, name: str, root_event_id: str, parent: str, expires_ms: int
+        self, actor: ActorPartition, place: Place, name: str, root_event_id: str, parent: str, expires_ms: int
     ) -> Ensure:
         """To be part of the event's write."""
-        return Ensure(
-            actor.branches(session_id), name, orjson.dumps({"root": root_event_id, "parent": parent}), expires_ms
-        )
+        where = actor.branches(place.session_id)
+        sort = place.key.digest(name, where)
+        value = orjson.dumps({"root": root_event_id, "parent": parent})
+        return Ensure(where, sort, place.key.seal(value, f"{where}#{sort}"), expires_ms)
 
     async def members(
-        self, actor: ActorPartition, session_id: str, name: str, include_parents: bool
+        self, actor: ActorPartition, place: Place, name: str, include_parents: bool
     ) -> Callable[[Event], bool]:
         """Which events are of the branch; with its parents: also those of each parent up to and including the event
         at which the child begins."""
@@ -48,10 +52,9 @@ class Branches:
             return lambda event: event.branch_name == name
         last: dict[str, str | None] = {name: None}
         while name != MAIN:
-            value = await self._store.get(actor.branches(session_id), name)
-            if value is None:  # it was continued without ever having been begun
+            recorded = await self._recorded(actor.branches(place.session_id), place.key, name)
+            if recorded is None:  # it was continued without ever having been begun
                 break
-            recorded = orjson.loads(value)
             name = recorded["parent"]
             if name in last:
                 break
@@ -64,3 +67,13 @@ class Branches:
             return end is None or event.id <= end
 
         return matches
+
+    async def _recorded(self, where: str, key: MemoryKey, name: str) -> dict[str, str] | None:
+        sort = key.digest(name, where)
+        value = await self._store.get(where, sort)
+        if value is not None:
+            value = key.open(value, f"{where}#{sort}")
+        elif key.mixed:
+            value = await self._store.get(where, name)
+        recorded: dict[str, str] | None = orjson.loads(value) if value is not None else None
+        return recorded

@@ -11,10 +11,11 @@ from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import ConditionFailed, ResourceNotFoundException, RetryableConflictException
 from agentkeep.core.pages import place, token
 from agentkeep.memory.barrier import Barrier
+from agentkeep.memory.keys import MemoryKeys
 from agentkeep.memory.memories import LiveMemories
 from agentkeep.memory.partition import ActorPartition
 from agentkeep.memory.short_term.branches import Branches
-from agentkeep.memory.short_term.event import Event, EventIds, decode, encode, timestamp_of
+from agentkeep.memory.short_term.event import Event, EventIds, Place, decode, encode, timestamp_of
 from agentkeep.memory.short_term.sessions import Sessions
 from agentkeep.storage.interface import PRESENT, Delete, KeyValueStore, Once, Put, Write
 
@@ -37,6 +38,7 @@ class Events:
         barrier: Barrier,
         sessions: Sessions,
         branches: Branches,
+        keys: MemoryKeys,
         clock: Clock,
     ) -> None:
         self._store = store
@@ -44,6 +46,7 @@ class Events:
         self._barrier = barrier
         self._sessions = sessions
         self._branches = branches
+        self._keys = keys
         self._clock = clock
         self._ids = EventIds(clock)
 
@@ -60,10 +63,11 @@ class Events:
     ) -> Event:
         """Stores the event, and lists its session and actor: one write, durable on return. With a client token spent
         before, returns the event stored then, made from the request, which is equal."""
-        value = encode(payload, branch, metadata, extraction)
+        stored_at = await self.place(actor, session_id)
         event_id = self._ids.next(timestamp)
+        value = encode(stored_at, event_id, payload, branch, metadata, extraction)
         root = branch.get("rootEventId") if branch else None
-        parent = "" if root is None else await self._branches.parent_of(actor, session_id, root)
+        parent = "" if root is None else await self._branches.parent_of(actor, stored_at, root)
         for _ in range(_ATTEMPTS):
             days = await self._live.days(actor.memory_id)
             now = epoch_ms(self._clock.now())
@@ -75,7 +79,7 @@ class Events:
                 *self._sessions.listed(actor, session_id, now, ends),
             ]
             if branch is not None and root is not None:
-                writes.append(self._branches.record(actor, session_id, branch["name"], root, parent, ends))
+                writes.append(self._branches.record(actor, stored_at, branch["name"], root, parent, ends))
             once = Once.of(idempotency, f"{event_id} {session_id}".encode(), now)
             try:
                 replayed = await self._store.transact(writes, once=once)
@@ -88,11 +92,15 @@ class Events:
             return Event(event_id, timestamp_of(event_id), session_id, payload, branch, metadata, extraction)
         raise RetryableConflictException(f"Memory {actor.memory_id} is being changed: try again")
 
+    async def place(self, actor: ActorPartition, session_id: str) -> Place:
+        """Where the session's events are, with the key. Raises ResourceNotFoundException where there is no memory."""
+        return Place(await self._keys.of(actor.memory_id), actor.events(session_id), session_id)
+
     async def get(self, actor: ActorPartition, session_id: str, event_id: str) -> Event:
         value = await self._store.get(actor.events(session_id), event_id)
         if value is None:
             raise _not_found(event_id)
-        return decode(event_id, session_id, value, payload=True)
+        return decode(await self.place(actor, session_id), event_id, value, payload=True)
 
     async def delete(self, actor: ActorPartition, session_id: str, event_id: str) -> None:
         try:
@@ -116,18 +124,22 @@ class Events:
         is by then.
         """
         where, before = actor.events(session_id), place(next_token)
+        stored_at: Place | None = None
         limit = size + 1 if matches is None else _SCAN  # one more tells whether there is another page
         found: list[Event] = []
         found_bytes = scanned = 0
         while True:
             items = await self._store.query(where, before=before, limit=limit, reverse=True, max_bytes=_PAGE_BYTES)
+            if items and stored_at is None:
+                stored_at = await self.place(actor, session_id)
             for item in items:
+                assert stored_at is not None
                 before = item.sort
-                if matches is not None and not matches(decode(item.sort, session_id, item.value, payload=False)):
+                if matches is not None and not matches(decode(stored_at, item.sort, item.value, payload=False)):
                     continue
                 if len(found) == size:
                     return found, token(found[-1].id)
-                found.append(decode(item.sort, session_id, item.value, payload=payload))
+                found.append(decode(stored_at, item.sort, item.value, payload=payload))
                 found_bytes += len(item.value)
             scanned += len(items)
             if len(items) < limit and sum(len(item.value) for item in items) < _PAGE_BYTES:

@@ -136,7 +136,10 @@ class EventOperations:
             branch = asked["branch"]
             tests.append(
                 await self._branches.members(
-                    actor, request["sessionId"], branch["name"], branch.get("includeParentBranches", False)
+                    actor,
+                    await self._events.place(actor, request["sessionId"]),
+                    branch["name"],
+                    branch.get("includeParentBranches", False),
                 )
             )
         if "eventMetadata" in asked:
