@@ -114,7 +114,10 @@ def test_only_data_operations_are_open_to_sessions() -> None:
 
 
 #: Those that are no actor's.
-PLATFORMS_PARTITIONS = {"memories", "names", "live", "erasing", "erasures", "erasure-leases", "session-ends"}
+PLATFORMS_PARTITIONS = {
+    *("memories", "names", "live", "issuers", "erasing", "erasures", "erasure-leases"),
+    *("session-ends", "heeding-session-ends", "due", "held", "extraction-leases"),
+}
 
 
 def test_there_is_no_way_round_the_gate() -> None:
@@ -133,7 +136,7 @@ def test_there_is_no_way_round_the_gate() -> None:
                     assert literals <= {"memory", *PLATFORMS_PARTITIONS}, file
                 assert node.func.id not in ("ActorPartition", "RecordScope", "Beneath"), file
             if isinstance(node, ast.Attribute) and node.attr == "of_platform":
-                assert file.parent.name == "lifecycle" or file.name == "actor_records.py", file
+                assert file.parent.name in ("lifecycle", "extraction") or file.name == "actor_records.py", file
     call = Call("bedrock-agentcore", "GetEvent", OPERATOR, "r")
     assert authorize(call, "m", "a/b").events("c") != authorize(call, "m", "a").events("b/c")
     alices = authorize_records(Call("bedrock-agentcore", "GetMemoryRecord", session_of("alice"), "r"), "m")

@@ -23,6 +23,7 @@ from agentkeep.core.errors import (
 from agentkeep.core.identifiers import Arn, Deployment, resource_id
 from agentkeep.core.pages import place, token
 from agentkeep.core.tags import merged, without
+from agentkeep.memory.extraction.marks import Marking, marking
 from agentkeep.memory.keys import MemoryKeys
 from agentkeep.memory.strategies import Strategy, StrategyType, change, declare
 from agentkeep.memory.tags import behaviour, check_tags
@@ -39,11 +40,12 @@ from agentkeep.storage.interface import (
     partition,
 )
 
-__all__ = ["LiveMemories", "Memories", "Memory", "MemoryStatus", "not_found"]
+__all__ = ["Live", "LiveMemories", "Memories", "Memory", "MemoryStatus", "not_found"]
 
 _MEMORIES: Final = partition("memory", "memories")
 _NAMES: Final = partition("memory", "names")
-#: Memory id -> days events are kept: what each event's write checks, apart from the long description.
+#: Memory id -> days events are kept, and whether they are extracted: what each event's write checks, apart from the
+#: long description.
 _LIVE: Final = partition("memory", "live")
 #: The same of those to which it matters that a session has ended: what each end reads.
 _HEEDING: Final = partition("memory", "heeding-session-ends")
@@ -99,25 +101,38 @@ class Memory:
         return [key["key"] for key in self.namespace_keys or ()]
 
 
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What an event's write must know of its memory: how long it keeps events, and when they are extracted (None: never
+    are). `check`: to be part of the write, which happens only while that is so."""
+
+    days: int
+    marking: Marking | None
+    check: Check
+
+
 class LiveMemories:
-    """Which memories take events, and how long they keep them. Remembered, because each event's write proves it anew
-    with `check`; so what is remembered may be old without harm."""
+    """Which memories take events. Remembered, because each event's write proves it anew; so what is remembered may be
+    old without harm."""
 
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
         self._known: dict[str, bytes] = {}
 
-    async def days(self, memory_id: str) -> int:
+    async def of(self, memory_id: str) -> Live:
         """Raises ResourceNotFoundException."""
         value = self._known.get(memory_id)
-        return int(value if value is not None else await self._read(memory_id))
+        if value is None:
+            value = await self._read(memory_id)
+        days, _, marking = value.decode().partition(" ")
+        return Live(int(days), Marking(marking) if marking else None, Check(_LIVE, memory_id, value))
 
     async def require(self, memory_id: str) -> None:
         """Asks the store. Raises ResourceNotFoundException."""
         await self._read(memory_id)
 
     async def refresh(self, memory_id: str) -> None:
-        """After `check` failed. Raises ResourceNotFoundException."""
+        """After a check failed. Raises ResourceNotFoundException."""
         self._known.pop(memory_id, None)
         await self._read(memory_id)
 
@@ -125,10 +140,6 @@ class LiveMemories:
     def present(memory_id: str) -> Check:
         """To be part of a write: it happens only while the memory is live."""
         return Check(_LIVE, memory_id, PRESENT)
-
-    def check(self, memory_id: str, days: int) -> Check:
-        """To be part of a write: it happens only while the memory is live and keeps events for so many days."""
-        return Check(_LIVE, memory_id, str(days).encode())
 
     async def made(self, once: Once) -> bytes | None:
         """The reference of the write that spent the token, None where it is not spent; does not spend it, for the
@@ -362,8 +373,9 @@ def _index(memory: Memory) -> Sequence[Write]:
     """Of a memory that is not being deleted."""
     days = str(memory.event_expiry_days).encode()
     heeds = behaviour(memory.tags).heeds_session_ends
+    extracted = marking(memory.strategies, memory.tags)
     return (
-        Put(_LIVE, memory.id, days),
+        Put(_LIVE, memory.id, days if extracted is None else days + b" " + extracted.value.encode()),
         Put(_HEEDING, memory.id, days) if heeds else Delete(_HEEDING, memory.id),
     )
 

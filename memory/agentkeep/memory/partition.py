@@ -25,6 +25,7 @@ __all__ = [
     "authorize_records",
     "authorized_actor",
     "crossing",
+    "jobs_partition",
 ]
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,16 @@ class ActorPartition:
     def jobs(self) -> str:
         """Extractions that failed."""
         return partition("memory", "jobs", self.memory_id, self.actor_id)
+
+    @property
+    def plans(self) -> str:
+        """What extractions have found and are writing, by session."""
+        return partition("memory", "plans", self.memory_id, self.actor_id)
+
+    @property
+    def ingested(self) -> str:
+        """What was given for extraction without an event."""
+        return partition("memory", "ingested", self.memory_id, self.actor_id)
 
     @classmethod
     def of_platform(cls, memory_id: str, actor_id: str) -> ActorPartition:
@@ -144,6 +155,11 @@ def authorized_actor(call: Call) -> str | None:
             "this session has no user; invoke with a user JWT or runtimeUserId"
         )
     return caller.user.id
+
+
+def jobs_partition(memory_id: str) -> str:
+    """The index of a memory's failed extractions: whose each is."""
+    return partition("memory", "failed-jobs", memory_id)
 
 
 def actors_partition(memory_id: str) -> str:

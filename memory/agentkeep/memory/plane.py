@@ -8,6 +8,7 @@ from agentkeep.core.key_service import KeyService
 from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.ports import Audit, Models
 from agentkeep.memory.barrier import Barrier
+from agentkeep.memory.extraction.composition import ExtractionParts
 from agentkeep.memory.keys import MemoryKeys
 from agentkeep.memory.lifecycle.actor_erasures import ActorErasures
 from agentkeep.memory.lifecycle.deletions import Deletions
@@ -67,19 +68,28 @@ class MemoryPlane:
         records = Records(store, search, retrieval, live, barrier, clock, writer)
         self.models = models
         self.records_by_actor = RecordsByActor(search, retrieval, writer)
-        self.session_ends = SessionEnds(store, memories, clock)
+        events = Events(store, live, barrier, sessions, branches, keys, clock)
+        self.extraction = ExtractionParts(
+            store, memories, live, barrier, keys, sessions, events, self.records_by_actor, models, settings, clock
+        )
+        self.session_ends = SessionEnds(store, memories, clock, self.extraction.standing)
         # Whatever keeps anything by actor is named here: what feeds others before what it feeds.
-        erasables: list[Erasable] = [self.session_ends, EventsErasure(store), RecordsErasure(writer)]
+        erasables: list[Erasable] = [
+            self.session_ends,
+            self.extraction.standing,
+            EventsErasure(store),
+            RecordsErasure(writer),
+        ]
         self.deletions = Deletions(memories, Erasure(store, search, memories, erasables))
         remains = ActorSearch(store, search, memories, settings.namespace_templates)
         self.erasures = ActorErasures(
             store, clock, memories, barrier, erasables, remains, audit, settings.report_days, settle_seconds
         )
-        events = Events(store, live, barrier, sessions, branches, keys, clock)
         self.operations = (
             MemoryOperations(memories, self.deletions),
             EventOperations(memories, events, sessions, branches),
             RecordOperations(memories, records, settings),
+            self.extraction.operations,
         )
         self._purge = Purge(search, clock)
 
@@ -90,10 +100,12 @@ class MemoryPlane:
         await self.deletions.resume()
         await self.erasures.start()
         self.session_ends.start()
+        self.extraction.worker.start()
 
     async def close(self) -> None:
         """Stops what runs in the background; the next start continues it."""
         await self._purge.close()
+        await self.extraction.worker.close()
         await self.session_ends.close()
         await self.erasures.close()
         await self.deletions.close()

@@ -281,8 +281,7 @@ class Records:
         owners = {record.owner for record in written if record.owner is not None}
         try:
             for _ in range(_ATTEMPTS):
-                days = await self._live.days(memory_id)
-                checks = [self._live.check(memory_id, days)]
+                checks = [self._live.present(memory_id)]
                 checks += [self._barrier.check(memory_id, owner) for owner in owners]
                 try:
                     await self._store.transact(checks, once=once)

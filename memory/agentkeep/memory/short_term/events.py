@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from agentkeep.core.call import Idempotency
+from agentkeep.core.call import Idempotency, SessionRef
 from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import ConditionFailed, ResourceNotFoundException, RetryableConflictException
 from agentkeep.core.pages import place, token
 from agentkeep.memory.barrier import Barrier
+from agentkeep.memory.extraction.marks import marked
+from agentkeep.memory.extraction.material import is_extractable
 from agentkeep.memory.keys import MemoryKeys
 from agentkeep.memory.memories import LiveMemories
 from agentkeep.memory.partition import ActorPartition
@@ -25,6 +27,7 @@ _DAY_MS: Final = 24 * 3600 * 1000
 _ATTEMPTS: Final = 3
 #: A page ends when its events reach this many bytes, whatever maxResults says: none is a gigabyte.
 _PAGE_BYTES: Final = 16 * 1024 * 1024
+_EARLIER_BYTES: Final = 256 * 1024
 #: A filtered listing reads so many events at a time, and at most so many before it returns what it has with a token.
 _SCAN: Final = 250
 _LONGEST_SCAN: Final = 10_000
@@ -60,26 +63,31 @@ class Events:
         metadata: Mapping[str, str],
         extraction: Mapping[str, Any] | None,
         idempotency: Idempotency | None,
+        caller: SessionRef | None = None,
     ) -> Event:
-        """Stores the event, and lists its session and actor: one write, durable on return. With a client token spent
-        before, returns the event stored then, made from the request, which is equal."""
+        """Stores the event, lists its session and actor, and marks it for extraction where the memory wants that: one
+        write, durable on return. With a client token spent before, returns the event stored then, made from the
+        request, which is equal. `caller`: the session that writes, whose use of models the extraction is."""
         stored_at = await self.place(actor, session_id)
         event_id = self._ids.next(timestamp)
         value = encode(stored_at, event_id, payload, branch, metadata, extraction)
         root = branch.get("rootEventId") if branch else None
         parent = "" if root is None else await self._branches.parent_of(actor, stored_at, root)
+        to_extract = not (extraction or {}).get("extractionMode") and is_extractable(payload)
         for _ in range(_ATTEMPTS):
-            days = await self._live.days(actor.memory_id)
+            live = await self._live.of(actor.memory_id)
             now = epoch_ms(self._clock.now())
-            ends = now + days * _DAY_MS
+            ends = now + live.days * _DAY_MS
             writes: list[Write] = [
-                self._live.check(actor.memory_id, days),
+                live.check,
                 self._barrier.check(actor.memory_id, actor.actor_id),
                 Put(actor.events(session_id), event_id, value, expires_ms=ends),
                 *self._sessions.listed(actor, session_id, now, ends),
             ]
             if branch is not None and root is not None:
                 writes.append(self._branches.record(actor, stored_at, branch["name"], root, parent, ends))
+            if live.marking is not None and to_extract:
+                writes += marked(actor, session_id, event_id, live.marking, caller, ends)
             once = Once.of(idempotency, f"{event_id} {session_id}".encode(), now)
             try:
                 replayed = await self._store.transact(writes, once=once)
@@ -101,6 +109,24 @@ class Events:
         if value is None:
             raise _not_found(event_id)
         return decode(await self.place(actor, session_id), event_id, value, payload=True)
+
+    async def some(self, actor: ActorPartition, session_id: str, event_ids: Sequence[str]) -> list[Event]:
+        """Those that are there, in that order."""
+        values = await self._store.get_many(actor.events(session_id), event_ids)
+        stored_at = await self.place(actor, session_id)
+        return [
+            decode(stored_at, event_id, value, payload=True)
+            for event_id, value in zip(event_ids, values, strict=True)
+            if value is not None
+        ]
+
+    async def before(self, actor: ActorPartition, session_id: str, event_id: str, most: int) -> list[Event]:
+        """The last ones before that event, in their order; fewer where they are large."""
+        items = await self._store.query(
+            actor.events(session_id), before=event_id, limit=most, reverse=True, max_bytes=_EARLIER_BYTES
+        )
+        stored_at = await self.place(actor, session_id)
+        return [decode(stored_at, item.sort, item.value, payload=True) for item in reversed(items)]
 
     async def delete(self, actor: ActorPartition, session_id: str, event_id: str) -> None:
         try:

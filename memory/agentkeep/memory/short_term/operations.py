@@ -52,6 +52,7 @@ class EventOperations:
             {key: value["stringValue"] for key, value in request.get("metadata", {}).items()},
             extraction,
             call.idempotency,
+            call.caller.session,
         )
         return {"event": event_shape(event, actor)}
 
