@@ -118,4 +118,4 @@ async def test_a_plane_without_a_model(store: KeyValueStore, search: SqliteSearc
     await put(operator, memory, *(record(fact, "/facts/alice/") for fact in FACTS))
     found = await scores(operator, memory, "Where is order A-1002?")
     assert next(iter(found)) == FACTS[3]
-    assert set(found) == {FACTS[2], FACTS[3]}
+    assert FACTS[2] in found

@@ -1,20 +1,24 @@
-"""Which records answer a query best: by words and by meaning.
+"""Which records answer a query best: by words and by meaning, of the record and of what stood around it.
 
-The score is a fixed weighted sum of two measures that mean the same for every query and every user, so scores are
-comparable and thresholds on them hold: the share of the query's (rare) words found, which is BM25 against what a text
-with all of them would have, and the cosine of the embeddings. Sums of scores, rather than of ranks, because rank
-fusion loses how much better the best is (Bruch et al., "An Analysis of Fusion Functions for Hybrid Retrieval", 2022).
+The score is a fixed weighted sum of measures that mean the same for every query and every user, so scores are
+comparable and thresholds on them hold: the share of the query's (rare) words found in the record or, for less, around
+it, which is BM25 against what a text with all of them would have; the cosine of the query with the record's vector
+averaged with its neighbours', and with the record's alone; and whether the speaker whom the query names said it. Sums
+of scores, rather than of ranks, because rank fusion loses how much better the best is (Bruch et al., "An Analysis of
+Fusion Functions for Hybrid Retrieval", 2022). How the weights were found: docs/development/retrieval.md.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from agentkeep.core.clock import Clock
 from agentkeep.memory.long_term.record import Record
+from agentkeep.memory.long_term.speech import Speakers, speaker_of, spoken
 from agentkeep.storage.embedding import CachedEmbedder, Embedder, EmbeddingUnavailable
 from agentkeep.storage.search import Beneath, Hit, SearchStore, Selection, Vector
 
@@ -22,10 +26,17 @@ __all__ = ["Retrieval", "Scored"]
 
 logger = logging.getLogger(__name__)
 
-_WORDS: Final = 0.5
-_MEANING: Final = 0.5
+#: Of the words, of the averaged vector and of the record's own: together 1. The speaker adds to that.
+_WORDS: Final = 0.55
+_AROUND: Final = 0.25
+_OWN: Final = 0.2
+_SPEAKER: Final = 0.12
 #: How many of the best by words, and by meaning, are weighed together.
 _CANDIDATES: Final = 100
+#: Records in which speakers are looked for; seconds for which they are remembered; for how many places.
+_RECENT: Final = 100
+_REMEMBERED: Final = 60.0
+_PLACES: Final = 4096
 #: Seconds after a failure in which the embedder is left alone.
 _REST: Final = 30.0
 
@@ -51,6 +62,7 @@ class Retrieval:
         self._search = search
         self._embedder = embedder
         self._queries = CachedEmbedder(embedder) if embedder is not None else None
+        self._speakers = _RecentSpeakers(search, clock)
         self._clock = clock
         self._rests_until: float | None = None
         if embedder is None:
@@ -58,18 +70,25 @@ class Retrieval:
 
     async def best(self, partition: str | Beneath, query: str, selection: Selection, limit: int) -> list[Scored]:
         """Best first; scores from 0 to 1. The same query on the same records gives the same order."""
-        vector = await self._query(query)
+        speakers = await self._speakers.of(partition, selection)
+        about = speakers.removed_from(query)
+        vector = await self._query(about)
         hits = await self._search.search(
-            partition, text=_telling(query), vector=vector, selection=selection, limit=max(limit, _CANDIDATES)
+            partition, text=_telling(about), vector=vector, selection=selection, limit=max(limit, _CANDIDATES)
         )
-        scored = [Scored(Record.of(hit.document), _score(hit, vector is not None)) for hit in hits]
+        named = speakers.named_in(query)
+        scored = []
+        for hit in hits:
+            record = Record.of(hit.document)
+            said = named is not None and speaker_of(record) == named
+            scored.append(Scored(record, _score(record, hit, vector, said)))
         return sorted(scored, key=lambda one: (-one.score, one.record.id))[:limit]
 
     async def vectors(self, texts: Sequence[str]) -> list[Vector | None]:
         """Of records' texts; None for all of them where there is no embedder at work."""
         if self._embedder is not None and texts and not self._resting():
             try:
-                return list(await self._embedder.embed(texts))
+                return list(await self._embedder.embed([spoken(text) for text in texts]))
             except EmbeddingUnavailable as error:
                 self._rest(error)
         return [None] * len(texts)
@@ -90,11 +109,41 @@ class Retrieval:
         self._rests_until = self._clock.monotonic() + _REST
 
 
-def _score(hit: Hit, by_meaning: bool) -> float:
+class _RecentSpeakers:
+    """Who speaks in the newest records of a partition and namespace; remembered where these are many, as it costs a
+    read."""
+
+    def __init__(self, search: SearchStore, clock: Clock) -> None:
+        self._search = search
+        self._clock = clock
+        self._known: OrderedDict[tuple[object, ...], tuple[float, Speakers]] = OrderedDict()
+
+    async def of(self, partition: str | Beneath, selection: Selection) -> Speakers:
+        key = (partition, selection.namespace, selection.namespace_path)
+        until, speakers = self._known.get(key, (0.0, Speakers()))
+        if self._clock.monotonic() < until:
+            self._known.move_to_end(key)
+            return speakers
+        within = Selection(namespace=selection.namespace, namespace_path=selection.namespace_path)
+        page = await self._search.newest(partition, within, limit=_RECENT)
+        speakers = Speakers.of([Record.of(document) for document in page.documents])
+        self._known.pop(key, None)
+        if page.after is not None:
+            self._known[key] = (self._clock.monotonic() + _REMEMBERED, speakers)
+            while len(self._known) > _PLACES:
+                self._known.popitem(last=False)
+        return speakers
+
+
+def _score(record: Record, hit: Hit, query: Vector | None, said_by_named: bool) -> float:
+    speaker = _SPEAKER if said_by_named else 0.0
     words = min(hit.lexical, 1.0)
-    if not by_meaning:
-        return words
-    return min(1.0, _WORDS * words + _MEANING * max(hit.similarity or 0.0, 0.0))
+    if query is None:
+        return min(words + speaker, 1.0)
+    around = own = max(hit.similarity or 0.0, 0.0)
+    if record.around.vector is not None and record.vector is not None:
+        own = max(float(record.vector @ query), 0.0)
+    return min(_WORDS * words + _AROUND * around + _OWN * own + speaker, 1.0)
 
 
 def _telling(query: str) -> str:
