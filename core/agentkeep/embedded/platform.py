@@ -157,9 +157,9 @@ class EmbeddedPlatform:
         on_exit(telemetry_export.start("agentkeep", waiting_spans).stop)
         alerts = KeyValueAlerts(store, days=observed.alert_days)
         on_exit(alerts.close)
-        alarm = Alarm(alerts, clock)
-        on_exit(alarm.close)
         audit = KeyValueAudit(store, days=observed.audit_days)
+        alarm = Alarm(alerts, clock, audit)
+        on_exit(alarm.close)
         prices = Prices(observed.prices)
         budgets = SessionBudgets(store, clock, default=observed.session_token_budget or None)
         gateway_settings = GatewaySettings()
@@ -203,6 +203,8 @@ class EmbeddedPlatform:
             key_service=key_service,
             key_settings=key_settings,
             models=gateway.answers,
+            audit=audit,
+            vouching_issuers=(issuer_url,),
         )
         on_exit(memory.close)
         driver: Driver = ProcessDriver(self.data_dir / "driver", clock=clock)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from agentkeep.core.acting import ActingForUsers, LoggedAudit
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.key_service import KeyService
 from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.ports import Audit, Models
+from agentkeep.memory.admission import Admission, Admitted, Operations
 from agentkeep.memory.barrier import Barrier
 from agentkeep.memory.extraction.composition import ExtractionParts
 from agentkeep.memory.keys import MemoryKeys
@@ -55,10 +59,12 @@ class MemoryPlane:
         key_settings: KeySettings | None = None,
         models: Models | None = None,
         audit: Audit | None = None,
+        vouching_issuers: Collection[str] = (),
         settle_seconds: float = 0.0,
     ) -> None:
         """`search` takes the vectors of `embedder`; None: records are searched by words alone. `models` None: records
-        are made of events by rules, whatever the settings say. `key_service`: what wraps the memories' keys."""
+        are made of events by rules, whatever the settings say. `key_service`: what wraps the memories' keys.
+        `audit` None: who acts for whom is in the log alone. `vouching_issuers`: those who take operators' word."""
         settings = settings or MemorySettings()
         live, branches, barrier = LiveMemories(store), Branches(store), Barrier(store)
         self._keys = keys = MemoryKeys(store, key_service, clock, live.present, key_settings)
@@ -85,11 +91,16 @@ class MemoryPlane:
         self.erasures = ActorErasures(
             store, clock, memories, barrier, erasables, remains, audit, settings.report_days, settle_seconds
         )
-        self.operations = (
-            MemoryOperations(memories, self.deletions),
+        self._acting = ActingForUsers(audit or LoggedAudit(), clock)
+        admission = Admission(store, memories, clock, self._acting, settings, vouching_issuers)
+        on_data: tuple[Operations, ...] = (
             EventOperations(memories, events, sessions, branches),
             RecordOperations(memories, records, settings),
             self.extraction.operations,
+        )
+        self.operations: tuple[Operations, ...] = (
+            MemoryOperations(memories, self.deletions),
+            *(Admitted(operations, admission) for operations in on_data),
         )
         self._purge = Purge(search, clock)
 
@@ -109,4 +120,5 @@ class MemoryPlane:
         await self.session_ends.close()
         await self.erasures.close()
         await self.deletions.close()
+        await self._acting.close()
         await self._keys.close()
