@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from agentkeep.core.acting import Tally
 from agentkeep.core.call import Call, Caller, SessionRef
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import CrossUserAccess
-from agentkeep.core.ports import Alert, Alerts
+from agentkeep.core.errors import CrossAgentAccess, CrossUserAccess
+from agentkeep.core.ports import Alert, Alerts, Audit, AuditRecord
 
 __all__ = ["Alarm"]
 
 logger = logging.getLogger(__name__)
 
 CROSS_USER_ACCESS = "cross-user-access"
+CROSS_AGENT_ACCESS = "cross-agent-access"
 MISPLACED_KEY = "misplaced-key"
 #: Seconds.
 PATIENCE = 2.0
@@ -27,8 +29,11 @@ MOST_UNDER_WAY = 256
 
 
 class Alarm:
-    def __init__(self, alerts: Alerts, clock: Clock) -> None:
+    """`audit`: where each attempt is put on record, too: the first at once, the rest of a loop once a minute."""
+
+    def __init__(self, alerts: Alerts, clock: Clock, audit: Audit | None = None) -> None:
         self._alerts = alerts
+        self._records = Tally(audit, clock) if audit is not None else None
         self._clock = clock
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -52,11 +57,13 @@ class Alarm:
     async def close(self) -> None:
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=PATIENCE)
+        if self._records is not None:
+            await self._records.close()
 
     def _crossing(self, caller: Caller, operation: str, request_id: str, refused: CrossUserAccess) -> Alert:
         return Alert(
-            CROSS_USER_ACCESS,
-            f"{caller.principal} tried {operation} on {refused.resource}, which is another user's; it was refused.",
+            CROSS_AGENT_ACCESS if isinstance(refused, CrossAgentAccess) else CROSS_USER_ACCESS,
+            f"{caller.principal} tried {operation} on {refused.resource}, which is {refused.whose}; it was refused.",
             caller.principal,
             caller.session,
             caller.user.id if caller.user is not None else None,
@@ -75,7 +82,17 @@ class Alarm:
             if before >= MOST_UNDER_WAY:
                 raise TimeoutError("too many alerts are on their way")
             async with asyncio.timeout(PATIENCE):
-                await self._alerts.raise_alert(alert)
+                await asyncio.gather(self._alerts.raise_alert(alert), self._put_on_record(alert))
         except Exception as error:
             # Fails open on the record, never on the refusal.
             logger.error("alert not kept (%r): %s: %s", error, alert.kind, alert.summary)
+
+    async def _put_on_record(self, alert: Alert) -> None:
+        if self._records is None:
+            return
+        await self._records.note(
+            (alert.kind, alert.principal, alert.session, alert.user_id, alert.details.get("operation")),
+            lambda: AuditRecord(
+                alert.kind, alert.summary, alert.principal, alert.session, alert.user_id, alert.at, alert.details
+            ),
+        )

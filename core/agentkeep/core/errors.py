@@ -6,6 +6,7 @@
     │   ├── UnauthorizedException         401  no proof of who is calling, or a bad one
     │   ├── AccessDeniedException         403  the caller is known and may not
     │   │   ├── CrossUserAccess           403  the same, and raises an alert
+    │   │   │   └── CrossAgentAccess      403  the same of what is other agents'
     │   │   └── KeyRefused                403  a key service does not let the platform use a key
     │   ├── ResourceNotFoundException     404
     │   ├── ConflictException             409  the resource's state forbids it now
@@ -50,6 +51,7 @@ __all__ = [
     "CommandNotStarted",
     "ConditionFailed",
     "ConflictException",
+    "CrossAgentAccess",
     "CrossUserAccess",
     "DependencyError",
     "DriverError",
@@ -136,13 +138,21 @@ class CrossUserAccess(AccessDeniedException):
     """Somebody named what is another user's. To the caller it is an AccessDeniedException; operators are alerted.
     `resource`: what was to be reached, without anything the request carried."""
 
-    def __init__(self, message: str, resource: str) -> None:
+    whose: ClassVar[str] = "another user's"
+
+    def __init__(self, message: str, resource: str = "") -> None:
         super().__init__(message)
         self.resource = resource
 
     @property
     def code(self) -> str:
         return "AccessDeniedException"
+
+
+class CrossAgentAccess(CrossUserAccess):
+    """An agent named what is for other agents."""
+
+    whose = "other agents'"
 
 
 class KeyRefused(AccessDeniedException):

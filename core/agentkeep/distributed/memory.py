@@ -43,6 +43,7 @@ async def compose(service: Service) -> Composed:
         key_service=key_service,
         key_settings=key_settings,
         models=service.port(MODELS),
+        audit=service.audit,
     )
     service.on_exit(plane.close)
     return Composed(

@@ -41,7 +41,7 @@ async def compose(service: Service) -> Composed:
     alerts = KeyValueAlerts(service.store, days=settings.alert_days)
     service.on_exit(alerts.close)
     audit = KeyValueAudit(service.store, days=settings.audit_days)
-    alarm = Alarm(alerts, service.clock)
+    alarm = Alarm(alerts, service.clock, audit)
     service.on_exit(alarm.close)
     of_sessions, of_services = OtlpApp(spans, settings), OtlpApp(spans, settings, trusted=True)
     service.on_exit_call(of_sessions.close)

@@ -27,7 +27,7 @@ from agentkeep.service.front import Front, Server
 from agentkeep.service.internal import INTERNAL_LIMITS, InternalApplication
 from agentkeep.service.mounts import Mount
 from agentkeep.service.ports.caches import CachedAuthorizers, CachedKeys
-from agentkeep.service.ports.catalogue import ALERTS, AUTHORIZERS, KEYS, Port
+from agentkeep.service.ports.catalogue import ALERTS, AUDIT, AUTHORIZERS, KEYS, Port
 from agentkeep.service.ports.client import Peers
 from agentkeep.service.ports.server import PortsApp
 from agentkeep.storage.valkey import ValkeyKeyValueStore
@@ -94,7 +94,8 @@ class Service:
         self.peers = Peers(self.credentials, settings.urls)
         self.router = Router()
         self.checks: dict[str, Check] = {}
-        self.alarm = Alarm(self.port(ALERTS), self.clock)
+        self.audit = self.port(AUDIT)
+        self.alarm = Alarm(self.port(ALERTS), self.clock, self.audit)
         self.front: Front
         self.store: ValkeyKeyValueStore
         self._compose = compose

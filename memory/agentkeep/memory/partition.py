@@ -12,8 +12,9 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
+from agentkeep.core.acting import require_acting
 from agentkeep.core.call import Call, Caller, CallerKind
-from agentkeep.core.errors import AccessDeniedException, CrossUserAccess
+from agentkeep.core.errors import AccessDeniedException, CrossAgentAccess, CrossUserAccess
 from agentkeep.storage.interface import partition
 from agentkeep.storage.search import Beneath
 
@@ -25,6 +26,7 @@ __all__ = [
     "authorize_records",
     "authorized_actor",
     "crossing",
+    "foreign_agent",
     "jobs_partition",
 ]
 
@@ -144,10 +146,24 @@ def crossing(call: Call, memory_id: str, member: str, allowed: str) -> CrossUser
     )
 
 
+def foreign_agent(call: Call, memory_id: str) -> CrossAgentAccess:
+    """The refusal of an agent that a memory is not for, which raises an alert, and its line in the log."""
+    logger.warning(
+        "cross-agent access refused: %s tried %s on memory %s", call.caller.principal, call.operation, memory_id
+    )
+    return CrossAgentAccess(
+        f"{call.caller.principal} is not authorized to perform {call.operation}: memory {memory_id} is for other agents "
+        "(its tag agentkeep:agents names them)",
+        f"memory {memory_id}",
+    )
+
+
 def authorized_actor(call: Call) -> str | None:
-    """The one actor the caller may act as; None: any. Raises AccessDeniedException for an agent without a user."""
+    """The one actor the caller may act as; None: any. Raises AccessDeniedException for an agent without a user, and for
+    an operator whose key does not act for users."""
     caller: Caller = call.caller
     if caller.kind is CallerKind.OPERATOR:
+        require_acting(caller, call.operation)
         return None
     if caller.user is None:
         raise AccessDeniedException(

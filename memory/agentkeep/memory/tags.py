@@ -3,6 +3,7 @@
 agentkeep:extraction   as-events-come (default) | at-session-end       when long-term records are made of events
 agentkeep:events       kept (default) | until-session-end              how long events are kept, within their expiry
 agentkeep:agents       agent runtime ids, separated by spaces          which agents may use it; default: every one
+agentkeep:issuers      issuers of users' tokens, separated by spaces   whose users it is for (see admission.py)
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ PREFIX: Final = "agentkeep:"
 EXTRACTION: Final = PREFIX + "extraction"
 EVENTS: Final = PREFIX + "events"
 AGENTS: Final = PREFIX + "agents"
-_KNOWN: Final = (EXTRACTION, EVENTS, AGENTS)
+ISSUERS: Final = PREFIX + "issuers"
+_KNOWN: Final = (EXTRACTION, EVENTS, AGENTS, ISSUERS)
 
 #: The service model's AgentRuntimeId.
 _RUNTIME_ID: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,99}-[a-zA-Z0-9]{10}")
@@ -43,11 +45,13 @@ class EventRetention(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What a memory's tags say. `agents`: runtime ids that may use it; None: every agent."""
+    """What a memory's tags say. `agents`: runtime ids that may use it; None: every agent. `issuers`: identity providers
+    that give no two users the same subject, all of whose users it is for; None: not said."""
 
     extraction: Extraction = Extraction.AS_EVENTS_COME
     events: EventRetention = EventRetention.KEPT
     agents: frozenset[str] | None = None
+    issuers: frozenset[str] | None = None
 
     @property
     def heeds_session_ends(self) -> bool:
@@ -61,6 +65,7 @@ def behaviour(tags: Mapping[str, str]) -> Behaviour:
         _one_of(Extraction, tags, EXTRACTION, Extraction.AS_EVENTS_COME),
         _one_of(EventRetention, tags, EVENTS, EventRetention.KEPT),
         _agents(tags[AGENTS]) if AGENTS in tags else None,
+        _issuers(tags[ISSUERS]) if ISSUERS in tags else None,
     )
 
 
@@ -90,6 +95,13 @@ def _agents(value: str) -> frozenset[str]:
     for one in found:
         if _RUNTIME_ID.fullmatch(one) is None:
             raise _invalid(AGENTS, f"must list ids of agent runtimes, separated by spaces; {one!r} is none")
+    return frozenset(found)
+
+
+def _issuers(value: str) -> frozenset[str]:
+    found = value.split()
+    if not found or any(not one.startswith(("https://", "http://")) for one in found):
+        raise _invalid(ISSUERS, "must list issuers as users' tokens name them (`iss`), URLs separated by spaces")
     return frozenset(found)
 
 
