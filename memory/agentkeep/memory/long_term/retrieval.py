@@ -22,7 +22,7 @@ from agentkeep.memory.long_term.speech import Speakers, speaker_of, spoken
 from agentkeep.storage.embedding import CachedEmbedder, Embedder, EmbeddingUnavailable
 from agentkeep.storage.search import Beneath, Hit, SearchStore, Selection, Vector
 
-__all__ = ["Retrieval", "Scored"]
+__all__ = ["Retrieval", "Scored", "telling"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Retrieval:
         about = speakers.removed_from(query)
         vector = await self._query(about)
         hits = await self._search.search(
-            partition, text=_telling(about), vector=vector, selection=selection, limit=max(limit, _CANDIDATES)
+            partition, text=telling(about), vector=vector, selection=selection, limit=max(limit, _CANDIDATES)
         )
         named = speakers.named_in(query)
         scored = []
@@ -146,6 +146,6 @@ def _score(record: Record, hit: Hit, query: Vector | None, said_by_named: bool) 
     return min(_WORDS * words + _AROUND * around + _OWN * own + speaker, 1.0)
 
 
-def _telling(query: str) -> str:
+def telling(query: str) -> str:
     """The query without its stop words, if any others are left."""
     return " ".join(word for word in re.findall(r"\w+", query) if word.lower() not in _STOP_WORDS) or query
