@@ -39,7 +39,8 @@ ATTEMPTS, FIRST_PAUSE = 3, 0.2
 NEIGHBOURS: Final = 100
 
 _SORT: Final = [{"created_ms": "desc"}, {"id": "desc"}]
-_KEPT: Final = {"_source": ["document"]}
+#: Names only. Otherwise a source is given whole: to choose of it, OpenSearch would have to take it apart.
+_NAMES: Final = {"_source": False}
 
 
 class OpenSearchSearchStore:
@@ -107,7 +108,7 @@ class OpenSearchSearchStore:
         place, now = Place(partition), self._now()
         if isinstance(partition, Beneath):
             wanted = {"terms": {"id": list(dict.fromkeys(ids))}}
-            hits = await self._index.hits({**_KEPT, "query": place.query(now, EVERYTHING, wanted), "size": WINDOW})
+            hits = await self._index.hits({"query": place.query(now, EVERYTHING, wanted), "size": WINDOW})
             found = {document.id: document for document in map(_document, hits)}
             return [found.get(id) for id in ids]
         rows = await self._index.read([document_id(partition, id) for id in dict.fromkeys(ids)], place.routing)
@@ -121,9 +122,7 @@ class OpenSearchSearchStore:
         place = Place(partition)
         behind = {} if after is None else {"search_after": list(cursor(after))}
         query = place.query(self._now(), selection)
-        hits = await self._index.hits(
-            {**_KEPT, "query": query, "sort": _SORT, "size": limit + 1, **behind}, place.routing
-        )
+        hits = await self._index.hits({"query": query, "sort": _SORT, "size": limit + 1, **behind}, place.routing)
         documents = [_document(hit) for hit in hits[:limit]]
         return Page(documents, continuation(documents[-1]) if len(hits) > limit and documents else None)
 
@@ -146,15 +145,14 @@ class OpenSearchSearchStore:
         near, pages = await asyncio.gather(
             self._nearest(place, within, query, limit), self._statistics(place, within, words, now)
         )
-        lexical = await self._lexical(place, (now, selection, words), pages, [hit["_id"] for hit in near], limit)
-        found = {hit["_id"]: hit for hit in (*lexical.values(), *near)}
+        found = await self._lexical(place, (now, selection, words), pages, near, limit)
         hits = [
             Hit(
                 document := _document(hit),
-                lexical[name]["_score"] if name in lexical else 0.0,
+                hit["_score"],
                 None if query is None or document.vector is None else float(document.vector @ query),
             )
-            for name, hit in found.items()
+            for hit in found
         ]
         return sorted(hits, key=lambda hit: (-hit.lexical, -(hit.similarity or -1.0)))
 
@@ -169,13 +167,15 @@ class OpenSearchSearchStore:
 
     # Searching.
 
-    async def _nearest(self, place: Place, within: Mapping[str, Any], query: Vector | None, limit: int) -> list[Found]:
+    async def _nearest(
+        self, place: Place, within: Mapping[str, Any], query: Vector | None, limit: int
+    ) -> Sequence[str]:
+        """Their names in the index."""
         if query is None:
             return []
         neighbours = {"vector": query, "k": min(max(limit, NEIGHBOURS), WINDOW), "filter": within}
-        return await self._index.hits(
-            {**_KEPT, "query": {"knn": {"embedding": neighbours}}, "size": limit}, place.routing
-        )
+        asked = {**_NAMES, "query": {"knn": {"embedding": neighbours}}, "size": limit}
+        return [hit["_id"] for hit in await self._index.hits(asked, place.routing)]
 
     async def _statistics(
         self, place: Place, within: Mapping[str, Any], words: Sequence[str], now: int
@@ -209,21 +209,27 @@ class OpenSearchSearchStore:
         pages: Iterable[Mapping[str, Statistics]],
         also: Sequence[str],
         limit: int,
-    ) -> dict[str, Found]:
-        """The best by words, and those of `also` that have any of them, by their names in the index."""
+    ) -> Sequence[Found]:
+        """The best by words, and those of `also`, which may have none of them: each once, with its score."""
         now, selection, words = wanted
         best: list[Found] = []
         others: list[Found] = []
         for page in pages:
-            inside = ({"terms": {"partition": list(page)}}, matching(words))
-            searches = [{**_KEPT, "query": scored(place.query(now, selection, *inside), words, page), "size": limit}]
+            inside = {"terms": {"partition": list(page)}}
+            having = place.query(now, selection, inside, matching(words))
+            searches = [{"query": scored(having, words, page), "size": limit}]
             if also:
-                these = place.query(now, selection, *inside, {"ids": {"values": also}})
-                searches.append({**_KEPT, "query": scored(these, words, page), "size": len(also)})
+                these = place.query(now, selection, inside, _named(also))
+                searches.append({"query": scored(these, words, page), "size": len(also)})
             answers = await self._index.several_hits(searches, place.routing)
             best = sorted([*best, *answers[0]], key=lambda hit: (-hit["_score"], hit["_id"]))[:limit]
             others += [hit for answer in answers[1:] for hit in answer]
-        return {hit["_id"]: hit for hit in (*best, *others)}
+        found = {hit["_id"]: hit for hit in (*others, *best)}
+        if rest := [name for name in also if name not in found]:  # in partitions that have none of the words
+            unscored = {"constant_score": {"filter": place.query(now, selection, _named(rest)), "boost": 0}}
+            hits = await self._index.hits({"query": unscored, "size": len(rest)}, place.routing)
+            found |= {hit["_id"]: hit for hit in hits}
+        return list(found.values())
 
     # Writing.
 
@@ -290,6 +296,10 @@ class OpenSearchSearchStore:
     async def _recorded(self) -> Mapping[str, Any]:
         recorded: Mapping[str, Any] = (await self._index.mapping()).get("_meta", {}).get("vectors", {})
         return recorded
+
+
+def _named(names: Sequence[str]) -> Mapping[str, Any]:
+    return {"ids": {"values": names}}
 
 
 def _document(found: Mapping[str, Any]) -> Document:
