@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentkeep.backend.own import SelfBackend
-from agentkeep.core.call import SessionRef
+from agentkeep.core.call import SessionRef, User
 from agentkeep.core.errors import ValidationException
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.ports import EndedSession
@@ -22,7 +22,7 @@ from agentkeep.storage.session_lives import SessionLives
 
 from .conftest import KEY_SERVICE, Client, SetClock
 
-UNTIL_END = {"agentkeep:events": "until-session-end"}
+UNTIL_END = {"agentkeep:events": "until-session-end", "agentkeep:issuers": "https://issuer.example"}
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ class Runtime:
         self._clock = clock
         self._ends = ends
         self._fence = 0
+        self.issuer: str | None = "https://issuer.example"  # of `session_of`'s users
 
     async def begin(self, user: str, session: str, agent: str = "agent") -> None:
         now = int(self._clock.now().timestamp() * 1000)
@@ -53,7 +54,7 @@ class Runtime:
     async def end(self, user: str, session: str, agent: str = "agent") -> EndedSession:
         await self.store.transact([SessionLives.end(SessionRef(agent, session), user)])
         self._fence += 1
-        ended = EndedSession(SessionRef(agent, session), user, self._fence, self._clock.now())
+        ended = EndedSession(SessionRef(agent, session), User(user, self.issuer), self._fence, self._clock.now())
         await self._ends.session_ended(ended)
         return ended
 
@@ -125,6 +126,31 @@ async def test_a_session_that_lives_again_keeps_its_events(
     await runtime.end("alice", "s", agent="another")
     await _settle(plane, clock)
     assert await operator.texts(memory, "alice", "s") == []
+
+
+async def test_whose_sessions_are_nothing_to_the_memory(
+    operator: Client, plane: MemoryPlane, clock: SetClock, runtime: Runtime
+) -> None:
+    """MEM-2. A user of another provider who is called alike, with a session of the same id; and another agent's."""
+    memory = await _create(operator, "notes", {**UNTIL_END, "agentkeep:agents": "support-0123456789"})
+    unsaid = await _create(operator, "unsaid", {"agentkeep:events": "until-session-end"})
+    for one in (memory, unsaid):
+        await operator.event(one, "alice", "s", "kept")
+    await runtime.end("alice", "s", agent="other-0123456789")
+    runtime.issuer = "https://another.example"
+    await runtime.end("alice", "s", agent="support-0123456789")
+    await _settle(plane, clock)
+    for one in (memory, unsaid):
+        assert await operator.texts(one, "alice", "s") == ["kept"]
+    runtime.issuer = "https://issuer.example"
+    await runtime.end("alice", "s", agent="support-0123456789")
+    await _settle(plane, clock)
+    assert await operator.texts(memory, "alice", "s") == []
+    assert await operator.texts(unsaid, "alice", "s") == ["kept"]
+    runtime.issuer = None  # an operator vouched
+    await runtime.end("alice", "s", agent="support-0123456789")
+    await _settle(plane, clock)
+    assert await operator.texts(unsaid, "alice", "s") == []
 
 
 class _Slips:

@@ -73,7 +73,7 @@ async def test_however_it_ends(runtime: Any, told: Told, clock: Any) -> None:
     await runtime.call("delete_agent_runtime", agentRuntimeId=deleted[0])
     for runtime_id, session_id in (stopped, crashed, idle, deleted):
         (ended,) = await told.of(session_id)
-        assert (ended.session, ended.user_id, ended.fence) == (SessionRef(runtime_id, session_id), "alice", 1)
+        assert (ended.session, ended.user, ended.fence) == (SessionRef(runtime_id, session_id), User("alice"), 1)
     async with asyncio.timeout(10):
         while await _undelivered(runtime):
             await asyncio.sleep(0.01)
@@ -118,7 +118,7 @@ async def test_a_platform_that_was_killed_tells_at_its_next_start(runtime: Any, 
     told.away = False
     await runtime.restart()
     for _, session_id in (ended_before, lived):
-        assert (await told.of(session_id))[0].user_id == "alice"
+        assert (await told.of(session_id))[0].user == User("alice")
 
 
 async def test_memory_is_away_for_a_while(told: Told, clock: Any, store: Any) -> None:

@@ -304,11 +304,11 @@ class Audit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EndedSession:
-    """A session of `user_id` that has ended, at `at`. `fence` grows with every life that a session has had under its
-    id."""
+    """A session of `user` (without claims) that has ended, at `at`. `fence` grows with every life that a session has
+    had under its id."""
 
     session: SessionRef
-    user_id: str
+    user: User
     fence: int
     at: datetime
 

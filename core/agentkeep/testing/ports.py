@@ -395,7 +395,7 @@ class MemorySessionsContract:
     ) -> None:
         assert await kept(SESSION.session_id)
         assert await kept(OTHER.session_id)
-        ended = EndedSession(SESSION, "alice", 1, NOW)
+        ended = EndedSession(SESSION, User("alice"), 1, NOW)
         await memory_sessions.session_ended(ended)
         await memory_sessions.session_ended(ended)
         await _until_gone(kept, SESSION)
@@ -405,8 +405,8 @@ class MemorySessionsContract:
     async def test_other_users_sessions_are_theirs(
         self, memory_sessions: MemorySessions, kept: Callable[[str], Awaitable[int]]
     ) -> None:
-        await memory_sessions.session_ended(EndedSession(SESSION, "bob", 1, NOW))
-        await memory_sessions.session_ended(EndedSession(OTHER, "alice", 1, NOW))
+        await memory_sessions.session_ended(EndedSession(SESSION, User("bob"), 1, NOW))
+        await memory_sessions.session_ended(EndedSession(OTHER, User("alice"), 1, NOW))
         await _until_gone(kept, OTHER)
         assert await kept(SESSION.session_id)
 

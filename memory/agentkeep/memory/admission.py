@@ -17,7 +17,7 @@ from functools import wraps
 from typing import Any, Final, Protocol
 
 from agentkeep.core.acting import ActingForUsers
-from agentkeep.core.call import Call, CallerKind, User
+from agentkeep.core.call import Call, CallerKind, SessionRef, User
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import AccessDeniedException, ConditionFailed, ResourceNotFoundException
 from agentkeep.memory.long_term.namespaces import Layout, normalised
@@ -128,6 +128,22 @@ class Admission:
             assert user.issuer is not None
             issuers = (await self._bind(memory_id, user.issuer),)
         _refuse_issuer(call, memory_id, user, issuers)
+
+    async def would_admit(self, memory_id: str, session: SessionRef, user: User) -> bool:
+        """Whether that session could have used the memory: for what is done to it because of a session. The first user
+        of a memory does not decide by this whose it is."""
+        try:
+            rules = await self._read(memory_id)
+        except ResourceNotFoundException:
+            return False
+        if rules.agents is not None and session.runtime_id not in rules.agents:
+            return False
+        if self._vouched(user):
+            return True
+        if rules.issuers is not None:
+            return user.issuer in rules.issuers
+        bound = await self._store.get(_ISSUERS, memory_id)
+        return bound is not None and user.issuer == bound.decode()
 
     def _vouched(self, user: User) -> bool:
         return user.issuer is None or user.issuer in self._vouching

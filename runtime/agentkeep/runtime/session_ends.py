@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import Final
 
+from agentkeep.core.call import User
 from agentkeep.core.clock import Clock, sleep_until
 from agentkeep.core.errors import AgentkeepError, ConditionFailed, DependencyError
 from agentkeep.core.ports import EndedSession, MemorySessions
@@ -47,7 +48,8 @@ class SessionEnds:
         """To be part of the write that ends the session."""
         if self._memory is None or record.user_id is None:
             return []
-        ended = EndedSession(record.ref, record.user_id, record.fence, self._clock.now())
+        user = User(record.user_id, record.user_issuer)
+        ended = EndedSession(record.ref, user, record.fence, self._clock.now())
         return [Put(_ENDS, partition(record.runtime_id, record.session_id), encode(ended))]
 
     def written(self) -> None:

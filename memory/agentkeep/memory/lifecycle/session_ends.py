@@ -1,7 +1,7 @@
 """What is done with a session's memory when the session has ended: what was not extracted is, then its events go.
 
 told that it ended ─▶ kept per memory that heeds it ─▶ extraction begun ─▶ ... done ─▶ events removed ─▶ forgotten
-                                    └──────────── the session lives again: forgotten, its next end is told ──────┘
+                                 ▲ waits, while the session lives again
 
 Every step may happen twice, after a crash or on several replicas. A session's events, branches and listing go in one
 transaction, which happens only while no session of the user's lives under the id, and while nothing of it waits for
@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import Clock, epoch_ms, sleep_until
 from agentkeep.core.errors import AgentkeepError, ConditionFailed, ResourceNotFoundException
 from agentkeep.core.ports import EndedSession
@@ -52,6 +53,12 @@ class SessionExtraction(Protocol):
         ...
 
 
+class Admits(Protocol):
+    async def would_admit(self, memory_id: str, session: SessionRef, user: User) -> bool:
+        """Whether that session could have used the memory (`Admission`)."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _End:
     """`ended`: as it was told; the session's id and user are the memory's session and actor."""
@@ -61,7 +68,7 @@ class _End:
 
     @property
     def actor(self) -> ActorPartition:
-        return ActorPartition.of_platform(self.memory_id, self.ended.user_id)
+        return ActorPartition.of_platform(self.memory_id, self.ended.user.id)
 
     @property
     def session_id(self) -> str:
@@ -69,16 +76,22 @@ class _End:
 
     @property
     def key(self) -> str:
-        return partition(self.memory_id, self.ended.user_id, self.session_id)
+        return partition(self.memory_id, self.ended.user.id, self.session_id)
 
 
 class SessionEnds:
-    """`MemorySessions`, and `Erasable`. `extraction` None: there is none, and no events wait for it."""
+    """`MemorySessions`, and `Erasable`."""
 
     def __init__(
-        self, store: KeyValueStore, memories: Memories, clock: Clock, extraction: SessionExtraction | None = None
+        self,
+        store: KeyValueStore,
+        memories: Memories,
+        clock: Clock,
+        extraction: SessionExtraction,
+        admission: Admits | None = None,
     ) -> None:
         self._store = store
+        self._admission = admission
         self._memories = memories
         self._clock = clock
         self._lives = SessionLives(store)
@@ -91,7 +104,8 @@ class SessionEnds:
         writes: list[Write] = []
         for memory_id, days in (await self._memories.heeding_session_ends()).items():
             end = _End(memory_id, ended)
-            if await self._store.get(end.actor.sessions, end.session_id) is not None:
+            listed = await self._store.get(end.actor.sessions, end.session_id) is not None
+            if listed and await self._admits(end):
                 # No event that is there now outlives this.
                 until = epoch_ms(self._clock.now()) + (days + 1) * _DAY_MS
                 writes.append(Put(_ENDS, end.key, encode(end), expires_ms=until))
@@ -101,6 +115,20 @@ class SessionEnds:
                 assert isinstance(write, Put)
                 self._waits.pop(write.sort, None)
             self._told.set()
+
+    async def _admits(self, end: _End) -> bool:
+        """Another agent's session, or one of another provider's user, may have the same id and a user so called: it
+        is nothing to this memory."""
+        if self._admission is None or await self._admission.would_admit(
+            end.memory_id, end.ended.session, end.ended.user
+        ):
+            return True
+        logger.warning(
+            "the end of a session of agent %s is nothing to memory %s, which is not for it",
+            end.ended.session.runtime_id,
+            end.memory_id,
+        )
+        return False
 
     async def erase_actor(self, memory_id: str, actor_id: str) -> Mapping[str, int]:
         removed = 0
@@ -155,17 +183,17 @@ class SessionEnds:
             memory = await self._memories.get(end.memory_id)
         except ResourceNotFoundException:
             memory = None
-        not_living = await self._lives.none(end.ended.user_id, end.session_id)
-        if memory is None or memory.status is MemoryStatus.DELETING or not_living is None:
+        if memory is None or memory.status is MemoryStatus.DELETING:
             return await self._forget(found)
+        not_living = await self._lives.none(end.ended.user.id, end.session_id)
+        if not_living is None:
+            return False
         asked = behaviour(memory.tags)
-        if asked.extraction is Extraction.AT_SESSION_END and self._extraction is not None:
+        if asked.extraction is Extraction.AT_SESSION_END:
             await self._extraction.begin(memory, end.actor, end.session_id)
         if asked.events is not EventRetention.UNTIL_SESSION_END:
             return await self._forget(found)
-        extracted: Sequence[Check] | None = ()
-        if self._extraction is not None:
-            extracted = await self._extraction.done(memory, end.actor, end.session_id)
+        extracted = await self._extraction.done(memory, end.actor, end.session_id)
         if extracted is None:
             return False
         actor = end.actor
