@@ -118,12 +118,17 @@ async def test_an_actor_is_forgotten_in_all_memories(
     for where in (memory, second):
         for number, actor in enumerate(("team", *others)):
             await fill(operator, where, actor, f"secret{number}")
+    teams = [await record(operator, memory, "/facts/team/", "secret0 too") for _ in range(3)]
+    bobs = await record(operator, memory, "/facts/team/bob/", "secret too")
     before = [await kept(operator, where, actor) for where in (memory, second) for actor in others]
     report = await erase(plane, "team", None)
     assert [await kept(operator, where, actor) for where in (memory, second) for actor in others] == before
     for where in (memory, second):
         assert await kept(operator, where, "team") == NOTHING
-        assert report.removed[where] == {"events": 4, "branches": 2, "sessions": 2, "records": 2}
+        assert report.removed[where] == {
+            **{"events": 4, "branches": 2, "sessions": 2},
+            "records": 5 if where == memory else 2,
+        }
         assert "team" not in [one["actorId"] for one in (await operator.list_actors(memoryId=where))["actorSummaries"]]
         found = await operator.retrieve_memory_records(
             memoryId=where, namespace="/facts/team/", searchCriteria={"searchQuery": "secret0"}
@@ -131,15 +136,16 @@ async def test_an_actor_is_forgotten_in_all_memories(
         assert found["memoryRecordSummaries"] == []
     assert report.found_after == {}
     assert report.in_files is False
-    assert (report.requested_by, report.attempts, report.beneath) == (WHO, 1, {memory: 2, second: 2})
+    assert (report.requested_by, report.attempts, report.beneath) == (WHO, 1, {memory: 3, second: 2})
     keys = await store._client.execute(("KEYS", f"{store._prefix}*"), repeatable=True)
     assert not [key for key in keys if key.endswith((b"/team", b"/team/s1", b"/team/s2"))]
     files = b"".join(file.read_bytes() for file in tmp_path.glob("records.db*"))
-    assert b"secret1" in files
+    assert bobs.encode() in files
+    assert not [one for one in teams if one.encode() in files]
     assert b"secret0" not in files
     asked, done = (one for one in audit.records.values() if "erase" in one.kind or "erasure" in one.kind)
     assert (asked.kind, done.kind) == ("actor-erasure-requested", "actor-erased")
-    assert (done.user_id, done.principal, done.details["records"], done.details["events"]) == ("team", WHO, "4", "8")
+    assert (done.user_id, done.principal, done.details["records"], done.details["events"]) == ("team", WHO, "7", "8")
 
 
 async def test_in_one_memory_alone(plane: MemoryPlane, operator: Client, memory: str) -> None:

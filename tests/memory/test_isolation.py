@@ -116,6 +116,7 @@ def test_only_data_operations_are_open_to_sessions() -> None:
 #: Those that are no actor's.
 PLATFORMS_PARTITIONS = {
     *("memories", "names", "live", "issuers", "erasing", "erasures", "erasure-leases"),
+    *("compactions", "compaction-plans", "compaction-leases", "compacting", "compacted", "keys"),
     *("session-ends", "heeding-session-ends", "due", "held", "extraction-leases"),
 }
 

@@ -15,9 +15,12 @@ from agentkeep.memory.barrier import Barrier
 from agentkeep.memory.extraction.composition import ExtractionParts
 from agentkeep.memory.keys import MemoryKeys
 from agentkeep.memory.lifecycle.actor_erasures import ActorErasures
+from agentkeep.memory.lifecycle.compactions import Compactions
+from agentkeep.memory.lifecycle.compactor import Compactor
 from agentkeep.memory.lifecycle.deletions import Deletions
 from agentkeep.memory.lifecycle.erasable import Erasable
 from agentkeep.memory.lifecycle.erasure import Erasure, EventsErasure, RecordsErasure
+from agentkeep.memory.lifecycle.merges import Merges
 from agentkeep.memory.lifecycle.purge import Purge
 from agentkeep.memory.lifecycle.search_for_actor import ActorSearch
 from agentkeep.memory.lifecycle.session_ends import SessionEnds
@@ -79,10 +82,14 @@ class MemoryPlane:
             store, memories, live, barrier, keys, sessions, events, self.records_by_actor, models, settings, clock
         )
         self.session_ends = SessionEnds(store, memories, clock, self.extraction.standing)
+        merges = Merges(store, keys, self.records_by_actor)
+        compactor = Compactor(clock, search, self.records_by_actor, barrier, merges, models)
+        self.compactions = Compactions(store, clock, memories, compactor, settings, audit)
         # Whatever keeps anything by actor is named here: what feeds others before what it feeds.
         erasables: list[Erasable] = [
             self.session_ends,
             self.extraction.standing,
+            merges,
             EventsErasure(store),
             RecordsErasure(writer),
         ]
@@ -110,6 +117,7 @@ class MemoryPlane:
         await self._purge.start()
         await self.deletions.resume()
         await self.erasures.start()
+        await self.compactions.start()
         self.session_ends.start()
         self.extraction.worker.start()
 
@@ -118,6 +126,7 @@ class MemoryPlane:
         await self._purge.close()
         await self.extraction.worker.close()
         await self.session_ends.close()
+        await self.compactions.close()
         await self.erasures.close()
         await self.deletions.close()
         await self._acting.close()

@@ -62,6 +62,14 @@ class MemorySettings(BaseSettings):
         "",
         description="The model that merges old records, a name the gateway knows. Empty: duplicates alone are merged.",
     )
+    compaction_interval_days: int = Field(
+        0, ge=0, description="Days after which a memory's old records are compacted again; 0: only when asked for."
+    )
+    compaction_age_days: int = Field(90, ge=1, description="Age from which records are old, to such compactions.")
+    compaction_model: str = Field(
+        "",
+        description="The model that merges old records, a name the gateway knows. Empty: duplicates alone are merged.",
+    )
     report_days: int = Field(
         365, ge=1, description="Days for which reports of erasures and compactions are kept after their end."
     )

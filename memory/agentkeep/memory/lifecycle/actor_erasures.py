@@ -122,7 +122,8 @@ class ActorErasures:
     async def start(self) -> None:
         """Goes on with what was interrupted, here or on other replicas. Raises StoreUnavailable."""
         await self.resume()
-        self._looking = asyncio.create_task(self._look())
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look(), name="erasures")
 
     async def resume(self) -> None:
         for erasure in await self._barrier.under_way():
@@ -170,6 +171,8 @@ class ActorErasures:
                 await self.resume()
             except StoreUnavailable as error:
                 logger.warning("interrupted erasures wait for the store: %s", error)
+            except Exception:
+                logger.exception("erasures could not be looked after")
 
     async def _run(self, erasure: str) -> None:
         async with self._leases.hold(erasure) as lease:
