@@ -12,7 +12,6 @@ from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.service.ports.catalogue import MEMORY_SESSIONS, MODELS
 from agentkeep.storage.embedding import Embedder
-from agentkeep.storage.embedding_minilm import MiniLmEmbedder
 from agentkeep.storage.search import SearchStore
 from agentkeep.storage.search_opensearch import OpenSearchSearchStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
@@ -25,7 +24,7 @@ SETTINGS: Final = (MemorySettings, KeySettings)
 
 async def compose(service: Service) -> Composed:
     settings = load(MemorySettings)
-    embedder = MiniLmEmbedder() if settings.embedding == "minilm" else None
+    embedder = settings.embedder()
     if embedder is not None:
         service.on_exit(embedder.close)
     records = await _search(service, embedder)
