@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from agentkeep.memory.embedding import EmbeddingSettings
 
 __all__ = ["MemorySettings"]
 
@@ -14,15 +16,11 @@ def _list(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-class MemorySettings(BaseSettings):
+class MemorySettings(EmbeddingSettings):
     """`namespace_templates`: where the actor stands in namespaces of which no strategy of their memory says it."""
 
     model_config = SettingsConfigDict(env_prefix="AGENTKEEP_MEMORY_", frozen=True, extra="ignore")
 
-    embedding: Literal["minilm", "none"] = Field(
-        "minilm",
-        description="What makes texts comparable by meaning: a small model that runs here, or none (search by words).",
-    )
     issuers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)] = Field(
         (),
         description="Identity providers (`iss` of users' tokens, separated by commas) whose users may use memories; "
@@ -54,14 +52,6 @@ class MemorySettings(BaseSettings):
         1.0, ge=0, description="Seconds without a new event in a session before what came is extracted; 10 at the most."
     )
     extraction_at_once: int = Field(4, ge=1, description="How many actors' events one replica extracts at once.")
-    compaction_interval_days: int = Field(
-        0, ge=0, description="Days after which a memory's old records are compacted again; 0: only when asked for."
-    )
-    compaction_age_days: int = Field(90, ge=1, description="Age from which records are old, to such compactions.")
-    compaction_model: str = Field(
-        "",
-        description="The model that merges old records, a name the gateway knows. Empty: duplicates alone are merged.",
-    )
     compaction_interval_days: int = Field(
         0, ge=0, description="Days after which a memory's old records are compacted again; 0: only when asked for."
     )
