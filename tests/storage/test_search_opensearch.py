@@ -20,7 +20,15 @@ from agentkeep.storage.opensearch import OpenSearchClient
 from agentkeep.storage.search import Beneath, Document, Selection
 from agentkeep.storage.search_opensearch import OpenSearchSearchStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
-from agentkeep.testing.search import ALICE, BOB, DIMENSIONS, SearchStoreContract, document, vector
+from agentkeep.testing.search import (
+    ALICE,
+    BOB,
+    DIMENSIONS,
+    SearchStoreContract,
+    SharedSearchStoreContract,
+    document,
+    vector,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -42,7 +50,14 @@ async def search_store(opensearch_url: str, index: str) -> AsyncIterator[OpenSea
     await store.close()
 
 
-class TestContract(SearchStoreContract):
+@pytest.fixture
+async def other_store(opensearch_url: str, index: str) -> AsyncIterator[OpenSearchSearchStore]:
+    store = OpenSearchSearchStore(OpenSearchClient(opensearch_url), dimensions=DIMENSIONS, name=index)
+    yield store
+    await store.close()
+
+
+class TestContract(SearchStoreContract, SharedSearchStoreContract):
     pass
 
 

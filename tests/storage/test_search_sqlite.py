@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from agentkeep.core.clock import epoch_ms
 from agentkeep.core.errors import StoreUnavailable
 from agentkeep.storage.search import Document, Selection
 from agentkeep.storage.search_sqlite import SqliteSearchStore
-from agentkeep.testing.search import ALICE, BOB, DIMENSIONS, SearchStoreContract, document, vector
+from agentkeep.storage.search_sqlite_blocks import BLOCK
+from agentkeep.testing.search import (
+    ALICE,
+    BOB,
+    DIMENSIONS,
+    SearchStoreContract,
+    SharedSearchStoreContract,
+    document,
+    vector,
+)
 
 
 @pytest.fixture
@@ -21,7 +33,14 @@ async def search_store(tmp_path: Path) -> AsyncIterator[SqliteSearchStore]:
     await store.close()
 
 
-class TestContract(SearchStoreContract):
+@pytest.fixture
+async def other_store(tmp_path: Path) -> AsyncIterator[SqliteSearchStore]:
+    store = SqliteSearchStore(tmp_path / "records.db", dimensions=DIMENSIONS)
+    yield store
+    await store.close()
+
+
+class TestContract(SearchStoreContract, SharedSearchStoreContract):
     pass
 
 
@@ -113,10 +132,67 @@ async def test_the_cache_is_bounded_and_changes_nothing(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    path = tmp_path / "broken.db"
-    path.write_bytes(b"not a database, " * 100)
-    store = SqliteSearchStore(path, dimensions=DIMENSIONS)
-    with pytest.raises(StoreUnavailable, match=r"broken\.db"):
-        await store.upsert(ALICE, [Document("a", "", 0)])
-    await store.close()
+async def test_what_is_remembered_is_what_is_there(search_store: SqliteSearchStore, tmp_path: Path) -> None:
+    """After any changes a store that has searched all along finds what one finds that begins now."""
+    random = np.random.default_rng(17)
+    words = [f"w{number}" for number in range(12)]
+    now = epoch_ms(datetime.now(UTC))
+
+    def some() -> list[Document]:
+        return [
+            document(
+                f"d{random.integers(60)}",
+                " ".join(random.choice(words, 6)),
+                context=" ".join(random.choice(words, 3)),
+                vector=None if random.random() < 0.1 else random.normal(size=DIMENSIONS).astype(np.float32),
+                namespaces=[f"/n{random.integers(3)}/"],
+                expires_ms=now - 1 if random.random() < 0.1 else None,
+            )
+            for _ in range(random.integers(1, 25))
+        ]
+
+    for _ in range(40):
+        await search_store.upsert(ALICE, some())
+        match random.integers(8):
+            case 0:
+                await search_store.delete(ALICE, [f"d{number}" for number in random.integers(60, size=20)])
+            case 1:
+                await search_store.purge()
+            case 2:
+                await search_store.delete_partition(ALICE)
+        fresh = SqliteSearchStore(tmp_path / "records.db", dimensions=DIMENSIONS)
+        asked: dict[str, Any] = {"text": " ".join(random.choice(words, 3)), "vector": random.normal(size=DIMENSIONS)}
+        for selection in (Selection(), Selection(namespace="/n1/")):
+            found = [
+                {
+                    hit.document.id: (hit.document.text, hit.lexical, hit.similarity)
+                    for hit in await store.search(ALICE, selection=selection, limit=20, **asked)
+                }
+                for store in (search_store, fresh)
+            ]
+            assert found[0].keys() == found[1].keys()
+            for id, (text, lexical, similarity) in found[1].items():
+                assert found[0][id][0] == text
+                assert found[0][id][1] == pytest.approx(lexical)
+                assert found[0][id][2] == (None if similarity is None else pytest.approx(similarity, abs=1e-6))
+        await fresh.close()
+
+
+async def test_a_partition_too_large_to_be_kept_is_searched_all_the_same(tmp_path: Path) -> None:
+    random = np.random.default_rng(23)
+    count = BLOCK + 50
+    rows = random.normal(size=(count, DIMENSIONS)).astype(np.float32)
+    texts = [" ".join(random.choice(["tea", "milk", "jam"], 3)) for _ in range(count)]
+    documents = [document(f"d{n}", texts[n], vector=rows[n], created_ms=n) for n in range(count)]
+    found = []
+    for cache_bytes in (0, 100_000_000):
+        store = SqliteSearchStore(tmp_path / f"{cache_bytes}.db", dimensions=DIMENSIONS, cache_bytes=cache_bytes)
+        await store.upsert(ALICE, documents)
+        for _ in range(2):
+            hits = await store.search(ALICE, text="tea", vector=rows[0], limit=50)
+            found.append({hit.document.id: (hit.lexical, hit.similarity) for hit in hits})
+            assert store._cache.size <= cache_bytes
+        await store.close()
+    assert found[0] == found[1] == found[2] == found[3]
+    nearest = np.argsort(-(rows @ rows[0]) / np.linalg.norm(rows, axis=1), kind="stable")[:50]
+    assert {f"d{n}" for n in nearest} <= found[0].keys()

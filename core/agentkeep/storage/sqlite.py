@@ -66,11 +66,13 @@ class SqliteFile:
         self._durable = durable
         self._patience = patience
         self._writer, self._reader = _Turns(f"{path.stem}-w"), _Turns(f"{path.stem}-r")
-        self._prepared = False
+        #: Grows when what is open may not be the file any more.
+        self._opening = 0
+        self._prepared = -1
 
     async def read(self, work: Callable[[apsw.Connection], Result]) -> Result:
         """`work` sees the file as it is at one moment."""
-        if not self._prepared:
+        if self._prepared != self._opening:
             await self.write(lambda _: None)
 
         def in_transaction() -> Result:
@@ -103,22 +105,24 @@ class SqliteFile:
             try:
                 return work()
             except (apsw.CorruptError, apsw.NotADBError, DamagedFile) as error:
-                turns.disconnect()
+                self._opening += 1  # the next one may find a file that was put right
                 raise StoreUnavailable(f"SQLite file {self._path.name}: {error}: {_DAMAGED}") from error
             except (apsw.Error, OSError) as error:
-                if not isinstance(error, apsw.BusyError):
-                    turns.disconnect()  # the next one may find a file that was put right
+                if not isinstance(error, apsw.BusyError | apsw.FullError):
+                    self._opening += 1
                 advice = next((text for kind, text in _ADVICE.items() if isinstance(error, kind)), "try again")
                 raise StoreUnavailable(f"SQLite file {self._path.name}: {error}: {advice}") from error
 
         return await turns.run(guarded, self._path.name, self._patience)
 
     def _connection(self, turns: _Turns) -> apsw.Connection:
-        if turns.connection is None:
-            turns.connection = self._open()
+        if turns.connection is None or turns.opening != self._opening:
+            turns.disconnect()
+            turns.opening = self._opening
+            turns.connection = self._open(prepare=turns is self._writer)
         return turns.connection
 
-    def _open(self) -> apsw.Connection:
+    def _open(self, *, prepare: bool) -> apsw.Connection:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _create(self._path)
         connection = apsw.Connection(str(self._path))
@@ -130,11 +134,12 @@ class SqliteFile:
             connection.pragma("secure_delete", True)  # erased means erased
             connection.pragma("cell_size_check", True)
             connection.pragma("cache_size", -CACHE_KB)
-            _transaction(connection, "BEGIN IMMEDIATE", self._prepare)
+            if prepare:
+                _transaction(connection, "BEGIN IMMEDIATE", self._prepare)
+                self._prepared = self._opening
         except BaseException:
             connection.close()
             raise
-        self._prepared = True
         return connection
 
 
@@ -143,6 +148,7 @@ class _Turns:
 
     def __init__(self, name: str) -> None:
         self.connection: apsw.Connection | None = None
+        self.opening = -1
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._waiting = 0
 

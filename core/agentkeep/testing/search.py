@@ -14,7 +14,7 @@ import pytest
 
 from agentkeep.storage.search import Beneath, Condition, Document, Operator, SearchStore, Selection
 
-__all__ = ["DIMENSIONS", "SearchStoreContract"]
+__all__ = ["DIMENSIONS", "SearchStoreContract", "SharedSearchStoreContract"]
 
 DIMENSIONS = 4
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -168,6 +168,24 @@ class SearchStoreContract:
         )
         assert [hit.document.id for hit in await search_store.search(ALICE, text="tea")] == ["in", "near"]
 
+    async def test_what_is_farther_counts_for_less_still(self, search_store: SearchStore) -> None:
+        texts = [document("far", "yes", farther="tea please"), document("near", "yes", context="tea please")]
+        await search_store.upsert(ALICE, [*texts, document("in", "tea please"), document("no", "no")])
+        hits = await search_store.search(ALICE, text="tea")
+        assert [hit.document.id for hit in hits] == ["in", "near", "far"]
+        [far] = await search_store.get(ALICE, ["far"])
+        assert far is not None
+        assert far.farther == "tea please"
+
+    async def test_long_numbers_are_words(self, search_store: SearchStore) -> None:
+        """So that words may be replaced by what stands for them, in digits alone."""
+        words = [f"{number:020d}" for number in (1, 10, 12, 10**19, 7)]
+        await search_store.upsert(ALICE, [document(word, f"{word} {words[-1]}") for word in words[:-1]])
+        for word in words[:-1]:
+            hits = await search_store.search(ALICE, text=word)
+            assert [hit.document.id for hit in hits] == [word]
+        assert await search_store.search(ALICE, text=words[0][:-1]) == []
+
     async def test_vectors_by_angle(self, search_store: SearchStore) -> None:
         await search_store.upsert(
             ALICE,
@@ -259,13 +277,18 @@ class SearchStoreContract:
         await search_store.upsert(
             ALICE,
             [
-                document("a", metadata={"topic": "tea", "weight": 2, "seen": NOON, "tags": ["hot", "leaf"]}),
-                document("b", metadata={"topic": "milk", "seen": NOON + timedelta(hours=1), "tags": ["hot"]}),
-                document("c", metadata={"a.b": "dotted"}),
+                document(id, vector=vector(1, 0, 0, 0), metadata=metadata)
+                for id, metadata in {
+                    "a": {"topic": "tea", "weight": 2, "seen": NOON, "tags": ["hot", "leaf"]},
+                    "b": {"topic": "milk", "seen": NOON + timedelta(hours=1), "tags": ["hot"]},
+                    "c": {"a.b": "dotted"},
+                }.items()
             ],
         )
         page = await search_store.newest(ALICE, Selection(conditions=[condition]))
         assert {found.id for found in page.documents} == expected
+        hits = await search_store.search(ALICE, vector=vector(1, 0, 0, 0), selection=Selection(conditions=[condition]))
+        assert {hit.document.id for hit in hits} == expected
 
     async def test_conditions_are_all_wanted(self, search_store: SearchStore) -> None:
         await search_store.upsert(
@@ -336,3 +359,40 @@ class SearchStoreContract:
         )
         assert len((await search_store.newest(ALICE)).documents) == 20
         assert len(await search_store.search(ALICE, vector=vector(1, 1, 0, 0))) == 20
+
+
+class SharedSearchStoreContract:
+    """For stores whose data several processes share: `other_store` is a second one on the data of `search_store`. What
+    either remembers never shows in what it serves."""
+
+    async def test_a_change_is_seen_elsewhere(self, search_store: SearchStore, other_store: SearchStore) -> None:
+        for number in range(5):
+            await search_store.upsert(ALICE, [document("a", f"tea word{number}", vector=vector(1, number, 0, 0))])
+            [hit] = await other_store.search(ALICE, text="tea", vector=vector(1, 0, 0, 0))
+            assert hit.document.text == f"tea word{number}"
+            assert hit.similarity == pytest.approx(1 / (1 + number**2) ** 0.5, abs=1e-5)
+            await other_store.upsert(ALICE, [document(f"b{number}", "milk")])
+            assert len(await search_store.search(ALICE, text="milk")) == number + 1
+        await search_store.delete(ALICE, ["a", "b0"])
+        assert await other_store.search(ALICE, text="tea") == []
+        assert len(await other_store.search(ALICE, text="milk")) == 4
+
+    async def test_what_was_erased_is_found_nowhere(self, search_store: SearchStore, other_store: SearchStore) -> None:
+        """MEM-4, right to erasure: not in what another process remembers, nor when the partition begins anew."""
+        secret = document("s", "secret tea", vector=vector(1, 0, 0, 0), namespaces=["/n/"])
+        for store in (search_store, other_store):
+            await store.upsert(ALICE, [secret])
+            await store.upsert(BOB, [secret])
+            for reader in (search_store, other_store):
+                assert len(await reader.search(ALICE, text="secret", vector=vector(1, 0, 0, 0))) == 1
+            assert await store.delete_partition(ALICE) == 1
+            for reader in (search_store, other_store):
+                assert await reader.search(ALICE, text="secret", vector=vector(1, 0, 0, 0)) == []
+                assert await reader.get(ALICE, ["s"]) == [None]
+                assert (await reader.newest(Beneath("memory-1"))).documents[0].id == "s"
+                assert len(await reader.search(Beneath("memory-1"), text="secret")) == 1
+            await store.upsert(ALICE, [document("new", "tea", vector=vector(0, 1, 0, 0))])
+            for reader in (search_store, other_store):
+                hits = await reader.search(ALICE, text="secret tea", vector=vector(1, 0, 0, 0))
+                assert [hit.document.id for hit in hits] == ["new"]
+            await store.delete_partition(Beneath("memory-1"))
