@@ -318,5 +318,6 @@ class MemorySessions(Protocol):
 
     async def session_ended(self, ended: EndedSession) -> None:
         """What there is to do will be done, whatever happens, when this returns. Told twice changes nothing; neither
-        does the end of a session that lives again. Raises StoreUnavailable."""
+        does the end of a session that lives again. Raises StoreUnavailable, or RetryableConflictException while the
+        user's data is being erased."""
         ...

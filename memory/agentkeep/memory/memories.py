@@ -47,7 +47,7 @@ _NAMES: Final = partition("memory", "names")
 #: Memory id -> days events are kept, and whether they are extracted: what each event's write checks, apart from the
 #: long description.
 _LIVE: Final = partition("memory", "live")
-#: The same of those to which it matters that a session has ended: what each end reads.
+#: Ids of those to which it matters, or once did, that a session has ended: what each end reads.
 _HEEDING: Final = partition("memory", "heeding-session-ends")
 
 _ATTEMPTS: Final = 5
@@ -270,14 +270,13 @@ class Memories:
             found += [item.sort for item in items if Memory.load(item.value).status is MemoryStatus.DELETING]
         return found
 
-    async def heeding_session_ends(self) -> Mapping[str, int]:
-        """The ids of memories whose tags say that something is done when a session has ended, with the days for which
-        they keep events."""
-        found: dict[str, int] = {}
+    async def heeding_session_ends(self) -> list[str]:
+        """The ids of memories whose tags say, or once did, that something is done when a session has ended."""
+        found: list[str] = []
         after: str | None = None
         while items := await self._store.query(_HEEDING, after=after, limit=100):
             after = items[-1].sort
-            found.update((item.sort, int(item.value)) for item in items)
+            found += [item.sort for item in items]
         return found
 
     async def tag(self, memory_id: str, tags: Mapping[str, str]) -> None:
@@ -370,14 +369,11 @@ def _busy(memory_id: str) -> ConflictException:
 
 
 def _index(memory: Memory) -> Sequence[Write]:
-    """Of a memory that is not being deleted."""
+    """Of a memory that is not being deleted. Where tags were taken off, sessions may still wait for their end."""
     days = str(memory.event_expiry_days).encode()
-    heeds = behaviour(memory.tags).heeds_session_ends
     extracted = marking(memory.strategies, memory.tags)
-    return (
-        Put(_LIVE, memory.id, days if extracted is None else days + b" " + extracted.value.encode()),
-        Put(_HEEDING, memory.id, days) if heeds else Delete(_HEEDING, memory.id),
-    )
+    live = Put(_LIVE, memory.id, days if extracted is None else days + b" " + extracted.value.encode())
+    return (live, Put(_HEEDING, memory.id, b"")) if behaviour(memory.tags).heeds_session_ends else (live,)
 
 
 def _with_strategies(memory: Memory, declared: Sequence[Mapping[str, Any]], where: str, now_ms: int) -> Memory:

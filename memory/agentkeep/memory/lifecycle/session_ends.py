@@ -18,11 +18,17 @@ from typing import Final, Protocol
 
 from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import Clock, epoch_ms, sleep_until
-from agentkeep.core.errors import AgentkeepError, ConditionFailed, ResourceNotFoundException
+from agentkeep.core.errors import (
+    AgentkeepError,
+    ConditionFailed,
+    ResourceNotFoundException,
+    RetryableConflictException,
+)
 from agentkeep.core.ports import EndedSession
+from agentkeep.memory.barrier import Barrier
 from agentkeep.memory.memories import Memories, Memory, MemoryStatus
 from agentkeep.memory.partition import ActorPartition
-from agentkeep.memory.tags import EventRetention, Extraction, behaviour
+from agentkeep.memory.tags import EventRetention, behaviour
 from agentkeep.storage.interface import Check, Clear, Delete, KeyValueStore, Put, Write, partition
 from agentkeep.storage.records import Stored, decode, encode
 from agentkeep.storage.session_lives import SessionLives
@@ -33,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 #: memory, actor, session id -> its end, until all is done.
 _ENDS: Final = partition("memory", "session-ends")
-_DAY_MS: Final = 24 * 3600 * 1000
+#: Longer than any event is kept.
+_LONGEST_MS: Final = 400 * 24 * 3600 * 1000
 _AT_ONCE: Final = 100
 #: Seconds until an end that waits for extraction is looked at again: at first, and at the most.
 _SOON: Final = 1.0
@@ -44,7 +51,7 @@ class SessionExtraction(Protocol):
     """Of one ended session's events (extraction)."""
 
     async def begin(self, memory: Memory, actor: ActorPartition, session_id: str) -> None:
-        """What is not extracted yet will be, whatever happens, when this returns; nothing where all is."""
+        """What was held back until the end will be extracted, whatever happens, when this returns."""
         ...
 
     async def done(self, memory: Memory, actor: ActorPartition, session_id: str) -> Sequence[Check] | None:
@@ -95,26 +102,33 @@ class SessionEnds:
         self._memories = memories
         self._clock = clock
         self._lives = SessionLives(store)
+        self._barrier = Barrier(store)
         self._extraction = extraction
         self._waits: dict[str, tuple[float, float]] = {}  # key -> when to look again (monotonic), seconds it then waits
         self._told = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
     async def session_ended(self, ended: EndedSession) -> None:
+        until = epoch_ms(self._clock.now()) + _LONGEST_MS
         writes: list[Write] = []
-        for memory_id, days in (await self._memories.heeding_session_ends()).items():
+        keys: list[str] = []
+        for memory_id in await self._memories.heeding_session_ends():
             end = _End(memory_id, ended)
             listed = await self._store.get(end.actor.sessions, end.session_id) is not None
             if listed and await self._admits(end):
-                # No event that is there now outlives this.
-                until = epoch_ms(self._clock.now()) + (days + 1) * _DAY_MS
+                # Raises while the actor is being erased: then it is told again.
+                writes.append(await self._barrier.read(memory_id, end.actor.actor_id))
                 writes.append(Put(_ENDS, end.key, encode(end), expires_ms=until))
-        if writes:
+                keys.append(end.key)
+        if not keys:
+            return
+        try:
             await self._store.transact(writes)
-            for write in writes:
-                assert isinstance(write, Put)
-                self._waits.pop(write.sort, None)
-            self._told.set()
+        except ConditionFailed:
+            raise RetryableConflictException("The user's data is being erased: tell it again") from None
+        for key in keys:
+            self._waits.pop(key, None)
+        self._told.set()
 
     async def _admits(self, end: _End) -> bool:
         """Another agent's session, or one of another provider's user, may have the same id and a user so called: it
@@ -188,10 +202,9 @@ class SessionEnds:
         not_living = await self._lives.none(end.ended.user.id, end.session_id)
         if not_living is None:
             return False
-        asked = behaviour(memory.tags)
-        if asked.extraction is Extraction.AT_SESSION_END:
-            await self._extraction.begin(memory, end.actor, end.session_id)
-        if asked.events is not EventRetention.UNTIL_SESSION_END:
+        # Whatever the tags say now: some may have been held back by what they said.
+        await self._extraction.begin(memory, end.actor, end.session_id)
+        if behaviour(memory.tags).events is not EventRetention.UNTIL_SESSION_END:
             return await self._forget(found)
         extracted = await self._extraction.done(memory, end.actor, end.session_id)
         if extracted is None:
