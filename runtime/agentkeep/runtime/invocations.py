@@ -10,6 +10,7 @@ from typing import Final
 
 from opentelemetry.util.types import AttributeValue
 
+from agentkeep.core.acting import ActingForUsers
 from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import Caller, CallerKind, Idempotency, SessionRef, User
 from agentkeep.core.clock import Clock
@@ -23,6 +24,7 @@ from agentkeep.core.errors import (
     RuntimeClientError,
     ServiceError,
     ThrottlingException,
+    UnauthorizedException,
 )
 from agentkeep.core.ports import WorkloadTokens
 from agentkeep.core.telemetry import RUNTIME_ID, owned_by, step
@@ -156,8 +158,10 @@ class RuntimeInvocations:
         workload_tokens: WorkloadTokens,
         clock: Clock,
         settings: RuntimeSettings,
+        acting: ActingForUsers,
         alarm: Alarm | None = None,
     ) -> None:
+        self._acting = acting
         self._alarm = alarm
         self._targets = targets
         self._authorization = authorization
@@ -186,6 +190,8 @@ class RuntimeInvocations:
                 return None
         elif request.caller.kind is CallerKind.OPERATOR:
             user = self._authorization.operator(target, request.caller, request.user_id, action(request))
+            if user is not None and not self._acting.admitted(*_acted(target, request.caller, request, user)):
+                return None
         else:
             return None
         admit(target.settings.protocol, request)
@@ -282,6 +288,9 @@ class RuntimeInvocations:
                 owner.update(mine)
             if isinstance(error, CrossUserAccess):
                 self._alert(request, user, error)
+            if isinstance(error, UnauthorizedException) and target.settings.authorizer is not None:
+                # The token passed here and not at AWS: a new one is got in the same place.
+                raise UnauthorizedException(error.message, self._authorization.challenge(target)) from error
             raise
         owner.update(mine)
         try:
@@ -333,7 +342,10 @@ class RuntimeInvocations:
         if user_id is not None and not 1 <= len(user_id) <= _USER_ID_LIMIT:
             raise invalid(FieldError("runtimeUserId", f"must have between 1 and {_USER_ID_LIMIT} characters"))
         if caller.kind is CallerKind.OPERATOR:
-            return self._authorization.operator(target, caller, user_id, asked)
+            user = self._authorization.operator(target, caller, user_id, asked)
+            if user is not None:
+                await self._acting.admit(*_acted(target, caller, request, user))
+            return user
         if caller.kind is CallerKind.SESSION:
             return await self._authorization.agent(target, caller, user_id, asked)
         raise AccessDeniedException(f"{caller.principal} may not invoke agents.")
@@ -401,6 +413,10 @@ class RuntimeInvocations:
             owner = stored.record.user
         if owner != caller.user:
             raise other_user(ref.session_id)
+
+
+def _acted(target: Target, caller: Caller, request: InvocationRequest, user: User) -> tuple[Caller, str, str, str]:
+    return caller, action(request), f"runtime {target.runtime_id}", user.id
 
 
 def _note_protocol(request: InvocationRequest, target: Target) -> None:
