@@ -45,6 +45,7 @@ from agentkeep.identity.issuer import DevelopmentIssuer, discovery_url
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
+from agentkeep.identity.operator_keys_app import OperatorKeysApp
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
@@ -137,6 +138,8 @@ class EmbeddedPlatform:
         runtime_settings = RuntimeSettings()
         if "public_url" not in runtime_settings.model_fields_set:
             runtime_settings = runtime_settings.model_copy(update={"public_url": self.url})
+        observed = ObservabilitySettings()
+        audit = KeyValueAudit(store, days=observed.audit_days)
         identity = IdentityPlane(
             store,
             master_key,
@@ -145,10 +148,12 @@ class EmbeddedPlatform:
             identity_settings,
             trusted_issuers=(discovery_url(issuer_url),),
             public_url=runtime_settings.public_url,
+            audit=audit,
         )
         on_exit(identity.close)
-        issuer = DevelopmentIssuer(issuer_url, identity.keys, store, master_key, clock, identity_settings)
-        observed = ObservabilitySettings()
+        issuer = DevelopmentIssuer(
+            issuer_url, identity.keys, store, master_key, clock, identity_settings, identity.acting
+        )
         usage = KeyValueUsage(store, days=observed.usage_days)
         spans = SqliteSpanStore(self.data_dir / "spans.db", observed.span_limits, clock)
         on_exit(spans.close)
@@ -157,7 +162,6 @@ class EmbeddedPlatform:
         on_exit(telemetry_export.start("agentkeep", waiting_spans).stop)
         alerts = KeyValueAlerts(store, days=observed.alert_days)
         on_exit(alerts.close)
-        audit = KeyValueAudit(store, days=observed.audit_days)
         alarm = Alarm(alerts, clock, audit)
         on_exit(alarm.close)
         prices = Prices(observed.prices)
@@ -229,6 +233,8 @@ class EmbeddedPlatform:
             runtime_settings,
             self.data_dir / "runtime",
             alarm,
+            memory_sessions=memory.session_ends,
+            audit=audit,
         )
 
         # What serves them.
@@ -248,6 +254,7 @@ class EmbeddedPlatform:
                 Mount("/usage", UsageApp(usage, budgets, prices), Access.OPERATOR),
                 Mount("/traces", TracesApp(spans, usage, prices, alerts, waiting_spans.flush), Access.OPERATOR),
                 Mount("/alerts", AlertsApp(alerts), Access.OPERATOR),
+                Mount("/operator-keys", OperatorKeysApp(identity.keys, audit, clock), Access.OPERATOR),
                 Mount("/audit-records", AuditRecordsApp(audit), Access.OPERATOR),
                 Mount(CREDENTIALS_PATH, runtime.credentials_app, Access.SESSION),
                 Mount("/runtimes", runtime.protected_resources, Access.PUBLIC, place=PROTECTED_RESOURCES),
