@@ -82,7 +82,7 @@ async def platform(tmp_path: Path, free_tcp_port: int) -> AsyncIterator[Platform
         server = Server(front, "127.0.0.1", free_tcp_port)
         await server.start()
         platform = Platform(tmp_path, url, plane, valkey)
-        operator = await plane.keys.issue_operator_key("admin")
+        operator = await plane.keys.issue_operator_key("admin", acts_for_users=True)
         platform.credentials = {"aws_access_key_id": operator.id, "aws_secret_access_key": operator.secret}
         yield platform
         await plane.close()

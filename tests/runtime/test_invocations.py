@@ -19,6 +19,8 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 
+from .conftest import OPERATOR
+
 ARN = "arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/"
 
 
@@ -41,6 +43,23 @@ def _headers(turn: Any) -> dict[str, str]:
     headers = [(name.decode(), value.decode("latin-1")) for name, value in turn.headers]
     assert len({name for name, _ in headers}) == len(headers), "a header was sent twice"
     return dict(headers)
+
+
+# Operators who name users.
+
+
+async def test_an_operator_names_a_user_by_a_key_for_it_and_on_record(platform: Any) -> None:
+    """IDN-2: without the right nothing begins; each further invocation is counted, not waited for."""
+    runtime_id, session_id = await platform.create(), _id()
+    plain = Caller(CallerKind.OPERATOR, "arn:aws:iam::123456789012:user/plain", "AKIAPLAIN")
+    with pytest.raises(AccessDeniedException, match="agentkeep keys create NAME --acts-for-users"):
+        await platform.begin(runtime_id, session_id, user_id="alice", caller=plain)
+    (await platform.begin(runtime_id, _id(), user_id=None, caller=plain)).end()  # for nobody he may
+    (await platform.begin(runtime_id, session_id, user_id="alice")).end()
+    acting = platform.plane._parts.acting
+    known = ("InvokeAgentRuntime", f"runtime {runtime_id}")
+    assert acting.admitted(OPERATOR, *known, "alice")
+    assert not acting.admitted(OPERATOR, *known, "bob")
 
 
 # Tokens.

@@ -7,7 +7,7 @@ import sys
 import typer
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from agentkeep.cli import agents, audit, catalogue, commands, platform, sts, trace, users, verify
+from agentkeep.cli import agents, audit, catalogue, commands, keys, platform, sts, trace, users, verify
 from agentkeep.cli.output import CommandError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ for command in (
     app.command()(command)
 app.command("exec")(commands.execute)
 app.add_typer(catalogue.app, name="catalogue")
+app.add_typer(keys.app, name="keys")
 app.add_typer(verify.app, name="verify")
 app.add_typer(sts.app, name="sts")
 

@@ -10,6 +10,7 @@ from agentkeep.distributed.settings import load
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
+from agentkeep.identity.operator_keys_app import OperatorKeysApp
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.service.mounts import Access, Mount
 from agentkeep.service.ports.catalogue import AUDIT, AUTHORIZERS, KEYS, OUTBOUND_CREDENTIALS, WORKLOAD_TOKENS
@@ -39,7 +40,10 @@ async def compose(service: Service) -> Composed:
     return Composed(
         (plane,),
         keys,
-        mounts=[Mount(CALLBACK_PATH, plane.oauth2_callback, Access.PUBLIC)],
+        mounts=[
+            Mount(CALLBACK_PATH, plane.oauth2_callback, Access.PUBLIC),
+            Mount("/operator-keys", OperatorKeysApp(plane.keys, service.audit, service.clock), Access.OPERATOR),
+        ],
         ports={
             KEYS: keys,
             AUTHORIZERS: plane.authorizers,

@@ -73,6 +73,7 @@ async def compose(service: Service) -> Composed:
         service.data / "runtime" / "logs",
         lambda session: service.credentials.token(service.name, session),
         service.port(MEMORY_SESSIONS),
+        service.audit,
     )
     relays: list[SessionRelay | ReplicaRelay] = []
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import logging
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,10 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from joserfc import jwt
 
-from agentkeep.core.call import CallerKind
+from agentkeep.core.acting import ActingForUsers, LoggedAudit
+from agentkeep.core.call import Caller, CallerKind
 from agentkeep.core.clock import Clock
+from agentkeep.core.errors import AccessDeniedException
 from agentkeep.core.ports import Keys
 from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.provider_documents import is_loopback
@@ -33,7 +34,6 @@ from agentkeep.storage.interface import KeyValueStore
 
 __all__ = ["GRANT_TYPE", "SUBJECT_TOKEN_TYPE", "DevelopmentIssuer", "discovery_url"]
 
-logger = logging.getLogger(__name__)
 
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:token-exchange"
 SUBJECT_TOKEN_TYPE = "urn:agentkeep:token-type:development-user"  # noqa: S105
@@ -73,7 +73,9 @@ class DevelopmentIssuer:
         master_key: MasterKey,
         clock: Clock,
         settings: IdentitySettings,
+        acting: ActingForUsers | None = None,
     ) -> None:
+        """`acting` None: who got whose token is in the log alone."""
         parts = urlsplit(url)
         if parts.scheme != "http" or not is_loopback(parts.hostname or "") or not parts.path.strip("/"):
             raise ValueError(
@@ -83,6 +85,7 @@ class DevelopmentIssuer:
         self.path = urlsplit(self.url).path
         self.discovery_url = discovery_url(self.url)
         self._keys = keys
+        self._acting = acting or ActingForUsers(LoggedAudit(), clock)
         self._signing_key = SigningKey(store, master_key)
         self._clock = clock
         self._life = int(settings.development_token_life)
@@ -134,11 +137,14 @@ class DevelopmentIssuer:
         if not _SCOPE.fullmatch(scope):
             raise _OAuthError("invalid_scope", "scope must be scopes separated by single spaces")
         audience = form.get("audience", [CLIENT])
-        logger.info("development tokens for user %s issued to %s", user, operator)
+        try:
+            await self._acting.admit(operator, "IssueDevelopmentToken", "the development issuer", user)
+        except AccessDeniedException as refused:
+            raise _OAuthError("unauthorized_client", refused.message, 403) from None
         return JSONResponse(await self._tokens(user, scope, audience), headers=_PRIVATE)
 
-    async def _authenticate(self, authorization: str) -> str:
-        """The operator's principal. RFC 6749, 2.3.1: the key id and the secret are form-encoded inside Basic; clients
+    async def _authenticate(self, authorization: str) -> Caller:
+        """The operator. RFC 6749, 2.3.1: the key id and the secret are form-encoded inside Basic; clients
         that forget to are understood too."""
         scheme, _, credentials = authorization.partition(" ")
         try:
@@ -150,7 +156,7 @@ class DevelopmentIssuer:
         key = await self._keys.find(unquote_plus(key_id))
         if key is None or key.caller.kind is not CallerKind.OPERATOR or not _equal(key.secret, secret):
             raise _OAuthError("invalid_client", "this is not an operator key of this platform", 401)
-        return key.caller.principal
+        return key.caller
 
     async def _tokens(self, user: str, scope: str, audience: Sequence[str]) -> dict[str, Any]:
         key = await self._signing_key.get()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from agentkeep.core.acting import ActingForUsers, LoggedAudit
 from agentkeep.core.call import Call, CallerKind, User, allow
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import ResourceNotFoundException
@@ -55,7 +56,8 @@ class IdentityPlane:
     """Its parts are the ports the other planes are given: `keys` (Keys), `authorizers` (Authorizers),
     `workload_tokens` (WorkloadTokens) and `outbound` (OutboundCredentials). `trusted_issuers` adds discovery URLs to
     the settings' own. `public_url`: where browsers reach the platform; `oauth2_callback` (ASGI, public) must be served
-    there under CALLBACK_PATH. `audit` is needed where rules for STS are configured."""
+    there under CALLBACK_PATH. `audit` is needed where rules for STS are configured; without it,
+    the log alone says for whom operators acted."""
 
     name = "identity"
     arn_kinds = frozenset({"workload-identity", *ProviderKind})
@@ -79,7 +81,8 @@ class IdentityPlane:
         logger.info(described(settings, deployment))
         self.keys = AccessKeys(store, master_key, deployment, clock, settings, exchange)
         self.authorizers = JwtAuthorizers(self._providers, verifier, clock, settings)
-        self.workload_tokens = WorkloadAccessTokens(self._identities, issuers, master_key, clock, settings)
+        self.acting = ActingForUsers(audit or LoggedAudit(), clock)
+        self.workload_tokens = WorkloadAccessTokens(self._identities, issuers, master_key, clock, settings, self.acting)
         self._vault = TokenVault(store, master_key, clock)
         self._api_keys, oauth2 = (
             CredentialProviders(kind, store, self._vault, deployment, clock, settings.credential_providers)
@@ -90,7 +93,7 @@ class IdentityPlane:
         parts = Oauth2(store, oauth2, self._identities, self._vault, master_key, clock, settings, public_url)
         self._oauth2, self._federation, self.oauth2_callback = parts.providers, parts.federation, parts.callback
         self._resource_credentials = ResourceCredentials(self.workload_tokens, self._api_keys, parts.tokens)
-        self._closing = (self._providers, parts, *((exchange,) if exchange is not None else ()))
+        self._closing = (self._providers, parts, self.acting, *((exchange,) if exchange is not None else ()))
         self._tagged: Mapping[str, _Tagged] = {
             "workload-identity": self._identities,
             ProviderKind.API_KEY: self._api_keys,
@@ -310,6 +313,7 @@ class IdentityPlane:
             user = User(verified.subject, verified.issuer)
         else:
             user = User(named["userId"])
+            await self.acting.admit(call.caller, call.operation, "a consent", user.id)
         await self._federation.complete(user, request["sessionUri"])
         return {}
 

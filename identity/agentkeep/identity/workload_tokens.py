@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from agentkeep.core.acting import ActingForUsers, require_acting
 from agentkeep.core.call import Caller, CallerKind, User
 from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import (
@@ -24,8 +24,6 @@ from agentkeep.identity.trusted_issuers import TrustedIssuers
 from agentkeep.identity.workload_identities import WorkloadIdentities, WorkloadIdentity
 
 __all__ = ["WorkloadAccessTokens", "WorkloadClaims"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,9 @@ class WorkloadAccessTokens:
         master_key: MasterKey,
         clock: Clock,
         settings: IdentitySettings,
+        acting: ActingForUsers,
     ) -> None:
+        self._acting = acting
         self._identities = identities
         self._issuers = issuers
         self._seal = Seal(master_key, "workload-tokens")
@@ -76,13 +76,14 @@ class WorkloadAccessTokens:
         return self._make(identity, User(verified.subject, verified.issuer, as_text(verified.claims)), user_token)
 
     async def for_user_id(self, caller: Caller, name: str, user_id: str) -> str:
-        """Only for callers who may speak for any user: operators."""
+        """Only for callers who may speak for any user: operators whose key was issued for it. On record."""
         if caller.kind is not CallerKind.OPERATOR:
             raise AccessDeniedException(
                 f"{caller.principal} may not name the user it acts for; only an operator may. Use the user's token"
             )
+        require_acting(caller, "GetWorkloadAccessTokenForUserId")
         identity = await self._mintable(caller, name)
-        logger.info("%s spoke for a user by id: workload %s", caller.principal, name)
+        await self._acting.admit(caller, "GetWorkloadAccessTokenForUserId", f"workload {name}", user_id)
         return self._make(identity, User(user_id))
 
     async def verify(self, token: str, caller: Caller) -> WorkloadClaims:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+from agentkeep.core.acting import require_acting
 from agentkeep.core.call import Caller, CallerKind, User
 from agentkeep.core.errors import AccessDeniedException, UnauthorizedException
 from agentkeep.core.identifiers import Arn
@@ -43,7 +44,10 @@ class Authorization:
             _refuse_denied(target.runtime_arn, target.policies, principals, action)
             if user_id is not None:
                 _refuse_denied(target.runtime_arn, target.policies, principals, action + FOR_USER)
-        return None if user_id is None else User(user_id)
+        if user_id is None:
+            return None
+        require_acting(caller, f"{action} for a user it names")
+        return User(user_id)
 
     async def agent(self, target: Target, caller: Caller, user_id: str | None, action: str) -> User:
         """The user an agent acts for: its session's own. Raises AccessDeniedException."""

@@ -12,7 +12,7 @@ from agentkeep.core.call import Call, CallerKind, SessionRef, allow
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.pages import page
-from agentkeep.core.ports import Authorizers, Budget, Keys, MemorySessions, WorkloadTokens
+from agentkeep.core.ports import Audit, Authorizers, Budget, Keys, MemorySessions, WorkloadTokens
 from agentkeep.runtime import in_process
 from agentkeep.runtime.artifacts import ArtifactStore
 from agentkeep.runtime.commands import DEFAULT_TIMEOUT, Commands
@@ -61,11 +61,13 @@ class RuntimePlane:
         logs_dir: Path | None = None,
         listener_token: Callable[[SessionRef], str] | None = None,
         memory_sessions: MemorySessions | None = None,
+        audit: Audit | None = None,
     ) -> None:
         """`data_dir`: a folder of this plane's own; a replica keeps its bundles there, and sessions' logs where
         there is no `logs_dir`, which replicas may share. `place`: of this replica among others; None: it is alone.
         `listener_token`: says to another through which session's listener a request came. `memory_sessions`: who is to
-        know that a session has ended; None: nobody."""
+        know that a session has ended; None: nobody.
+        `audit`: where it is on record for whom operators invoke; None: the log alone."""
         self._parts = parts = Parts(
             store,
             deployment,
@@ -84,6 +86,7 @@ class RuntimePlane:
             logs_dir or data_dir / "logs",
             listener_token,
             memory_sessions,
+            audit,
         )
         self._deployment = deployment
         self._settings = settings

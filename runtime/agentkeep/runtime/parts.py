@@ -7,11 +7,12 @@ import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from agentkeep.core.acting import ActingForUsers, LoggedAudit
 from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
-from agentkeep.core.ports import Authorizers, Budget, Keys, MemorySessions, WorkloadTokens
+from agentkeep.core.ports import Audit, Authorizers, Budget, Keys, MemorySessions, WorkloadTokens
 from agentkeep.runtime.admin import AdminApp, ArtifactsApp
 from agentkeep.runtime.artifacts import ArtifactStore
 from agentkeep.runtime.authorization import Authorization
@@ -80,6 +81,7 @@ class Parts:
         logs_folder: Path,
         listener_token: Callable[[SessionRef], str] | None,
         memory_sessions: MemorySessions | None,
+        audit: Audit | None,
     ) -> None:
         self._clock = clock
         self._deployment = deployment
@@ -149,6 +151,7 @@ class Parts:
         self.tags = Tags(self.catalogue, self.warm_pools.changed)
         authorization = Authorization(self.catalogue, authorizers, settings.public_url)
         mcp_sessions = McpSessions(store, clock, self.sessions, self.table)
+        self.acting = ActingForUsers(audit or LoggedAudit(), clock)
         self.invocations = RuntimeInvocations(
             self.targets,
             authorization,
@@ -158,6 +161,7 @@ class Parts:
             workload_tokens,
             clock,
             settings,
+            self.acting,
             alarm,
         )
         self.bearers = RuntimeBearers(self.targets, authorization, deployment.account)
@@ -209,6 +213,7 @@ class Parts:
         await self.reaper.stop()
         await self.sessions.close()
         await self.session_ends.stop()
+        await self.acting.close()
         await self.warm_pools.stop()
         await self.heartbeat.stop()
         await self.replicas.retire()
