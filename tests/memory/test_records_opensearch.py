@@ -1,0 +1,12 @@
+"""MEM-2, MEM-4: what holds of records on SQLite holds on OpenSearch: the tests of `test_records`, on a real server."""
+
+from __future__ import annotations
+
+from . import test_records
+from .opensearch_records import MARKS, records_index, search, of_module
+
+__all__ = ["records_index", "search"]
+
+pytestmark = MARKS
+
+globals().update(of_module(test_records))
