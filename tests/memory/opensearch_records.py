@@ -15,7 +15,7 @@ from agentkeep.storage.search_opensearch import OpenSearchSearchStore
 
 from .conftest import SetClock
 
-__all__ = ["MARKS", "records_index", "search", "of_module"]
+__all__ = ["MARKS", "of_module", "records_index", "search"]
 
 MARKS = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("docker")]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import test_records
-from .opensearch_records import MARKS, records_index, search, of_module
+from .opensearch_records import MARKS, of_module, records_index, search
 
 __all__ = ["records_index", "search"]
 
