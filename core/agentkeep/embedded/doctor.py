@@ -10,7 +10,12 @@ import tempfile
 from pathlib import Path
 
 from agentkeep.core.errors import AgentkeepError
+from agentkeep.core.identifiers import Deployment
+from agentkeep.embedded.settings import EmbeddedSettings
 from agentkeep.embedded.valkey import EmbeddedValkey
+from agentkeep.identity.settings import IdentitySettings
+from agentkeep.identity.sts_rules import StsRulesInvalid
+from agentkeep.identity.sts_setup import described
 from agentkeep.runtime.drivers.by_artifact import DriverByArtifact
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
 from agentkeep.runtime.drivers.driver import Driver, Finding, Severity
@@ -29,7 +34,7 @@ def examine(data_dir: Path) -> list[Finding]:
 
 
 async def _examine(data_dir: Path) -> list[Finding]:
-    findings = [_python(), _disk(data_dir)]
+    findings = [_python(), _disk(data_dir), _aws()]
     with tempfile.TemporaryDirectory(prefix="agentkeep-doctor-") as folder:
         findings.append(await _valkey(Path(folder)))
         driver: Driver = ProcessDriver(Path(folder))
@@ -58,6 +63,15 @@ def _disk(data_dir: Path) -> Finding:
     return Finding(
         "disk", Severity.WARNING, said, "Agents' packages and logs need room: free some, or choose another --data-dir."
     )
+
+
+def _aws() -> Finding:
+    settings = EmbeddedSettings()
+    try:
+        said = described(IdentitySettings(), Deployment(settings.region, settings.account))
+    except StsRulesInvalid as error:
+        return Finding("AWS", Severity.ERROR, str(error), "`agentkeep sts check-rules FILE` reads them again.")
+    return Finding("AWS", Severity.OK, said)
 
 
 async def _valkey(folder: Path) -> Finding:

@@ -90,6 +90,11 @@ class KeysContract:
         assert found is not None
         assert found.caller.user is None
 
+    async def test_without_aws_a_session_may_begin_without_keys(self, keys: Keys) -> None:
+        assert await keys.begin_session(SESSION, ALICE, "the.user.token") is None
+        issued = await keys.issue_for_session(SESSION, ALICE, "the.user.token")
+        assert issued.role_arn is None
+
     async def test_no_such_key(self, keys: Keys) -> None:
         for unknown in ("ASIA" + "0" * 16, "AKIA" + "0" * 16, "", "x" * 200, "ключ"):
             assert await keys.find(unknown) is None
