@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
+from urllib.parse import unquote
 
 import orjson
 
@@ -57,6 +58,9 @@ class MemoryKey(SealingKey):
 
     def __repr__(self) -> str:
         return "MemoryKey()"
+
+    def equals(self, other: MemoryKey) -> bool:
+        return (self._digests, self.mixed) == (other._digests, other.mixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,10 @@ class MemoryKeys:
             return await asyncio.shield(asking)
         return await asyncio.shield(self._ask(memory_id))
 
+    async def of_records(self, partition: str) -> MemoryKey:
+        """By the name of a partition of a memory's records, or the beginning of it (`RecordScope`)."""
+        return await self.of(unquote(partition.split("/")[2]))
+
     async def made_for(self, memory_id: str, arn: str | None) -> NewMemoryKey:
         """For a memory that is being made. `arn`: of the key of AWS KMS to wrap it under; None: the deployment's."""
         made = await self._service.generate(_context(memory_id), arn)
@@ -152,7 +160,10 @@ class MemoryKeys:
             return
         match task.exception():
             case None:
-                self._known[memory_id] = _Known(task.result(), self._clock.monotonic())
+                key, known = task.result(), self._known.get(memory_id)
+                if known is not None and known.key.equals(key):
+                    key = known.key  # with what others keep for this very object
+                self._known[memory_id] = _Known(key, self._clock.monotonic())
                 self._known.move_to_end(memory_id)
                 while len(self._known) > _CACHED:
                     self._known.popitem(last=False)

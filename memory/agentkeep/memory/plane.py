@@ -39,6 +39,7 @@ from agentkeep.memory.short_term.sessions import Sessions
 from agentkeep.storage.embedding import Embedder
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search import SearchStore
+from agentkeep.storage.search_sealed import sealed_search
 
 __all__ = ["MemoryPlane"]
 
@@ -71,6 +72,7 @@ class MemoryPlane:
         settings = settings or MemorySettings()
         live, branches, barrier = LiveMemories(store), Branches(store), Barrier(store)
         self._keys = keys = MemoryKeys(store, key_service, clock, live.present, key_settings)
+        search = sealed_search(search, keys.of_records)
         memories, sessions = Memories(store, deployment, clock, keys), Sessions(store, live)
         retrieval = Retrieval(search, embedder, clock)
         writer = RecordWriter(search)
@@ -93,7 +95,7 @@ class MemoryPlane:
             EventsErasure(store),
             RecordsErasure(writer),
         ]
-        self.deletions = Deletions(memories, Erasure(store, search, memories, erasables))
+        self.deletions = Deletions(memories, Erasure(store, search, memories, keys, erasables))
         remains = ActorSearch(store, search, memories, settings.namespace_templates)
         self.erasures = ActorErasures(
             store, clock, memories, barrier, erasables, remains, audit, settings.report_days, settle_seconds

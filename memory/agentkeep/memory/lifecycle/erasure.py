@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from agentkeep.memory.keys import MemoryKeys
 from agentkeep.memory.lifecycle.erasable import Erasable
 from agentkeep.memory.long_term.writing import RecordWriter
 from agentkeep.memory.memories import Memories
@@ -54,15 +55,23 @@ class Erasure:
     """Of whole memories. `erasables`: whatever keeps something of a memory's actors beside their records."""
 
     def __init__(
-        self, store: KeyValueStore, search: SearchStore, memories: Memories, erasables: Sequence[Erasable]
+        self,
+        store: KeyValueStore,
+        search: SearchStore,
+        memories: Memories,
+        keys: MemoryKeys,
+        erasables: Sequence[Erasable],
     ) -> None:
         self._store = store
         self._search = search
         self._memories = memories
+        self._keys = keys
         self._erasables = erasables
 
     async def erase(self, memory_id: str) -> None:
-        """To be called once the memory takes nothing any more (`Memories.start_deletion`)."""
+        """To be called once the memory takes nothing any more (`Memories.start_deletion`). Its key goes first: then
+        nothing of it can be read, wherever there are copies."""
+        await self._keys.erase(memory_id)
         while actors := await self._store.query(actors_partition(memory_id), limit=_AT_ONCE):
             for item in actors:
                 await self._erase_actor(memory_id, item.sort)
