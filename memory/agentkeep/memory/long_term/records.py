@@ -293,7 +293,8 @@ class Records:
                 else:
                     return
         except ResourceNotFoundException:
-            await self._remove(view, written)
+            for home, owned in _by_home(view, written).items():  # unread: the memory's key is gone
+                await self._search.delete(home, [record.id for record in owned])
             raise
         raise RetryableConflictException(f"Memory {memory_id} is being changed: try again")
 
