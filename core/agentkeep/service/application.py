@@ -17,6 +17,8 @@ from agentkeep.core.errors import (
     AccessDeniedException,
     InternalServerException,
     ServiceError,
+    ServiceUnavailableException,
+    StoreUnavailable,
     UnauthorizedException,
     ValidationException,
 )
@@ -159,6 +161,15 @@ class Application:
         except AnswerCut:
             logger.exception("request %s (%s) failed in its answer", request.id, request.path.decode("latin-1"))
             return
+        except StoreUnavailable as error:
+            # It will be back: clients are to try again, and those with a token may do so without harm.
+            logger.error("request %s (%s) met a store that is not available: %s", request.id, request.name, error)
+            response = self._error(
+                request,
+                ServiceUnavailableException(
+                    f"A store that this needs is not available now: try again. The log tells more of {request.id}"
+                ),
+            )
         except Exception:
             # A defect, or what a dependency did to us: the log gets all, the caller only where to look.
             logger.exception("request %s (%s) failed", request.id, request.name)
