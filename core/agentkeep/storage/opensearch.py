@@ -19,18 +19,39 @@ __all__ = ["OpenSearchClient", "OpenSearchRefusal"]
 _LOGGER: Final = logging.getLogger("opensearch")
 
 
+#: Requests under way, and those that wait for a connection: more are refused at once.
+MOST_WAITING: Final = 500
+
+#: What is to be done, by OpenSearch's name of a refusal.
+_ADVICE: Final[Mapping[str, str]] = {
+    "cluster_block_exception": "it takes no writes: its disk is full, or an operator has set it read-only. Make room "
+    "(it goes on by itself), or lift the block",
+    "rejected_execution_exception": "it has more to do than it can: try again",
+    "circuit_breaking_exception": "it is short of memory: try again, or give it more",
+    "security_exception": "the user or password is wrong, or the user has no right to do this",
+}
+
+
 class OpenSearchRefusal(StoreUnavailable):
     """OpenSearch answered, but not with what was asked for. `status`: HTTP's; `kind`: OpenSearch's name of it."""
 
     def __init__(self, status: int, kind: str) -> None:
-        super().__init__(f"OpenSearch refuses: {status} {kind}")
+        kind = kind.removeprefix("es_")
+        advice = _ADVICE.get(kind) or ("it has more to do than it can: try again" if status == 429 else "")
+        super().__init__(f"OpenSearch refuses: {status} {kind}{': ' * bool(advice)}{advice}")
         self.status = status
         self.kind = kind
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same may do a moment later."""
+        return self.kind != "cluster_block_exception" and (self.status == 429 or self.status >= 500)
 
 
 class OpenSearchClient:
     """`urls`: of the nodes of one cluster, any of which may be away. `certificates`: path of the authorities that the
-    nodes' certificates are checked against; empty, the machine's. `time_limit`: seconds, of one request."""
+    nodes' certificates are checked against; empty, the machine's. `time_limit`: seconds, of one request, in which it
+    must also get one of the `connections` there are to each node."""
 
     def __init__(
         self,
@@ -40,6 +61,7 @@ class OpenSearchClient:
         password: str = "",
         certificates: str = "",
         time_limit: float = 10.0,
+        connections: int = 20,
     ) -> None:
         if _LOGGER.level == logging.NOTSET:
             _LOGGER.setLevel(logging.ERROR)
@@ -49,7 +71,9 @@ class OpenSearchClient:
             ca_certs=certificates or None,
             serializer=_Orjson(),
             timeout=time_limit,
+            maxsize=connections,
         )
+        self._under_way = 0
 
     async def request(self, method: str, path: str, body: Any = None, **parameters: str | int | bool | None) -> Any:
         """The answer, taken apart. A request that met no node is tried again on the others. Raises OpenSearchRefusal,
@@ -59,6 +83,9 @@ class OpenSearchClient:
             for name, value in parameters.items()
             if value is not None
         }
+        if self._under_way >= MOST_WAITING:
+            raise StoreUnavailable(f"{self._under_way} requests to OpenSearch are under way already: try again")
+        self._under_way += 1
         try:
             return await self._client.transport.perform_request(method, path, params=given, body=body)
         except ConnectionTimeout:
@@ -69,6 +96,8 @@ class OpenSearchClient:
             raise OpenSearchRefusal(error.status_code, str(error.error)) from None
         except OpenSearchException as error:
             raise StoreUnavailable(f"OpenSearch gives no answer that can be read: {type(error).__name__}") from None
+        finally:
+            self._under_way -= 1
 
     async def lines(self, path: str, lines: Iterable[Mapping[str, Any]], **parameters: str | bool | None) -> Any:
         """A request whose body is one JSON object a line, as bulk and multiple search have it."""

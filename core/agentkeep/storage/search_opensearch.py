@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from agentkeep.core.clock import Clock, SystemClock, epoch_ms
 from agentkeep.core.errors import StoreUnavailable
@@ -31,6 +31,8 @@ from agentkeep.storage.search_words import Stemmer
 
 __all__ = ["OpenSearchSearchStore"]
 
+Result = TypeVar("Result")
+
 logger = logging.getLogger(__name__)
 
 #: How often a batch is written anew before it is taken back; seconds before the second time.
@@ -46,7 +48,8 @@ _NAMES: Final = {"_source": False}
 class OpenSearchSearchStore:
     """`model` and `dimensions` of its vectors are recorded in the index with the first; as in the SQLite store, vectors
     of another are refused (StoreUnavailable, says what to do), and with `dimensions` None it neither takes nor compares
-    any. The client is closed with the store.
+    any. The client is closed with the store. `patience`: seconds that a search takes at the most, and in
+    which a write is tried again.
 
     A batch is one request to one shard. It is tried again where OpenSearch takes only a part; where that does not help,
     the part is taken back, and what it replaced is restored. Two limits, as OpenSearch has no transactions: a reader
@@ -62,11 +65,13 @@ class OpenSearchSearchStore:
         name: str = "agentkeep-records",
         shards: int = 1,
         clock: Clock | None = None,
+        patience: float = 20.0,
     ) -> None:
         self._dimensions = dimensions
         self._model = model
         self._index = OpenSearchIndex(client, name, INDEX, shards=shards, check=self._check)
         self._clock = clock or SystemClock()
+        self._patience = patience
         self._stems = Stemmer()
 
     async def upsert(self, partition: str, documents: Sequence[Document]) -> None:
@@ -138,14 +143,21 @@ class OpenSearchSearchStore:
         query = None if vector is None else unit(vector, self._dimensions)
         limit = min(limit, WINDOW)
         place, now = Place(partition), self._now()
-        within = place.query(now, selection)
+        place.query(now, selection)  # raises for conditions that are none, in any case
         if limit <= 0:
             return []
         words = self._stems.of_query(text)
+        return await self._in_time(self._search(place, (now, selection, words), query, limit))
+
+    async def _search(
+        self, place: Place, wanted: tuple[int, Selection, Sequence[str]], query: Vector | None, limit: int
+    ) -> list[Hit]:
+        now, selection, words = wanted
+        within = place.query(now, selection)
         near, pages = await asyncio.gather(
             self._nearest(place, within, query, limit), self._statistics(place, within, words, now)
         )
-        found = await self._lexical(place, (now, selection, words), pages, near, limit)
+        found = await self._lexical(place, wanted, pages, near, limit)
         hits = [
             Hit(
                 document := _document(hit),
@@ -161,6 +173,13 @@ class OpenSearchSearchStore:
 
     async def close(self) -> None:
         await self._index.close()
+
+    async def _in_time(self, work: Coroutine[Any, Any, Result]) -> Result:
+        try:
+            async with asyncio.timeout(self._patience):
+                return await work
+        except TimeoutError:
+            raise StoreUnavailable(f"OpenSearch was not done within {self._patience:g} s: try again") from None
 
     def _now(self) -> int:
         return epoch_ms(self._clock.now())
@@ -235,6 +254,8 @@ class OpenSearchSearchStore:
 
     async def _write_all(self, routing: str | None, rows: Mapping[str, Mapping[str, Any]]) -> None:
         lines = [line for name, row in rows.items() for line in ({"index": {"_id": name}}, row)]
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience
         for attempt in range(ATTEMPTS):
             if attempt:
                 await asyncio.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
@@ -242,7 +263,8 @@ class OpenSearchSearchStore:
                 await self._index.bulk(lines, routing)
                 return
             except StoreUnavailable as error:
-                if attempt == ATTEMPTS - 1 or (isinstance(error, OpenSearchRefusal) and error.status == 400):
+                passes = not isinstance(error, OpenSearchRefusal) or error.passes
+                if attempt == ATTEMPTS - 1 or not passes or loop.time() > deadline:
                     raise
                 logger.warning("a write is tried again: %s", error)
 
