@@ -78,11 +78,12 @@ class PlatformProcess:
 
 
 @contextmanager
-def running_platform(data_dir: Path, **settings: str) -> Iterator[PlatformProcess]:
-    """`agentkeep up --detach` on a free port, `agentkeep down` at the end. `settings`: AGENTKEEP_... variables."""
+def running_platform(data_dir: Path, port: int = 0, **settings: str) -> Iterator[PlatformProcess]:
+    """`agentkeep up --detach` on `port` (0: a free one), `agentkeep down` at the end. `settings`: AGENTKEEP_...
+    variables."""
     platform = PlatformProcess(data_dir)
     started = subprocess.run(
-        [*COMMAND, "up", "--detach", "--port", "0", "--data-dir", str(data_dir)],
+        [*COMMAND, "up", "--detach", "--port", str(port), "--data-dir", str(data_dir)],
         capture_output=True,
         text=True,
         env=clean_environment() | settings,
