@@ -83,7 +83,9 @@ class MemoryPlane:
         self.extraction = ExtractionParts(
             store, memories, live, barrier, keys, sessions, events, self.records_by_actor, models, settings, clock
         )
-        self.session_ends = SessionEnds(store, memories, clock, self.extraction.standing)
+        self._acting = ActingForUsers(audit or LoggedAudit(), clock)
+        admission = Admission(store, memories, clock, self._acting, settings, vouching_issuers)
+        self.session_ends = SessionEnds(store, memories, clock, self.extraction.standing, admission)
         merges = Merges(store, keys, self.records_by_actor)
         compactor = Compactor(clock, search, self.records_by_actor, barrier, merges, models)
         self.compactions = Compactions(store, clock, memories, compactor, settings, audit)
@@ -100,8 +102,6 @@ class MemoryPlane:
         self.erasures = ActorErasures(
             store, clock, memories, barrier, erasables, remains, audit, settings.report_days, settle_seconds
         )
-        self._acting = ActingForUsers(audit or LoggedAudit(), clock)
-        admission = Admission(store, memories, clock, self._acting, settings, vouching_issuers)
         on_data: tuple[Operations, ...] = (
             EventOperations(memories, events, sessions, branches),
             RecordOperations(memories, records, settings),
