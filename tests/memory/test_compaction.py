@@ -437,7 +437,7 @@ async def test_who_was_stopped_for_too_long_changes_nothing(
     with caplog.at_level(logging.INFO):
         await compact(plane, memory)
     assert "another replica goes on with compaction-" in caplog.text
-    report = (await other.compactions.reports(None, 10))[0]
+    (report,) = await other.compactions.latest(10)
     assert (report.attempts, report.written, report.merged) == (2, 1, 3)
     assert len(await held(plane, memory, "alice")) == 1
     await other.close()
@@ -495,7 +495,7 @@ async def test_by_the_schedule(
     async def look() -> list[CompactionReport]:
         await scheduled.compactions.schedule()
         await scheduled.compactions.finish()
-        return await scheduled.compactions.reports(None, 10)
+        return (await scheduled.compactions.latest(10))[::-1]
 
     (first,) = await look()
     assert (first.requested_by, first.questions, first.complete) == (SCHEDULE, 1, True)

@@ -7,7 +7,7 @@ import sys
 import typer
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from agentkeep.cli import agents, audit, catalogue, commands, keys, platform, sts, trace, users, verify
+from agentkeep.cli import agents, audit, catalogue, commands, keys, memory, platform, sts, trace, users, verify
 from agentkeep.cli.output import CommandError
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ for command in (
 app.command("exec")(commands.execute)
 app.add_typer(catalogue.app, name="catalogue")
 app.add_typer(keys.app, name="keys")
+app.add_typer(memory.app, name="memory")
 app.add_typer(verify.app, name="verify")
 app.add_typer(sts.app, name="sts")
 

@@ -10,6 +10,7 @@ from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import load
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
+from agentkeep.service.mounts import Access, Mount
 from agentkeep.service.ports.catalogue import MEMORY_SESSIONS, MODELS
 from agentkeep.storage.embedding import Embedder
 from agentkeep.storage.search import SearchStore
@@ -20,6 +21,9 @@ __all__ = ["SETTINGS", "compose"]
 
 #: Checked before the service waits for anything.
 SETTINGS: Final = (MemorySettings, KeySettings)
+
+#: Longer than a write of another replica's to the search store takes.
+_SETTLE_SECONDS: Final = 10.0
 
 
 async def compose(service: Service) -> Composed:
@@ -43,11 +47,13 @@ async def compose(service: Service) -> Composed:
         key_settings=key_settings,
         models=service.port(MODELS),
         audit=service.audit,
+        settle_seconds=_SETTLE_SECONDS,
     )
     service.on_exit(plane.close)
     return Composed(
         plane.operations,
         service.keys(),
+        mounts=[Mount("/memory", plane.operators_app, Access.OPERATOR)],
         ports={MEMORY_SESSIONS: plane.session_ends},
         start=lambda: service.until_stored(plane.start),
     )

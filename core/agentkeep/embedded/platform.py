@@ -251,6 +251,7 @@ class EmbeddedPlatform:
                 Mount("/artifacts", runtime.artifacts_app, Access.OPERATOR, runtime_settings.bundle_limit),
                 Mount("/sessions", runtime.admin_app, Access.OPERATOR),
                 Mount("/logs", runtime.admin_app, Access.OPERATOR),
+                Mount("/memory", memory.operators_app, Access.OPERATOR),
                 Mount("/usage", UsageApp(usage, budgets, prices), Access.OPERATOR),
                 Mount("/traces", TracesApp(spans, usage, prices, alerts, waiting_spans.flush), Access.OPERATOR),
                 Mount("/alerts", AlertsApp(alerts), Access.OPERATOR),

@@ -20,7 +20,7 @@ _OWNED: Final[Mapping[str, str]] = {
     " credentials artifacts sessions logs",
     "gateway": "gateways model guardrail policy-engines policy-engine-summaries registries registry-records web-search"
     " catalogue audit .well-known",
-    "memory": "memories",
+    "memory": "memories memory",
     "identity": "identities payments operator-keys",
     "observability": "v1 usage traces alerts audit-records budgets evaluations evaluators online-evaluation-configs"
     " datasets recommendations ab-tests agentinsights agent-insight-stores",

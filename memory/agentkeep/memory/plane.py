@@ -15,12 +15,14 @@ from agentkeep.memory.barrier import Barrier
 from agentkeep.memory.extraction.composition import ExtractionParts
 from agentkeep.memory.keys import MemoryKeys
 from agentkeep.memory.lifecycle.actor_erasures import ActorErasures
+from agentkeep.memory.lifecycle.app import LifecycleApp
 from agentkeep.memory.lifecycle.compactions import Compactions
 from agentkeep.memory.lifecycle.compactor import Compactor
 from agentkeep.memory.lifecycle.deletions import Deletions
 from agentkeep.memory.lifecycle.erasable import Erasable
 from agentkeep.memory.lifecycle.erasure import Erasure, EventsErasure, RecordsErasure
 from agentkeep.memory.lifecycle.merges import Merges
+from agentkeep.memory.lifecycle.provenance import Provenance
 from agentkeep.memory.lifecycle.purge import Purge
 from agentkeep.memory.lifecycle.search_for_actor import ActorSearch
 from agentkeep.memory.lifecycle.session_ends import SessionEnds
@@ -47,7 +49,8 @@ __all__ = ["MemoryPlane"]
 class MemoryPlane:
     """Operators manage memories; sessions read and write the events and records of their own user, and no more.
 
-    `operations`: to be given to the backend. `session_ends`: the port MemorySessions.
+    `operations`: to be given to the backend. `operators_app`: to be mounted for operators at /memory. `session_ends`:
+    the port MemorySessions.
     """
 
     def __init__(
@@ -111,6 +114,8 @@ class MemoryPlane:
             MemoryOperations(memories, self.deletions),
             *(Admitted(operations, admission) for operations in on_data),
         )
+        provenance = Provenance(search, memories)
+        self.operators_app = LifecycleApp(memories, self.erasures, self.compactions, provenance, self._acting, settings)
         self._purge = Purge(search, clock)
 
     async def start(self) -> None:

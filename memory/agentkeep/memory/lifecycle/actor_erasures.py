@@ -31,7 +31,7 @@ from agentkeep.memory.lifecycle.search_for_actor import ActorSearch
 from agentkeep.memory.memories import Memories
 from agentkeep.storage.interface import ABSENT, KeyValueStore, Put, Write, partition
 from agentkeep.storage.leases import Lease, Leases
-from agentkeep.storage.records import Stored, encode, find, page_of
+from agentkeep.storage.records import Stored, decode, encode, find
 
 __all__ = ["ActorErasures", "ErasureReport"]
 
@@ -115,9 +115,11 @@ class ActorErasures:
         """Raises ResourceNotFoundException."""
         return (await self._find(erasure)).record
 
-    async def reports(self, after: str | None, limit: int) -> list[ErasureReport]:
-        """Oldest first."""
-        return [stored.record for stored in await page_of(self._store, ErasureReport, _REPORTS, after, limit)]
+    async def latest(self, limit: int) -> list[ErasureReport]:
+        """Latest first."""
+        return [
+            decode(ErasureReport, item.value) for item in await self._store.query(_REPORTS, limit=limit, reverse=True)
+        ]
 
     async def start(self) -> None:
         """Goes on with what was interrupted, here or on other replicas. Raises StoreUnavailable."""

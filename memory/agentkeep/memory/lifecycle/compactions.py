@@ -33,7 +33,7 @@ from agentkeep.memory.memories import Memories, MemoryStatus
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.storage.interface import ABSENT, Delete, KeyValueStore, Put, Write, partition
 from agentkeep.storage.leases import Lease, LeaseLost, Leases
-from agentkeep.storage.records import Stored, encode, find, page_of
+from agentkeep.storage.records import Stored, decode, encode, find
 
 __all__ = ["SCHEDULE", "Compactions"]
 
@@ -91,9 +91,11 @@ class Compactions:
         """Raises ResourceNotFoundException."""
         return (await self._find(compaction)).record
 
-    async def reports(self, after: str | None, limit: int) -> list[CompactionReport]:
-        """Oldest first."""
-        return [stored.record for stored in await page_of(self._store, CompactionReport, REPORTS, after, limit)]
+    async def latest(self, limit: int) -> list[CompactionReport]:
+        """Latest first."""
+        return [
+            decode(CompactionReport, item.value) for item in await self._store.query(REPORTS, limit=limit, reverse=True)
+        ]
 
     async def start(self) -> None:
         """Goes on with what was interrupted, here or on other replicas. Raises StoreUnavailable."""
