@@ -18,10 +18,10 @@ from typing import Final
 
 from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import (
+    AgentkeepError,
     ConditionFailed,
     ResourceNotFoundException,
     RetryableConflictException,
-    StoreUnavailable,
 )
 from agentkeep.memory.barrier import Barrier
 from agentkeep.memory.extraction.asking import INTERNAL_ERROR, ExtractionFailed
@@ -212,7 +212,7 @@ class Extraction:
                 changes += await extractor.changes(work, group)
         except ExtractionFailed as error:
             reason = error.reason
-        except StoreUnavailable:
+        except AgentkeepError:  # a store or a key is away, or the memory is gone by now: nothing of it is lost
             raise
         except Exception:
             logger.exception("strategy %s of memory %s failed on what it was given", strategy.id, memory.id)
