@@ -17,6 +17,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from canaries import leaks
+from port_server import calling, serving
 from sts_stand_in import ACCOUNT, StsStandIn
 
 from agentkeep.core.call import CallerKind, SessionRef, User
@@ -36,6 +37,8 @@ from agentkeep.identity.sts_sessions import role_session_name
 from agentkeep.identity.sts_setup import described
 from agentkeep.observability.audit import AuditFilter, KeyValueAudit
 from agentkeep.service.authentication import Authenticator
+from agentkeep.service.ports.caches import CachedKeys
+from agentkeep.service.ports.catalogue import KEYS
 from agentkeep.storage.interface import Put, partition
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
@@ -167,6 +170,32 @@ async def test_two_users_never_get_each_others(plane: IdentityPlane, provider: A
         assert arn.rpartition("/")[2] == role_session_name(User(user, provider.url), REPORTS)
         found = await plane.keys.find(keys.access_key_id)
         assert found is not None and found.caller.session == ref and found.caller.user == User(user, provider.url)
+
+
+async def test_the_same_between_services(plane: IdentityPlane, provider: Any, sts: StsStandIn, clock: Any) -> None:
+    """IDN-1: the runtime service asks for them; every service knows whose they are, and for whom they are no longer."""
+    async with (
+        serving("identity", {KEYS: plane.keys}) as server,
+        calling("runtime", server.url) as runtime,
+        calling("memory", server.url) as memory,
+    ):
+        asking, looking = (CachedKeys(peers.port(KEYS), clock, 2.0) for peers in (runtime, memory))
+        ref, alice = a_session(), User("alice", provider.url)
+        issued = await asking.begin_session(ref, alice, provider.token())
+        assert issued is not None and issued.role_arn == f"arn:aws:iam::{ACCOUNT}:role/finance"
+        assert await identity(sts, issued)
+        found = await looking.find(issued.access_key_id)
+        assert found is not None and found.secret == issued.secret_access_key
+        assert (found.caller.session, found.caller.user) == (ref, alice)
+        for code, error in (("Throttling", ServiceUnavailableException), ("AccessDenied", AccessDeniedException)):
+            sts.fails(code)
+            with pytest.raises(error, match=code):
+                await asking.issue_for_session(ref, alice, provider.token())
+        with pytest.raises(AccessDeniedException):
+            await memory.port(KEYS).begin_session(ref, alice, provider.token())
+        await asking.end_session(ref)
+        clock.move(2.1)
+        assert await looking.find(issued.access_key_id) is None
 
 
 async def test_keys_are_good_at_their_own_listener_only(plane: IdentityPlane, provider: Any) -> None:
