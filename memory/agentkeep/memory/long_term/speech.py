@@ -21,6 +21,7 @@ _PREFIX: Final = re.compile(
 )
 #: Metadata that may say who speaks.
 _KEYS: Final = ("speaker", "participant", "role")
+_ROLES: Final = ("user", "assistant", "human")
 _NAME: Final = re.compile(r"[^\W\d_][\w'-]+")
 #: In so many of the records, a name says nothing; with fewer records than this, nothing is known.
 _SHARE: Final = 0.25
@@ -29,8 +30,8 @@ _FEWEST: Final = 8
 
 def spoken(text: str) -> str:
     """What is said, without the name before it."""
-    found = _PREFIX.match(text)
-    return text[found.end() :] if found and found.end() < len(text) else text
+    found = _prefix(text)
+    return text[found.end() :] if found is not None else text
 
 
 def speaker_of(record: Record) -> str | None:
@@ -40,8 +41,16 @@ def speaker_of(record: Record) -> str | None:
     for key in _KEYS:
         if isinstance(value := record.metadata.get(key), str) and value:
             return value.lower()
-    found = _PREFIX.match(record.text)
-    return found["name"].lower() if found else None
+    found = _prefix(record.text)
+    return found["name"].lower() if found is not None else None
+
+
+def _prefix(text: str) -> re.Match[str] | None:
+    found = _PREFIX.match(text)
+    if found is None or found.end() == len(text):
+        return None
+    capitals = all(word[0].isupper() for word in found["name"].split())
+    return found if capitals or found["name"] in _ROLES else None
 
 
 @dataclass(frozen=True, slots=True)
