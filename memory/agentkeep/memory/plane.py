@@ -66,12 +66,13 @@ class MemoryPlane:
         key_settings: KeySettings | None = None,
         models: Models | None = None,
         audit: Audit | None = None,
-        vouching_issuers: Collection[str] = (),
         settle_seconds: float = 0.0,
+        vouching_issuers: Collection[str] = (),
     ) -> None:
         """`search` takes the vectors of `embedder`; None: records are searched by words alone. `models` None: records
         are made of events by rules, whatever the settings say. `key_service`: what wraps the memories' keys.
-        `audit` None: who acts for whom is in the log alone. `vouching_issuers`: those who take operators' word."""
+        `audit` None: who acts for whom is in the log alone. `vouching_issuers`: those who take operators' word.
+        `settle_seconds`: how long writes of other replicas to the same stores may be under way."""
         settings = settings or MemorySettings()
         live, branches, barrier = LiveMemories(store), Branches(store), Barrier(store)
         self._keys = keys = MemoryKeys(store, key_service, clock, live.present, key_settings)
