@@ -20,6 +20,7 @@ from urllib.request import urlopen
 
 import pytest
 from attacked_sessions import host_port, leaks  # noqa: F401 -- a fixture
+from checkpoint_conformance import FORMATS, conforms
 from compose_application import AGENT, Application, until
 from compose_stack import PLANES, REPOSITORY, ComposeStack, compose_stack
 from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
@@ -173,6 +174,22 @@ class TestAsUsed:
         application.control.tag_resource(resourceArn=agent, tags={"a b/c:@": "d+e=f"})
         assert application.control.list_tags_for_resource(resourceArn=agent)["tags"]["a b/c:@"] == "d+e=f"
         application.stop(agent, session)
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    async def test_checkpoints_conform(self, application: Application) -> None:
+        """MEM-1. LangGraph's suite, in both of the saver's formats, through the edge and on this Valkey."""
+        operator = application.operator
+        created = application.control.create_memory(name=f"m{uuid.uuid4().hex[:8]}", eventExpiryDuration=7)
+        for checkpoint_format in FORMATS:
+            await conforms(
+                created["memory"]["id"],
+                checkpoint_format,
+                endpoint_url=application.stack.url,
+                region_name=operator["region"],
+                aws_access_key_id=operator["accessKeyId"],
+                aws_secret_access_key=operator["secretAccessKey"],
+            )
+        application.control.delete_memory(memoryId=created["memory"]["id"])
 
     def test_users_of_the_realm_are_users_of_the_platform(self, application: Application, stack: ComposeStack) -> None:
         """IDN-5: a token fetched outside is verified inside with the realm's keys; another audience is refused."""
