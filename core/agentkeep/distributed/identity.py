@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.ports import Keys
 from agentkeep.distributed.service import CACHE_SECONDS, Composed, Service
 from agentkeep.distributed.settings import load
@@ -12,13 +13,14 @@ from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.operator_keys_app import OperatorKeysApp
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.identity.token_vault import VAULT_KEYS
 from agentkeep.service.mounts import Access, Mount
 from agentkeep.service.ports.catalogue import AUDIT, AUTHORIZERS, KEYS, OUTBOUND_CREDENTIALS, WORKLOAD_TOKENS
 
 __all__ = ["SETTINGS", "compose"]
 
 #: Checked before the service waits for anything.
-SETTINGS: Final = (IdentitySettings,)
+SETTINGS: Final = (IdentitySettings, KeySettings)
 
 
 async def compose(service: Service) -> Composed:
@@ -26,14 +28,19 @@ async def compose(service: Service) -> Composed:
     # A revoked key dies within `key_cache` seconds everywhere: what the callers' memory and their questions take is not
     # this service's any more.
     remembered = max(settings.key_cache - CACHE_SECONDS - 1, 0)
+    master_key, key_settings = FileMasterKey.load_or_create(service.secrets.master_key), load(KeySettings)
+    key_service = key_settings.services(master_key.derive(VAULT_KEYS))
+    service.on_exit(key_service.close)
     plane = IdentityPlane(
         service.store,
-        FileMasterKey.load_or_create(service.secrets.master_key),
+        master_key,
         service.deployment,
         service.clock,
         settings.model_copy(update={"key_cache": remembered}),
         public_url=service.settings.public_url,
         audit=service.port(AUDIT),
+        key_service=key_service,
+        key_settings=key_settings,
     )
     service.on_exit(plane.close)
     keys: Keys = plane.keys

@@ -47,6 +47,7 @@ from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.operator_keys_app import OperatorKeysApp
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.identity.token_vault import VAULT_KEYS
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.observability.alerts import KeyValueAlerts
@@ -140,6 +141,9 @@ class EmbeddedPlatform:
             runtime_settings = runtime_settings.model_copy(update={"public_url": self.url})
         observed = ObservabilitySettings()
         audit = KeyValueAudit(store, days=observed.audit_days)
+        key_settings = KeySettings()
+        vault_keys = key_settings.services(master_key.derive(VAULT_KEYS))
+        on_exit(vault_keys.close)
         identity = IdentityPlane(
             store,
             master_key,
@@ -149,6 +153,8 @@ class EmbeddedPlatform:
             trusted_issuers=(discovery_url(issuer_url),),
             public_url=runtime_settings.public_url,
             audit=audit,
+            key_service=vault_keys,
+            key_settings=key_settings,
         )
         on_exit(identity.close)
         issuer = DevelopmentIssuer(
@@ -194,7 +200,6 @@ class EmbeddedPlatform:
             clock=clock,
         )
         on_exit(records.close)
-        key_settings = KeySettings()
         key_service = key_settings.services(master_key.derive("memory-keys"), self.data_dir / "keys")
         on_exit(key_service.close)
         memory = MemoryPlane(

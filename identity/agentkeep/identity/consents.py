@@ -142,7 +142,7 @@ class Consents:
                 "sessionUri of one, rather than begin another, or wait for them to expire"
             )
         index = Put(asked, _digest(id), b"", expires_ms=epoch_ms(consent.expires))
-        await self._store.transact([self._put(id, consent), index])
+        await self._store.transact([await self._put(id, consent), index])
         return _URI + id
 
     async def get(self, uri_or_id: str) -> Kept | None:
@@ -150,7 +150,7 @@ class Consents:
         stored = await self._store.get(_CONSENTS, _digest(id))
         if stored is None:
             return None
-        text = self._vault.open(stored, _label(id))
+        text = await self._vault.open(stored, _label(id))
         return None if text is None else Kept(id, Consent.load(text), stored)
 
     def over(self, consent: Consent) -> bool:
@@ -159,13 +159,13 @@ class Consents:
     async def change(self, kept: Kept, consent: Consent, *others: Write) -> bool:
         """False where it is no longer as it was read; then nothing is written."""
         try:
-            await self._store.transact([self._put(kept.id, consent, kept.stored), *others])
+            await self._store.transact([await self._put(kept.id, consent, kept.stored), *others])
         except ConditionFailed:
             return False
         return True
 
-    def _put(self, id: str, consent: Consent, expected: bytes | None = None) -> Write:
-        envelope = self._vault.seal(consent.dump(), _label(id))
+    async def _put(self, id: str, consent: Consent, expected: bytes | None = None) -> Write:
+        envelope = await self._vault.seal(consent.dump(), _label(id))
         expires = epoch_ms(consent.expires + _REMEMBERED)
         if expected is None:
             return Put(_CONSENTS, _digest(id), envelope, expires_ms=expires)

@@ -115,9 +115,10 @@ class CredentialProviders:
         secret_arn = self._deployment.arn(f"secret:{path}-{suffix(length=6)}", service="secretsmanager")
         now = self._now()
         provider = CredentialProvider(name, self.arn(name), secret_arn, now, now, details, tags)
+        sealed = await self._secret_write(name, secret)
         try:
             await self._store.transact(
-                [Put(self._providers, name, provider.dump(), expect=ABSENT), self._secret_write(name, secret)]
+                [Put(self._providers, name, provider.dump(), expect=ABSENT), sealed]
             )
         except ConditionFailed:
             raise ConflictException(f"There is already an {self.kind.noun} named {name}") from None
@@ -147,7 +148,7 @@ class CredentialProviders:
         def change(provider: CredentialProvider) -> CredentialProvider:
             return replace(provider, details=details(provider.details), updated=self._now())
 
-        return await self._change(name, change, self._secret_write(name, secret))
+        return await self._change(name, change, await self._secret_write(name, secret))
 
     async def delete(self, name: str) -> None:
         """Raises ResourceNotFoundException."""
@@ -161,7 +162,7 @@ class CredentialProviders:
         envelope = await self._store.get(self._secrets, name)
         if envelope is None:
             raise self._missing(name)
-        return self._opened(name, envelope)
+        return await self._opened(name, envelope)
 
     async def with_secret(self, name: str) -> tuple[CredentialProvider, str | None]:
         """The provider and its secret, None where it has none, of one moment: an update between reading the two must
@@ -177,7 +178,7 @@ class CredentialProviders:
             envelope = await self._store.get(self._secrets, name)
             before, value = value, await self._store.get(self._providers, name)
             if value == before:
-                return self._load(name, value), None if envelope is None else self._opened(name, envelope)
+                return self._load(name, value), None if envelope is None else await self._opened(name, envelope)
         raise ConflictException(f"{self.kind.noun} {name} is being changed by others; try again")
 
     # Tags.
@@ -205,13 +206,13 @@ class CredentialProviders:
     def _label(self, name: str) -> str:
         return f"{self.kind.secrets}/{name}"
 
-    def _secret_write(self, name: str, secret: str | None) -> Write:
+    async def _secret_write(self, name: str, secret: str | None) -> Write:
         if secret is None:
             return Delete(self._secrets, name)
-        return Put(self._secrets, name, self._vault.seal(secret, self._label(name)))
+        return Put(self._secrets, name, await self._vault.seal(secret, self._label(name)))
 
-    def _opened(self, name: str, envelope: bytes) -> str:
-        secret = self._vault.open(envelope, self._label(name))
+    async def _opened(self, name: str, envelope: bytes) -> str:
+        secret = await self._vault.open(envelope, self._label(name))
         if secret is None:
             logger.error(
                 "the secret of %s %s does not open: it was sealed with another master key", self.kind.noun, name

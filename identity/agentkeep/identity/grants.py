@@ -122,7 +122,7 @@ class Grants:
         envelope = await self._store.get(_partition(key.provider, key.revision), key.digest)
         if envelope is None:
             return None
-        text = self._vault.open(envelope, key.name)
+        text = await self._vault.open(envelope, key.name)
         if text is None:
             logger.error(
                 "a grant of credential provider %s does not open: sealed with another master key", key.provider
@@ -130,21 +130,21 @@ class Grants:
             return None
         return TokenSet.load(text), envelope
 
-    def put(self, key: GrantKey, tokens: TokenSet, expect: Expected = ANY) -> Write:
+    async def put(self, key: GrantKey, tokens: TokenSet, expect: Expected = ANY) -> Write:
         ends = self._clock.now() + self._life
         if tokens.refresh_token is None and tokens.expires is not None:
             ends = min(ends, tokens.expires)
-        envelope = self._vault.seal(tokens.dump(), key.name)
+        envelope = await self._vault.seal(tokens.dump(), key.name)
         return Put(_partition(key.provider, key.revision), key.digest, envelope, expect, epoch_ms(ends))
 
     async def keep(self, key: GrantKey, tokens: TokenSet) -> None:
-        await self._store.transact([self.put(key, tokens)])
+        await self._store.transact([await self.put(key, tokens)])
 
     async def change(self, key: GrantKey, stored: bytes, tokens: TokenSet | None) -> bool:
         """Puts `tokens` in the place of what was read; None removes it. False where there is something else by now,
         which the user consented to since: then nothing is written."""
         place = _partition(key.provider, key.revision), key.digest
-        write = Delete(*place, stored) if tokens is None else self.put(key, tokens, stored)
+        write = Delete(*place, stored) if tokens is None else await self.put(key, tokens, stored)
         try:
             await self._store.transact([write])
         except ConditionFailed:

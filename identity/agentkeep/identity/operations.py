@@ -10,8 +10,12 @@ from typing import Protocol
 from agentkeep.core.acting import ActingForUsers, LoggedAudit
 from agentkeep.core.call import Call, CallerKind, User, allow
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import ResourceNotFoundException
+from agentkeep.core.data_keys import DataKeys
+from agentkeep.core.errors import FieldError, ResourceNotFoundException, ValidationException
 from agentkeep.core.identifiers import Arn, Deployment
+from agentkeep.core.key_service import KeyService
+from agentkeep.core.key_service_local import LocalKeyService
+from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.ports import Audit
 from agentkeep.identity.authorizers import JwtAuthorizers
 from agentkeep.identity.credential_providers import CredentialProvider, CredentialProviders, ProviderKind
@@ -26,7 +30,7 @@ from agentkeep.identity.resource_credentials import ResourceCredentials
 from agentkeep.identity.secret_sources import api_key
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.identity.sts_setup import described, role_exchange
-from agentkeep.identity.token_vault import VAULT, TokenVault
+from agentkeep.identity.token_vault import VAULT, VAULT_KEYS, TokenVault, VaultKey
 from agentkeep.identity.trusted_issuers import TrustedIssuers
 from agentkeep.identity.workload_identities import WorkloadIdentities, WorkloadIdentity
 from agentkeep.identity.workload_tokens import WorkloadAccessTokens
@@ -57,7 +61,8 @@ class IdentityPlane:
     `workload_tokens` (WorkloadTokens) and `outbound` (OutboundCredentials). `trusted_issuers` adds discovery URLs to
     the settings' own. `public_url`: where browsers reach the platform; `oauth2_callback` (ASGI, public) must be served
     there under CALLBACK_PATH. `audit` is needed where rules for STS are configured; without it,
-    the log alone says for whom operators acted."""
+    the log alone says for whom operators acted. `key_service` wraps the token vault's keys; without it, the master key
+    does."""
 
     name = "identity"
     arn_kinds = frozenset({"workload-identity", *ProviderKind})
@@ -72,6 +77,8 @@ class IdentityPlane:
         trusted_issuers: Sequence[str] = (),
         public_url: str = "http://127.0.0.1:4780",
         audit: Audit | None = None,
+        key_service: KeyService | None = None,
+        key_settings: KeySettings | None = None,
     ) -> None:
         self._providers = OpenIdProviders(clock, settings)
         self._identities = WorkloadIdentities(store, deployment, clock)
@@ -83,7 +90,8 @@ class IdentityPlane:
         self.authorizers = JwtAuthorizers(self._providers, verifier, clock, settings)
         self.acting = ActingForUsers(audit or LoggedAudit(), clock)
         self.workload_tokens = WorkloadAccessTokens(self._identities, issuers, master_key, clock, settings, self.acting)
-        self._vault = TokenVault(store, master_key, clock)
+        wrapping = key_service or LocalKeyService(master_key.derive(VAULT_KEYS))
+        self._vault = TokenVault(store, master_key, DataKeys(wrapping, clock, key_settings), clock)
         self._api_keys, oauth2 = (
             CredentialProviders(kind, store, self._vault, deployment, clock, settings.credential_providers)
             for kind in (ProviderKind.API_KEY, ProviderKind.OAUTH2)
@@ -272,11 +280,19 @@ class IdentityPlane:
 
     async def get_token_vault(self, call: Call, request: control.GetTokenVaultRequest) -> control.GetTokenVaultResponse:
         vault = request.get("tokenVaultId", VAULT)
-        return {
-            "tokenVaultId": vault,
-            "kmsConfiguration": {"keyType": "ServiceManagedKey"},
-            "lastModifiedDate": await self._vault.modified(vault),
-        }
+        return _vault_shape(vault, await self._vault.key(vault))
+
+    async def set_token_vault_cmk(
+        self, call: Call, request: control.SetTokenVaultCMKRequest
+    ) -> control.SetTokenVaultCMKResponse:
+        vault, configuration = request.get("tokenVaultId", VAULT), request["kmsConfiguration"]
+        arn = configuration.get("kmsKeyArn")
+        if (configuration["keyType"] == "CustomerManagedKey") != (arn is not None):
+            message = "kmsConfiguration.kmsKeyArn is needed with CustomerManagedKey, and with that alone"
+            raise ValidationException(message, fields=[FieldError("kmsConfiguration.kmsKeyArn", message)])
+        key = await self._vault.set_key(vault, arn)
+        logger.info("token vault %s: secrets are sealed under %s from now on", vault, arn or "the deployment's own key")
+        return _vault_shape(vault, key)
 
     @allow(CallerKind.SESSION)
     async def get_resource_api_key(
@@ -360,6 +376,13 @@ class IdentityPlane:
     ) -> data.GetWorkloadAccessTokenForUserIdResponse:
         token = await self.workload_tokens.for_user_id(call.caller, request["workloadName"], request["userId"])
         return {"workloadAccessToken": token}
+
+
+def _vault_shape(vault: str, key: VaultKey) -> control.GetTokenVaultResponse:
+    configuration: control.KmsConfiguration = {"keyType": "ServiceManagedKey"}
+    if key.arn is not None:
+        configuration = {"keyType": "CustomerManagedKey", "kmsKeyArn": key.arn}
+    return {"tokenVaultId": vault, "kmsConfiguration": configuration, "lastModifiedDate": key.modified}
 
 
 def _described(identity: WorkloadIdentity) -> control.GetWorkloadIdentityResponse:

@@ -1,73 +1,141 @@
 """The token vault: secrets that agents use at other services, kept so that the store holds none of them in clear.
 
-Envelope encryption: each secret has a data key of its own, which lies beside it, sealed under the master key. Whoever
-changes the master key, or puts a key service behind it, has data keys to seal again, never the secrets themselves.
+Envelope encryption: each secret has a data key of its own, which lies beside it, wrapped by a key service: under the
+key of AWS KMS that the vault was given (SetTokenVaultCMK), else under the deployment's own. What is sealed already
+stays under the key it was sealed under, until it is written again.
 """
 
 from __future__ import annotations
 
 import base64
 import secrets
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any, Final
 
 import orjson
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from agentkeep.core.clock import Clock, epoch_ms, from_epoch_ms
-from agentkeep.core.errors import ResourceNotFoundException
+from agentkeep.core.data_keys import DataKeys
+from agentkeep.core.errors import ConditionFailed, ConflictException, KeyRefused, ResourceNotFoundException
+from agentkeep.core.key_service import KMS, Context
 from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.sealing import Seal
-from agentkeep.storage.interface import Ensure, KeyValueStore, partition
+from agentkeep.storage.interface import Ensure, KeyValueStore, Put, partition
 
-__all__ = ["VAULT", "TokenVault"]
+__all__ = ["VAULT", "VAULT_KEYS", "TokenVault", "VaultKey"]
 
 #: The only vault there is.
 VAULT = "default"
+#: What the master key's own key service derives its secret for.
+VAULT_KEYS: Final = "token-vault-data-keys"
 _VAULTS = partition("identity", "token-vaults")
-_KEY_BITS = 256
-_NONCE = 12  # bytes
+_NONCE: Final = 12  # bytes
+_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class VaultKey:
+    """`arn`: of the customer's key; None: the deployment's own. `modified_ms`: since when."""
+
+    modified_ms: int
+    arn: str | None = None
+
+    @property
+    def modified(self) -> datetime:
+        return from_epoch_ms(self.modified_ms)
+
+    @classmethod
+    def load(cls, value: bytes) -> VaultKey:
+        stored = orjson.loads(value)
+        return cls(stored) if isinstance(stored, int) else cls(**stored)  # a number: from before it could be changed
 
 
 class TokenVault:
-    def __init__(self, store: KeyValueStore, master_key: MasterKey, clock: Clock) -> None:
+    def __init__(self, store: KeyValueStore, master_key: MasterKey, keys: DataKeys, clock: Clock) -> None:
+        """`master_key` opens what was sealed before there were key services."""
         self._store = store
-        self._keys = Seal(master_key, "token-vault-keys")
+        self._former = Seal(master_key, "token-vault-keys")
+        self._keys = keys
         self._clock = clock
 
-    def seal(self, secret: str, label: str) -> bytes:
-        """The secret as it may be stored. `label` says whose it is: under another, it does not open."""
-        key, nonce = AESGCM.generate_key(_KEY_BITS), secrets.token_bytes(_NONCE)
-        sealed = AESGCM(key).encrypt(nonce, secret.encode(), label.encode())
-        return orjson.dumps(
-            {
-                "key": self._keys.seal({"key": base64.b64encode(key).decode(), "label": label}),
-                "secret": base64.b64encode(nonce + sealed).decode(),
-            }
-        )
+    async def seal(self, secret: str, label: str) -> bytes:
+        """The secret as it may be stored. `label` says whose it is: under another, it does not open. Raises
+        KeyServiceUnavailable and KeyRefused; it is never sealed under a lesser key instead."""
+        value = await self._store.get(_VAULTS, VAULT)
+        arn = VaultKey.load(value).arn if value is not None else None
+        key, nonce = await self._keys.generate(_context(label), arn), secrets.token_bytes(_NONCE)
+        sealed = AESGCM(key.plain).encrypt(nonce, secret.encode(), label.encode())
+        return orjson.dumps({"wrapped": _text(key.wrapped), "secret": _text(nonce + sealed)})
 
-    def open(self, envelope: bytes, label: str) -> str | None:
-        """The secret, or None where this master key did not seal exactly this, under this label."""
+    async def open(self, envelope: bytes, label: str) -> str | None:
+        """The secret, or None where no key of this platform's sealed exactly this, under this label. Raises
+        KeyServiceUnavailable, and KeyRefused by AWS KMS."""
         try:
             document = orjson.loads(envelope)
-            key, sealed = self._keys.open(document["key"]), base64.b64decode(document["secret"], validate=True)
-            if key is None or key["label"] != label:
+            sealed = base64.b64decode(document["secret"], validate=True)
+            key = await self._unwrapped(document, label)
+            if key is None:
                 return None
-            cipher = AESGCM(base64.b64decode(key["key"]))
-            return cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], label.encode()).decode()
+            return AESGCM(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], label.encode()).decode()
         except (InvalidTag, ValueError, KeyError, TypeError):
             return None
 
-    async def modified(self, vault: str) -> datetime:
-        """Since when the vault is as it is: when it was first used or looked at, as its key cannot be changed.
+    async def key(self, vault: str) -> VaultKey:
+        """What new secrets are sealed under, and since when: since the vault was first used or looked at, if it was
+        never changed. Raises ResourceNotFoundException for any vault but `default`."""
+        return VaultKey.load(await self._read(vault))
 
-        Raises ResourceNotFoundException for any vault but `default`.
+    async def set_key(self, vault: str, arn: str | None) -> VaultKey:
+        """From now on; None: the deployment's own. Proves that the key can be used, and that what it seals opens.
+
+        Raises ResourceNotFoundException, ValidationException, KeyRefused and KeyServiceUnavailable: then nothing has
+        changed.
         """
+        for _ in range(_ATTEMPTS):
+            value = await self._read(vault)
+            former = VaultKey.load(value)
+            tried = await self._keys.generate(_context(""), arn)
+            await self._keys.unwrap(tried.wrapped, _context(""))
+            changed = VaultKey(epoch_ms(self._clock.now()), arn)
+            if former.arn == arn:
+                return former
+            try:
+                await self._store.transact([Put(_VAULTS, vault, orjson.dumps(asdict(changed)), expect=value)])
+            except ConditionFailed:
+                continue
+            return changed
+        raise ConflictException(f"Token vault {vault} is being changed by others; try again")
+
+    async def _read(self, vault: str) -> bytes:
         if vault != VAULT:
             raise ResourceNotFoundException(f"There is no token vault {vault}; the one there is is called {VAULT}")
         value = await self._store.get(_VAULTS, vault)
         if value is None:
-            await self._store.transact([Ensure(_VAULTS, vault, orjson.dumps(epoch_ms(self._clock.now())))])
+            new = orjson.dumps(asdict(VaultKey(epoch_ms(self._clock.now()))))
+            await self._store.transact([Ensure(_VAULTS, vault, new)])
             value = await self._store.get(_VAULTS, vault)
         assert value is not None
-        return from_epoch_ms(orjson.loads(value))
+        return value
+
+    async def _unwrapped(self, document: dict[str, Any], label: str) -> bytes | None:
+        if "wrapped" not in document:
+            former = self._former.open(document["key"])
+            return base64.b64decode(former["key"]) if former is not None and former["label"] == label else None
+        wrapped = base64.b64decode(document["wrapped"], validate=True)
+        try:
+            return await self._keys.unwrap(wrapped, _context(label))
+        except KeyRefused:
+            if wrapped[:1] == KMS:  # which may allow it again
+                raise
+            return None
+
+
+def _context(label: str) -> Context:
+    return {"agentkeep:token-vault": VAULT, "agentkeep:secret": label}
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

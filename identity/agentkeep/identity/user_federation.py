@@ -332,7 +332,7 @@ class UserFederation:
             logger.warning("credential provider %s cannot take an authorization code: %s", client.provider, error)
             raise unreachable(client.provider) from error
         done = consent.to(ConsentState.COMPLETED)
-        if not await self._consents.change(kept, done, self._grants.put(consent.key, tokens)):
+        if not await self._consents.change(kept, done, await self._grants.put(consent.key, tokens)):
             raise _no_session()  # another user tried to complete it meanwhile
         logger.info(
             "user %r of workload %s consented at credential provider %s",
