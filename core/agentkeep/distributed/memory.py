@@ -64,6 +64,12 @@ async def _search(service: Service, embedder: Embedder | None) -> SearchStore:
     model = embedder.name if embedder is not None else ""
     if service.settings.search_url is not None:
         client = await opensearch(service, service.settings.search_url)
-        return OpenSearchSearchStore(client, dimensions=dimensions, model=model, clock=service.clock)
+        return OpenSearchSearchStore(
+            client,
+            dimensions=dimensions,
+            model=model,
+            shards=service.settings.search_shards,
+            clock=service.clock,
+        )
     service.data.mkdir(parents=True, exist_ok=True)
     return SqliteSearchStore(service.data / "records.db", dimensions=dimensions, model=model, clock=service.clock)

@@ -67,6 +67,6 @@ async def compose(service: Service) -> Composed:
 async def _spans(service: Service, settings: ObservabilitySettings) -> SpanStore:
     if service.settings.search_url is not None:
         client = await opensearch(service, service.settings.search_url)
-        return OpenSearchSpanStore(client, settings.span_limits, service.clock)
+        return OpenSearchSpanStore(client, settings.span_limits, service.clock, shards=service.settings.search_shards)
     service.data.mkdir(parents=True, exist_ok=True)
     return SqliteSpanStore(service.data / "spans.db", settings.span_limits, service.clock)

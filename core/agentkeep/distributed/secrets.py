@@ -3,6 +3,7 @@
     FOLDER/<service>/service.key       its private key (a JWK)
                      services.jwks     all services' public keys
                      store-password
+                     search-password   of OpenSearch's user, where there is one: put there by hand
            identity/master.key         what all other keys and tokens are derived from or sealed with
            memory/data.key             what the keys of stored data are wrapped with; the runtime has its own
            observability/otlp-token    the Collector's bearer token; the same as collector/otlp-token
@@ -33,6 +34,7 @@ __all__ = ["IMAGE_USERS", "Secrets", "SecretsMissing", "make_secrets"]
 _SERVICE_KEY: Final = "service.key"
 _ALL_KEYS: Final = "services.jwks"
 _STORE_PASSWORD: Final = "store-password"  # noqa: S105
+_SEARCH_PASSWORD: Final = "search-password"  # noqa: S105
 _OTLP_TOKEN: Final = "otlp-token"  # noqa: S105
 _MASTER_KEY: Final = "master.key"
 _DATA_KEY: Final = "data.key"
@@ -81,6 +83,12 @@ class Secrets:
         """None: the store asks for none, or its URL has it."""
         path = self._path(_STORE_PASSWORD)
         return self._read(_STORE_PASSWORD).decode().strip() if path.exists() else None
+
+    @property
+    def search_password(self) -> str:
+        """Of OpenSearch's user; empty: it asks for none. Not made here: whoever made the user puts it there."""
+        path = self._path(_SEARCH_PASSWORD)
+        return self._read(_SEARCH_PASSWORD).decode().strip() if path.exists() else ""
 
     @property
     def otlp_token(self) -> bytes | None:

@@ -100,6 +100,7 @@ class Service:
         self.store: ValkeyKeyValueStore
         self._compose = compose
         self._needs = needs
+        self.search_password = secrets.search_password
         self._store_url = settings.store_url_with(secrets.store_password)
         self._trusted = secrets.trusted(self.clock)
         self._exit = AsyncExitStack()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, FilePath, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agentkeep.core.errors import AgentkeepError
@@ -39,6 +39,17 @@ class ServiceSettings(BaseSettings):
     )
     search_url: str | None = Field(
         None, description="OpenSearch, for long-term memory and spans; none: SQLite files in the service's data folder."
+    )
+    search_user: str = Field(
+        "", description="OpenSearch's user, whose password is `search-password` in the secrets folder; none: no login."
+    )
+    search_certificates: FilePath | None = Field(
+        None,
+        description="A file of the authorities that OpenSearch's certificates are checked against (https); none: those "
+        "of the machine.",
+    )
+    search_shards: int = Field(
+        1, ge=1, description="Shards of OpenSearch's indexes, for when they are made: a user's records are on one."
     )
     secrets: Path = Field(
         Path("/run/secrets/agentkeep"), description="This service's secrets, as `agentkeep.service secrets` made them."
