@@ -293,8 +293,9 @@ class Records:
                 else:
                     return
         except ResourceNotFoundException:
-            for home, owned in _by_home(view, written).items():  # unread: the memory's key is gone
-                await self._search.delete(home, [record.id for record in owned])
+            # All there, since what stood around the new ones was written again with them.
+            for home in _by_home(view, written):
+                await self._search.delete_partition(home)
             raise
         raise RetryableConflictException(f"Memory {memory_id} is being changed: try again")
 
