@@ -408,6 +408,26 @@ def test_a_killed_service_is_missed_and_comes_back(place: Place, plane: str) -> 
     results(place.ask(step, session=session))
 
 
+def test_the_end_of_a_session_reaches_memory_though_it_was_away(place: Place) -> None:
+    """MEM-4, EXE-6: told from one service to another, once that is back."""
+    tags = {"agentkeep:events": "until-session-end"}
+    control = place.client("bedrock-agentcore-control", "memory")
+    name = f"forgets{uuid.uuid4().hex[:8]}"
+    memory = control.create_memory(name=name, eventExpiryDuration=30, tags=tags)["memory"]["id"]
+    data, session, user = place.client("bedrock-agentcore", "memory"), new_session(), f"user-{uuid.uuid4()}"
+    where = {"memoryId": memory, "actorId": user, "sessionId": session}
+    results(place.ask(["converse", "hello"], session=session, user=user))
+    data.create_event(**where, eventTimestamp=int(time.time()), payload=[{"blob": "hello"}])
+    service = place.services["memory"]
+    service.kill()
+    place.client("bedrock-agentcore", "runtime").stop_runtime_session(
+        agentRuntimeArn=place.arn, runtimeSessionId=session
+    )
+    service.start()
+    service.wait()
+    until(lambda: data.list_events(**where)["events"] == [], 60)
+
+
 def test_without_identity_nobody_new_is_believed(place: Place) -> None:
     session = new_session()
     results(place.ask(["converse", "hello"], session=session))
