@@ -18,7 +18,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,14 +133,15 @@ async def fill(store: SearchStore, size: Size) -> dict[str, Any]:
     return {"records": written, "write ms a record": round(spent * 1000 / max(written, 1), 3)}
 
 
-async def timed(calls: Sequence[Callable[[], Awaitable[object]]]) -> dict[str, float]:
+async def timed(call: Callable[..., Awaitable[object]], each: Iterable[tuple[Any, ...]]) -> dict[str, float]:
+    """Of calls one after another, with each of the arguments."""
     samples = []
     cpu = time.process_time()
-    for call in calls:
+    for arguments in each:
         began = time.perf_counter()
-        await call()
+        await call(*arguments)
         samples.append((time.perf_counter() - began) * 1000)
-    used = (time.process_time() - cpu) * 1000 / len(calls)
+    used = (time.process_time() - cpu) * 1000 / len(samples)
     p50, p95 = np.percentile(samples, (50, 95))
     return {"p50 ms": round(float(p50), 1), "p95 ms": round(float(p95), 1), "CPU ms here": round(used, 1)}
 
@@ -149,40 +150,30 @@ async def measure(store: SearchStore, size: Size, fresh: Callable[[], SearchStor
     """`fresh`: a store on the same data, which remembers nothing."""
     users = [0 if size.largest is not None else int(user) for user in random.integers(0, size.users, QUERIES)]
     queries = [(text, random.standard_normal(DIMENSIONS, np.float32)) for text in texts(QUERIES, 4)]
+    asked = [(user, *query) for user, query in zip(users, queries, strict=True)]
+    mine = partition(users[0])
 
-    def searches(store: SearchStore) -> list[Callable[[], Awaitable[object]]]:
-        return [
-            lambda user=user, text=text, vector=vector: store.search(partition(user), text=text, vector=vector)
-            for user, (text, vector) in zip(users, queries, strict=True)
-        ]
+    def search(store: SearchStore) -> Callable[..., Awaitable[object]]:
+        return lambda user, text, vector: store.search(partition(user), text=text, vector=vector)
 
     figures: dict[str, Any] = {}
     new = fresh()
-    await new.get(partition(0), ["r0"])  # opens it
-    first = {user: number for number, user in reversed(list(enumerate(users)))}.values()
-    figures["search first"] = await timed([searches(new)[number] for number in first])
+    await new.get(mine, ["r0"])  # opens it
+    figures["search first"] = await timed(search(new), {one[0]: one for one in asked}.values())
     await new.close()
-    for search in searches(store):
-        await search()
-    figures["search again"] = await timed(searches(store))
-    figures["newest 100"] = await timed([lambda user=user: store.newest(partition(user)) for user in users])
-    everyone = [lambda: store.newest(Beneath("m"))] * 3
-    figures["newest 100 of all users"] = await timed(everyone)
+    await timed(search(store), asked)
+    figures["search again"] = await timed(search(store), asked)
+    figures["newest 100"] = await timed(store.newest, [(partition(user),) for user in users])
+    figures["newest 100 of all users"] = await timed(store.newest, [(Beneath("m"),)] * 3)
     documents = records(100, 10_000_000)
-    figures["upsert of 100"] = await timed(
-        [lambda user=user: store.upsert(partition(user), documents) for user in users[:10]]
-    )
+    figures["upsert of 100"] = await timed(store.upsert, [(partition(user), documents) for user in users[:10]])
     changed = [replace(document, context="a new turn beside it") for document in documents[:20]]
-    figures["one record's context changed"] = await timed(
-        [lambda one=one: store.upsert(partition(users[0]), [one]) for one in changed]
-    )
-    figures["search after a write"] = await timed(searches(store)[:1])
-    figures["delete of 1"] = await timed(
-        [lambda one=one: store.delete(partition(users[0]), [one.id]) for one in documents[:10]]
-    )
+    figures["one record's context changed"] = await timed(store.upsert, [(mine, [one]) for one in changed])
+    figures["search after a write"] = await timed(search(store), asked[:1])
+    figures["delete of 1"] = await timed(store.delete, [(mine, [one.id]) for one in documents[:10]])
     await asyncio.sleep(1)
-    figures["purge of the expired 1 %"] = await timed([store.purge])
-    figures["deletion of one user"] = await timed([lambda: store.delete_partition(partition(users[0]))])
+    figures["purge of the expired 1 %"] = await timed(store.purge, [()])
+    figures["deletion of one user"] = await timed(store.delete_partition, [(mine,)])
     return figures
 
 
