@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import uuid
-from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from agentkeep.storage.search import Document, Value, Vector
 
@@ -23,6 +23,7 @@ __all__ = [
     "Source",
     "Surroundings",
     "Turn",
+    "likeness",
     "metadata_of",
     "new_id",
 ]
@@ -31,6 +32,10 @@ __all__ = [
 STRATEGY_KEY: Final = "$strategy"
 #: What answers name where a record has no strategy: the member is required.
 WITHOUT_STRATEGY: Final = "none"
+
+#: Between a document's body and the record's own vector; never in JSON as it is written here.
+_BEFORE_VECTOR: Final = b"\n"
+_HALF: Final = np.dtype("<f2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ class Record:
             vector=self.vector if self.around.vector is None else self.around.vector,
             namespaces=(self.namespace,) if self.namespace is not None else (),
             metadata={**self.metadata, STRATEGY_KEY: self.strategy_id or WITHOUT_STRATEGY},
-            body=orjson.dumps(self._body()),
+            body=orjson.dumps(self._body()) + self._own_vector(),
             expires_ms=self.expires_ms,
         )
 
@@ -121,14 +126,19 @@ class Record:
             body["turn"] = [self.turn.session_id, self.turn.place, self.turn.speaker]
         if self.around.position is not None:
             body["around"] = [self.around.position, self.around.before, self.around.after]
-        if self.around.vector is not None and self.vector is not None:
-            # What is kept for search is averaged; half precision tells likeness to four digits.
-            body["vector"] = b64encode(self.vector.astype(np.float16).tobytes()).decode()
         return body
+
+    def _own_vector(self) -> bytes:
+        """Behind the body, where what is kept for search is averaged. Half precision tells likeness to four digits."""
+        if self.around.vector is None or self.vector is None:
+            return b""
+        return _BEFORE_VECTOR + self.vector.astype(_HALF).tobytes()
 
     @classmethod
     def of(cls, document: Document) -> Record:
-        body = orjson.loads(document.body)
+        described, _, own = document.body.partition(_BEFORE_VECTOR)
+        body = orjson.loads(described)
+        vector = np.frombuffer(own, _HALF).astype(np.float32) if own else document.vector
         return cls(
             document.id,
             document.text,
@@ -139,26 +149,31 @@ class Record:
             document.created_ms,
             document.expires_ms,
             {key: value for key, value in document.metadata.items() if key != STRATEGY_KEY},
-            _own_vector(body, document),
+            vector,
             tuple(Source(*one) for one in body.get("sources", ())),
             body.get("method"),
             Turn(*body["turn"]) if "turn" in body else None,
-            _surroundings(body, document),
+            _surroundings(body, document, averaged=bool(own)),
         )
 
 
-def _own_vector(body: Mapping[str, Any], document: Document) -> Vector | None:
-    if "vector" not in body:
-        return document.vector
-    return np.frombuffer(b64decode(body["vector"]), np.float16).astype(np.float32)
+def likeness(documents: Sequence[Document], query: Vector, averaged: NDArray[Any]) -> NDArray[Any]:
+    """Cosines of the query with each record's own vector. `averaged`: with its averaged one, which is the own where
+    none stands around it."""
+    cosines = np.array(averaged, np.float32)
+    own = [(index, tail) for index, one in enumerate(documents) if (tail := one.body.partition(_BEFORE_VECTOR)[2])]
+    if own:
+        rows = np.frombuffer(b"".join(tail for _, tail in own), _HALF).reshape(len(own), -1).astype(np.float32)
+        cosines[[index for index, _ in own]] = rows @ query
+    return cosines
 
 
-def _surroundings(body: Mapping[str, Any], document: Document) -> Surroundings:
+def _surroundings(body: Mapping[str, Any], document: Document, *, averaged: bool) -> Surroundings:
     if "around" not in body:
         return NOWHERE
     (at, place), before, after = body["around"]
-    averaged = document.vector if "vector" in body else None
-    return Surroundings((at, place), tuple(before), tuple(after), document.context, document.farther, averaged)
+    vector = document.vector if averaged else None
+    return Surroundings((at, place), tuple(before), tuple(after), document.context, document.farther, vector)
 
 
 def new_id(seed: str | None = None) -> str:

@@ -16,8 +16,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from agentkeep.core.clock import Clock
-from agentkeep.memory.long_term.record import Record
+from agentkeep.memory.long_term.record import Record, likeness
 from agentkeep.memory.long_term.speech import Speakers, speaker_of, spoken
 from agentkeep.storage.embedding import CachedEmbedder, Embedder, EmbeddingUnavailable
 from agentkeep.storage.search import Beneath, Hit, SearchStore, Selection, Vector
@@ -76,13 +78,7 @@ class Retrieval:
         hits = await self._search.search(
             partition, text=telling(about), vector=vector, selection=selection, limit=max(limit, _CANDIDATES)
         )
-        named = speakers.named_in(query)
-        scored = []
-        for hit in hits:
-            record = Record.of(hit.document)
-            said = named is not None and speaker_of(record) == named
-            scored.append(Scored(record, _score(record, hit, vector, said)))
-        return sorted(scored, key=lambda one: (-one.score, one.record.id))[:limit]
+        return _best(hits, vector, speakers.named_in(query), limit)
 
     async def vectors(self, texts: Sequence[str]) -> list[Vector | None]:
         """Of records' texts; None for all of them where there is no embedder at work."""
@@ -135,15 +131,23 @@ class _RecentSpeakers:
         return speakers
 
 
-def _score(record: Record, hit: Hit, query: Vector | None, said_by_named: bool) -> float:
-    speaker = _SPEAKER if said_by_named else 0.0
-    words = min(hit.lexical, 1.0)
-    if query is None:
-        return min(words + speaker, 1.0)
-    around = own = max(hit.similarity or 0.0, 0.0)
-    if record.around.vector is not None and record.vector is not None:
-        own = max(float(record.vector @ query), 0.0)
-    return min(_WORDS * words + _AROUND * around + _OWN * own + speaker, 1.0)
+def _best(hits: Sequence[Hit], query: Vector | None, named: str | None, limit: int) -> list[Scored]:
+    """`named`: the speaker whom the query names, if any. Records are made only of those that may be among the best."""
+    if not hits or limit <= 0:
+        return []
+    scores = np.array([min(hit.lexical, 1.0) for hit in hits])
+    if query is not None:
+        around = np.array([hit.similarity or 0.0 for hit in hits])
+        own = likeness([hit.document for hit in hits], query, around)
+        scores = _WORDS * scores + _AROUND * around.clip(0) + _OWN * own.clip(0)
+    more = _SPEAKER if named is not None else 0.0
+    least = np.sort(scores)[-min(limit, len(scores))] - more
+    found = []
+    for index in np.flatnonzero(scores >= least).tolist():
+        record = Record.of(hits[index].document)
+        said = named is not None and speaker_of(record) == named
+        found.append(Scored(record, float(min(scores[index] + (more if said else 0.0), 1.0))))
+    return sorted(found, key=lambda one: (-one.score, one.record.id))[:limit]
 
 
 def telling(query: str) -> str:
