@@ -154,6 +154,11 @@ async def test_rules_keep_what_was_said_word_for_word(by_rules: MemoryPlane) -> 
     assert "USER: I live in Bern." in summary.splitlines()
     made = (await by_rules.records_by_actor.of(memory, "alice").page("/facts/alice/"))[0]
     assert {one.method for one in made} == {"verbatim"}
+    shown = {one["content"]["text"]: one["metadata"] for one in await records(by_rules, memory, "/facts/")}
+    assert shown["Noted: tea without sugar."] == {
+        "agentkeep:method": {"stringValue": "verbatim"},
+        "agentkeep:speaker": {"stringValue": "ASSISTANT"},
+    }
     turns = sorted((one.turn.place, one.turn.speaker) for one in made if one.turn is not None)
     assert [speaker for _, speaker in turns] == ["USER", "USER", "ASSISTANT", "JSON"]
     assert all(place.startswith(event) for place, _ in turns)
@@ -286,6 +291,15 @@ async def test_records_expire_as_their_strategy_says(by_rules: MemoryPlane, cloc
 
 def days(number: int) -> dict[str, Any]:
     return {"recordExpirySpecification": {"recordExpiryDurationDays": number}}
+
+
+async def test_what_strands_keeps_is_read_for_its_words(by_rules: MemoryPlane) -> None:
+    """Its session manager stores each message as JSON."""
+    memory = await create(by_rules, FACTS)
+    kept = {"message": {"role": "user", "content": [{"text": "I like tea"}, {"toolUse": {}}]}, "message_id": 0}
+    await say(by_rules, memory, "alice", json.dumps(kept), '{"message": "not so"}')
+    await settled(by_rules)
+    assert await texts(by_rules, memory) == ["I like tea", '{"message": "not so"}']
 
 
 async def test_use_of_models_is_the_sessions_and_the_users(plane: MemoryPlane, store: KeyValueStore) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import cast
+from typing import Final, cast
 
 from agentkeep.core.clock import from_epoch_ms
 from agentkeep.memory.long_term.record import WITHOUT_STRATEGY, Record
@@ -25,6 +25,9 @@ __all__ = [
     "record_shape",
     "record_summary_shape",
 ]
+
+#: The service's limit of a record's metadata.
+_MOST_METADATA: Final = 20
 
 
 def event_shape(event: Event, actor: ActorPartition) -> data.Event:
@@ -61,9 +64,21 @@ def record_summary_shape(record: Record, score: float | None = None) -> data.Mem
     }
     if score is not None:
         shape["score"] = score
-    if record.metadata:
-        shape["metadata"] = _metadata_shape(record.metadata)
+    metadata = {**record.metadata, **_making(record)}
+    if metadata:
+        shape["metadata"] = _metadata_shape(dict(list(metadata.items())[:_MOST_METADATA]))
     return shape
+
+
+def _making(record: Record) -> dict[str, Value]:
+    """How the platform made a record, and who said what it is, as metadata that nobody else writes. The events it was
+    made of are no metadata: their ids have characters that metadata must not have (operators read `Record.sources`)."""
+    found: dict[str, Value] = {}
+    if record.method is not None:
+        found["agentkeep:method"] = record.method
+    if record.turn is not None:
+        found["agentkeep:speaker"] = record.turn.speaker
+    return found
 
 
 def outcome_shapes(

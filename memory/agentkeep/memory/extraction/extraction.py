@@ -189,6 +189,7 @@ class Extraction:
                 epoch_ms(self._clock.now()),
                 " ".join((memory.id, actor.actor_id, *sorts)),
                 session,
+                memory.tags,
             )
             for outcome in await asyncio.gather(
                 *(self._extracted(memory, strategy, work, material, job) for strategy in strategies)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import orjson
@@ -14,6 +14,7 @@ from agentkeep.memory.extraction.changes import Changes
 from agentkeep.memory.extraction.groups import Group
 from agentkeep.memory.extraction.material import Message
 from agentkeep.memory.long_term.actor_records import ActorRecords
+from agentkeep.memory.long_term.categories import limited
 from agentkeep.memory.long_term.record import NOWHERE, Record, Source, Turn, new_id
 from agentkeep.storage.search import Value
 
@@ -28,7 +29,7 @@ _MOST_SOURCES: Final = 500
 @dataclass(frozen=True, slots=True)
 class Work:
     """One extraction of one session's messages. `earlier`: what was said before them. `seed`: the same for the same
-    messages; ids are made of it. `session`: whose use of models it is."""
+    messages; ids are made of it. `session`: whose use of models it is. `tags`: the memory's."""
 
     records: ActorRecords
     session_id: str
@@ -36,6 +37,7 @@ class Work:
     now_ms: int
     seed: str
     session: SessionRef | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def record(
         self,
@@ -79,7 +81,7 @@ class Work:
         )
 
     def expires_ms(self, group: Group) -> int | None:
-        days = group.strategy.record_expiry_days
+        days = limited(group.strategy.record_expiry_days, self.tags, group.strategy, group.namespace)
         return None if days is None else self.now_ms + days * _DAY_MS
 
 

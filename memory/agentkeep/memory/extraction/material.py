@@ -62,7 +62,7 @@ def messages_of(session_id: str, event_id: str, at: datetime, payload: Sequence[
     for index, part in enumerate(payload):
         if "conversational" in part:
             said = part["conversational"]
-            speaker, text = said.get("role", "OTHER"), said["content"].get("text", "")
+            speaker, text = said.get("role", "OTHER"), _spoken(said["content"].get("text", ""))
         elif "json" in part:
             speaker, text = JSON, orjson.dumps(part["json"].get("content")).decode()
         else:
@@ -70,3 +70,15 @@ def messages_of(session_id: str, event_id: str, at: datetime, payload: Sequence[
         if text.strip():
             found.append(Message(session_id, event_id, index, speaker, text, at))
     return found
+
+
+def _spoken(text: str) -> str:
+    """The text itself; or, of a message as Strands' session manager keeps it (JSON with content blocks around the
+    words), the words."""
+    if not text.startswith('{"message"'):
+        return text
+    try:
+        blocks = orjson.loads(text)["message"]["content"]
+        return "\n".join(block["text"] for block in blocks if "text" in block)
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return text
