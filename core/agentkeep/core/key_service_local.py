@@ -60,6 +60,8 @@ class LocalKeyService:
     async def unwrap(self, wrapped: bytes, context: Context) -> bytes:
         head, half = wrapped[:1], None
         if head == LOCAL_IN_HALVES:
+            if len(wrapped) < 1 + _NAME + _NONCE:
+                raise unknown_wrapping()
             head = wrapped[: 1 + _NAME]
             half = await self._half(head)
         elif head != LOCAL:
