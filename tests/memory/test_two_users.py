@@ -115,7 +115,7 @@ STEP = st.tuples(
     st.sampled_from([*WRITES, *READS, "jobs", "job", "restart", "extract"]),
     st.sampled_from(USERS),
     st.sampled_from(AGENTS),
-    st.sampled_from([*USERS, "alice/bob", "alice:bob", "bob/alice"]),
+    st.sampled_from([*USERS, *USERS, "alice/bob", "alice:bob", "bob/alice"]),
     st.sampled_from(["s", "t", *USERS]),
     st.sampled_from(PATHS),
     st.integers(0, 40),
@@ -236,6 +236,9 @@ class Walk:
 async def test_never_a_byte_of_another_users(place: Place, steps: list[Any]) -> None:
     """After all of it, what the platform has made by itself is whose it was, too."""
     walk = Walk(place, await place.memory())
+    for user in USERS:  # what the other may try its luck with
+        for kind, number in (("event", 1), ("event", 7), ("create", 2), ("extract", 0), ("jobs", 1)):
+            await walk.checked((kind, user, AGENTS[0], user, "s", "/facts/{}/", number))
     for step in steps:
         await walk.checked(step)
     await place.plane.extraction.worker.settle()
