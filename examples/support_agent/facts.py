@@ -13,7 +13,9 @@ MEMORY_ID = os.environ.get("MEMORY_ID") or os.environ["BEDROCK_AGENTCORE_MEMORY_
 NAMESPACE = "/facts/{user}/"
 
 INSTRUCTIONS = """The conversation with a customer is over. Extract what is worth remembering of the customer beyond it:
-lasting facts and preferences he stated of himself, in his own words. No guesses, nothing of a single request."""
+lasting facts and preferences he stated of himself, in his own words. No guesses, nothing of a single request, and
+nothing of what is known already:
+{known}"""
 
 memory = boto3.client("bedrock-agentcore")
 
@@ -50,11 +52,12 @@ async def remember(model: ChatBedrockConverse, user: str, messages: list[AnyMess
     ]
     if not said:
         return []
+    known = all_of(user)
+    instructions = INSTRUCTIONS.format(known="\n".join(f"- {fact}" for fact in known) or "nothing yet")
     extractor = model.with_structured_output(Facts)
     extracted = await extractor.ainvoke(
-        [("system", INSTRUCTIONS), *said, ("user", "Which facts should be remembered of me?")]
+        [("system", instructions), *said, ("user", "Which facts should be remembered of me?")]
     )
-    known = set(all_of(user))
     new = [fact for fact in extracted.facts if fact not in known]
     if new:
         keep(user, new)

@@ -20,7 +20,7 @@ __all__ = ["SessionLives"]
 _LIVING: Final = partition("runtime", "living-sessions-by-user")
 #: user, session id -> unlike at each beginning; kept for a while only, since its change is what matters.
 _BEGUN: Final = partition("runtime", "sessions-begun")
-_BEGUN_MS: Final = 3_600_000
+_BEGUN_MS: Final = 6 * 3_600_000
 
 
 class SessionLives:
