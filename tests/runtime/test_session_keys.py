@@ -24,6 +24,7 @@ from agentkeep.runtime import session_keys
 from agentkeep.runtime.session import Session
 from agentkeep.runtime.session_keys import SessionKeys, newest
 from agentkeep.runtime.settings import RuntimeSettings
+from agentkeep.runtime.warm_pool_sizes import WARM_POOL_TAG
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 
@@ -123,14 +124,30 @@ async def test_no_keys_no_session(platform: Any, provider: Any, sts: StsStandIn)
     with pytest.raises(AccessDeniedException, match="user's token"):
         await begun(platform, signed, user_id="alice")
     assert len(platform.driver.living) == agents
-    assert platform.plane._parts.sessions.count == 0 or await _ended(platform)
+    await until(lambda: platform.plane._parts.sessions.count == 0)
 
 
-async def _ended(platform: Any) -> bool:
-    async with asyncio.timeout(5):
-        while platform.plane._parts.sessions.count:
+async def test_who_is_refused_takes_nothing_from_the_warm_pool(platform: Any, provider: Any, sts: StsStandIn) -> None:
+    """IDN-1: else whoever may not could keep it empty for those who may."""
+    runtime_id = await platform.create(authorizerConfiguration=provider.authorizer, tags={WARM_POOL_TAG: "1"})
+    pools = platform.plane._parts.warm_pools
+    await until(lambda: [pool["ready"] for pool in pools.describe(runtime_id)] == [1])
+    (waiting,) = platform.driver.living
+    sts.fails("AccessDenied", 403)
+    for _ in range(3):
+        with pytest.raises(AccessDeniedException):
+            await begun(platform, runtime_id, bearer=provider.token("alice"))
+    assert waiting in platform.driver.living and len(platform.driver.living) <= 2, "one may have been made in its place"
+    made = {agent.id for agent in platform.driver.agents}
+    sts.failure = None
+    _, turn = await begun(platform, runtime_id, bearer=provider.token("alice"))
+    assert turn.environment_id in made
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
             await asyncio.sleep(0.01)
-    return True
 
 
 async def test_what_a_caller_sees(platform: Any, provider: Any, sts: StsStandIn) -> None:
