@@ -53,7 +53,10 @@ _FINAL: Final = (
     ValidationException,
     ServiceQuotaExceededException,
 )
-_FIRST_PAUSE: Final = 0.5
+#: Seconds before it is asked again, doubled each time; and where the provider asks for patience.
+_PAUSE: Final = 1.0
+_PATIENCE: Final = 2.0
+_BUSY: Final = (ThrottlingException, ModelNotReadyException, ServiceUnavailableException)
 
 
 class ExtractionFailed(Exception):
@@ -80,7 +83,7 @@ class Asking:
     async def ask(self, question: Question, parse: Parse[T]) -> T:
         """Raises ExtractionFailed."""
         assert question.schema is not None
-        pause = _FIRST_PAUSE
+        pause = _PAUSE
         for attempt in range(1, self._attempts + 1):
             try:
                 async with asyncio.timeout(self._seconds):
@@ -95,6 +98,8 @@ class Asking:
                 why = f"{type(error).__name__}: {error.message[:300]}"
                 if isinstance(error, _FINAL):
                     break
+                if isinstance(error, _BUSY):
+                    pause = max(pause, _PATIENCE)
             if attempt == self._attempts:
                 break
             logger.info("model %r for %s gave %s; it is asked again", question.model_id, question.purpose, why)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
+from opentelemetry.trace import StatusCode
+
 from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import (
     AgentkeepError,
@@ -23,6 +25,7 @@ from agentkeep.core.errors import (
     ResourceNotFoundException,
     RetryableConflictException,
 )
+from agentkeep.core.telemetry import ERROR_TYPE, step
 from agentkeep.memory.barrier import Barrier
 from agentkeep.memory.extraction.asking import INTERNAL_ERROR, ExtractionFailed
 from agentkeep.memory.extraction.by_model import ModelExtractor
@@ -208,18 +211,24 @@ class Extraction:
         by_model = self._by_model
         extractor: Extractor = by_model if by_model is not None and by_model.serves(strategy) else self._by_rules
         changes = Changes()
-        try:
-            for group in groups(memory, strategy, work.records.actor_id, material):
-                changes += await extractor.changes(work, group)
-        except ExtractionFailed as error:
-            reason = error.reason
-        except AgentkeepError:  # a store or a key is away, or the memory is gone by now: nothing of it is lost
-            raise
-        except Exception:
-            logger.exception("strategy %s of memory %s failed on what it was given", strategy.id, memory.id)
-            reason = INTERNAL_ERROR
-        else:
-            return changes
+        attributes = {"memory.id": memory.id, "agentkeep.strategy.id": strategy.id}
+        with step("memory", "ExtractMemoryRecords", work.session, work.records.actor_id, attributes) as span:
+            try:
+                for group in groups(memory, strategy, work.records.actor_id, material):
+                    changes += await extractor.changes(work, group)
+            except ExtractionFailed as error:
+                reason = error.reason
+            except AgentkeepError:  # a store or a key is away, or the memory is gone by now: nothing of it is lost
+                raise
+            except Exception:
+                logger.exception("strategy %s of memory %s failed on what it was given", strategy.id, memory.id)
+                reason = INTERNAL_ERROR
+            else:
+                span.set_attribute("agentkeep.records.added", len(changes.added))
+                span.set_attribute("agentkeep.records.updated", len(changes.replaced))
+                return changes
+            span.set_attribute(ERROR_TYPE, reason)
+            span.set_status(StatusCode.ERROR, reason)
         messages = [(message.event_id, message.index) for one in material for message in one.messages]
         job_id = job.id if job is not None else f"job-{work.now_ms:013}-{secrets.token_hex(8)}"
         logger.warning("extraction job %s of memory %s, strategy %s failed: %s", job_id, memory.id, strategy.id, reason)

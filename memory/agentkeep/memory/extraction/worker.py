@@ -104,7 +104,9 @@ class ExtractionWorker:
             try:
                 if await self._extraction.run(Due.of(key)):
                     self._seen.pop(key, None)
-                    return
+                else:  # another session of the actor's is at it
+                    seen.not_before = self._clock.monotonic() + _SOON
+                return
             except AgentkeepError as error:
                 logger.info("the extraction of %r waits: %s", key, error)
             except Exception:
