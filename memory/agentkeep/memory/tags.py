@@ -4,6 +4,8 @@ agentkeep:extraction   as-events-come (default) | at-session-end       when long
 agentkeep:events       kept (default) | until-session-end              how long events are kept, within their expiry
 agentkeep:agents       agent runtime ids, separated by spaces          which agents may use it; default: every one
 agentkeep:issuers      issuers of users' tokens, separated by spaces   whose users it is for (see admission.py)
+agentkeep:expiry:NAME  days                                            how long records are kept at most: of strategy
+                                                                       NAME, or of namespace NAME and beneath (/a/)
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ from typing import Final, TypeVar
 
 from agentkeep.core.errors import FieldError, ValidationException
 
-__all__ = ["Behaviour", "EventRetention", "Extraction", "behaviour", "check_tags"]
+__all__ = ["Behaviour", "EventRetention", "Extraction", "behaviour", "check_tags", "expiries"]
 
 PREFIX: Final = "agentkeep:"
 EXTRACTION: Final = PREFIX + "extraction"
 EVENTS: Final = PREFIX + "events"
 AGENTS: Final = PREFIX + "agents"
 ISSUERS: Final = PREFIX + "issuers"
+EXPIRY: Final = PREFIX + "expiry:"
 _KNOWN: Final = (EXTRACTION, EVENTS, AGENTS, ISSUERS)
 
 #: The service model's AgentRuntimeId.
 _RUNTIME_ID: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,99}-[a-zA-Z0-9]{10}")
+
+_MOST_DAYS: Final = 36_500
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -73,9 +78,26 @@ def check_tags(tags: Mapping[str, str]) -> None:
     """Raises ValidationException for a value that says nothing, and for keys of ours that are none: who meant
     something by them must not find out by what does not happen."""
     for key in tags:
-        if key.startswith(PREFIX) and key not in _KNOWN:
-            raise _invalid(key, f"is no tag that is known of a memory: those are {', '.join(_KNOWN)}")
+        if key.startswith(PREFIX) and key not in _KNOWN and not key.startswith(EXPIRY):
+            known = ", ".join((*_KNOWN, EXPIRY + "STRATEGY-OR-NAMESPACE"))
+            raise _invalid(key, f"is no tag that is known of a memory: those are {known}")
     behaviour(tags)
+    expiries(tags)
+
+
+def expiries(tags: Mapping[str, str]) -> dict[str, int]:
+    """Category -> days. A category is a strategy's name, or a namespace, normalised. Raises ValidationException."""
+    found: dict[str, int] = {}
+    for key, value in tags.items():
+        if not key.startswith(EXPIRY):
+            continue
+        category = key.removeprefix(EXPIRY)
+        if not category.strip("/"):
+            raise _invalid(key, "names no category: end it with a strategy's name or a namespace, such as /facts/")
+        if not value.isascii() or not value.isdigit() or not 1 <= int(value[:6]) <= _MOST_DAYS:
+            raise _invalid(key, f"must be a number of days between 1 and {_MOST_DAYS}, not {value!r}")
+        found[f"/{category.strip('/')}/" if category.startswith("/") else category] = int(value)
+    return found
 
 
 def _one_of(kind: type[E], tags: Mapping[str, str], key: str, default: E) -> E:

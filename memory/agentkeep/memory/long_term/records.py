@@ -21,6 +21,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.pages import place, token
 from agentkeep.memory.barrier import Barrier, being_erased
+from agentkeep.memory.long_term.categories import limited
 from agentkeep.memory.long_term.namespaces import Layout, normalised
 from agentkeep.memory.long_term.record import Record, metadata_of, new_id
 from agentkeep.memory.long_term.record_filters import checked_path, selection
@@ -28,6 +29,7 @@ from agentkeep.memory.long_term.retrieval import Retrieval, Scored
 from agentkeep.memory.long_term.writing import RecordWriter
 from agentkeep.memory.memories import LiveMemories, Memory
 from agentkeep.memory.partition import RecordScope, crossing
+from agentkeep.memory.strategies import Strategy
 from agentkeep.storage.interface import KeyValueStore, Once
 from agentkeep.storage.search import SearchStore
 
@@ -214,9 +216,10 @@ class Records:
         namespace = _namespace(one)
         strategy_id = _strategy(view.memory, one)
         now = epoch_ms(self._clock.now())
+        own = _own_strategy(view.memory, strategy_id)
         if expiry is None:  # then as its strategy keeps them
-            own = (strategy for strategy in view.memory.strategies if strategy.id == strategy_id)
-            expiry = _Expiry(next((strategy.record_expiry_days for strategy in own), None))
+            expiry = _Expiry(own.record_expiry_days if own is not None else None)
+        expiry = _Expiry(limited(expiry.days, view.memory.tags, own, namespace))
         return Record(
             record_id,
             one["content"]["text"],
@@ -234,15 +237,29 @@ class Records:
         namespace = _namespace(one) if "namespaces" in one else record.namespace
         if namespace != record.namespace and view.owner(namespace) != record.owner:
             raise ValueError("namespaces: a record stays with its actor: create one there, and delete this")
+        strategy_id = _strategy(view.memory, one) if "memoryStrategyId" in one else record.strategy_id
         return replace(
             record,
             text=one["content"]["text"] if "content" in one else record.text,
             namespace=namespace,
-            strategy_id=_strategy(view.memory, one) if "memoryStrategyId" in one else record.strategy_id,
+            strategy_id=strategy_id,
             timestamp=one["timestamp"],
             metadata=metadata_of(one["metadata"]) if "metadata" in one else record.metadata,
-            expires_ms=record.expires_ms if expiry is None else expiry.ends(epoch_ms(self._clock.now())),
+            expires_ms=self._ends(view.memory, record, strategy_id, namespace, expiry),
         )
+
+    def _ends(
+        self, memory: Memory, record: Record, strategy_id: str | None, namespace: str | None, expiry: _Expiry | None
+    ) -> int | None:
+        """When the record ends that will be of this strategy and in this namespace."""
+        own = _own_strategy(memory, strategy_id)
+        now = epoch_ms(self._clock.now())
+        if expiry is not None:
+            return _Expiry(limited(expiry.days, memory.tags, own, namespace)).ends(now)
+        if (strategy_id, namespace) == (record.strategy_id, record.namespace):
+            return record.expires_ms
+        latest = _Expiry(limited(None, memory.tags, own, namespace)).ends(now)
+        return min((ends for ends in (record.expires_ms, latest) if ends is not None), default=None)
 
     async def _each(
         self,
@@ -341,6 +358,10 @@ def _strategy(memory: Memory, one: Mapping[str, Any]) -> str | None:
     if strategy_id is not None and all(strategy.id != strategy_id for strategy in memory.strategies):
         raise ValueError(f"memoryStrategyId: strategy {strategy_id} not found in this memory")
     return strategy_id
+
+
+def _own_strategy(memory: Memory, strategy_id: str | None) -> Strategy | None:
+    return next((strategy for strategy in memory.strategies if strategy.id == strategy_id), None)
 
 
 def _is_in(record: Record, one: Mapping[str, Any]) -> bool:
