@@ -42,9 +42,11 @@ _ENDS: Final = partition("memory", "session-ends")
 #: Longer than any event is kept.
 _LONGEST_MS: Final = 400 * 24 * 3600 * 1000
 _AT_ONCE: Final = 100
-#: Seconds until an end that waits for extraction is looked at again: at first, and at the most.
+#: Seconds until an end that waits is looked at again: at first, and at the most; and until what other replicas were
+#: told of is looked for.
 _SOON: Final = 1.0
-_SELDOM: Final = 60.0
+_SELDOM: Final = 600.0
+_OTHERS: Final = 60.0
 
 
 class SessionExtraction(Protocol):
@@ -170,8 +172,8 @@ class SessionEnds:
             except Exception:
                 logger.exception("ends of sessions could not be looked after")
             now = self._clock.monotonic()
-            pause = min((due - now for due, _ in self._waits.values()), default=_SELDOM)
-            await sleep_until(self._told, self._clock, min(max(pause, _SOON), _SELDOM))
+            pause = min((due - now for due, _ in self._waits.values()), default=_OTHERS)
+            await sleep_until(self._told, self._clock, min(max(pause, _SOON), _OTHERS))
 
     async def settle(self) -> None:
         """Looks at every end that is due. Raises StoreUnavailable."""
