@@ -12,7 +12,6 @@ AGENTCORE = "bedrock_agentcore-1.25.0"
 LANGGRAPH = "langgraph_checkpoint_aws-1.2.6"
 
 LAMBDA = "wants a Lambda target, which is refused: targets are MCP servers and OpenAPI services"
-EXTRACTION = "needs records extracted from events: part 4 of the roadmap"
 
 
 #: Files of the SDK's integration tests of the runtime that are not run, and why.
@@ -39,6 +38,8 @@ SUITES = (
     Suite(AGENTCORE, "tests_integ/services/test_resource_policy.py"),
     Suite(AGENTCORE, "tests_integ/memory/test_controlplane.py"),
     Suite(AGENTCORE, "tests_integ/memory/test_memory_client.py"),
+    Suite(AGENTCORE, "tests_integ/memory/integrations/test_session_manager.py"),
+    Suite(AGENTCORE, "tests_integ/memory/integrations/test_memory_store.py"),
     Suite(AGENTCORE, "tests_integ/identity/test_identity_client.py"),
     Suite(AGENTCORE, "tests_integ/policy/test_policy_engine_client.py"),
     Suite(
@@ -60,13 +61,6 @@ SUITES = (
     Suite(LANGGRAPH, "tests/integration_tests/agentcore/test_saver.py"),
     Suite(LANGGRAPH, "tests/integration_tests/agentcore/test_snapshot.py"),
     Suite(LANGGRAPH, "tests/integration_tests/agentcore/test_batch_flush.py"),
-    Suite(
-        LANGGRAPH,
-        "tests/integration_tests/agentcore/test_store.py",
-        left_out=dict.fromkeys(
-            ("TestAgentCoreMemoryStoreIntegration::test_hierarchical_vs_exact_match",),
-            EXTRACTION,
-        ),
-    ),
+    Suite(LANGGRAPH, "tests/integration_tests/agentcore/test_store.py"),
     Suite(LANGGRAPH, "tests/integration_tests/agentcore/test_async_store.py"),
 )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -19,6 +20,19 @@ pytestmark = [pytest.mark.official, pytest.mark.slow, pytest.mark.timeout(900)]
 
 #: Whose records the prepopulated memory has.
 ACTOR, SESSION = "integ-test-actor", "integ-test-session"
+
+#: As the suites expect the prepopulated memory to have, and langgraph-checkpoint-aws its own.
+STRATEGIES: list[dict[str, Any]] = [
+    {"semanticMemoryStrategy": {"name": "facts", "namespaces": ["/facts/{actorId}/"]}},
+    {"userPreferenceMemoryStrategy": {"name": "preferences", "namespaces": ["/preferences/{actorId}/"]}},
+    {"summaryMemoryStrategy": {"name": "summaries", "namespaces": ["/summaries/{actorId}/{sessionId}/"]}},
+    {
+        "summaryMemoryStrategy": {
+            "name": "actors",
+            "namespaces": ["/summaries/actors/{actorId}/sessions/{sessionId}/"],
+        }
+    },
+]
 
 CACHE = REPOSITORY / "tests" / ".cache" / "official"
 
@@ -60,7 +74,9 @@ def variables(platform: PlatformProcess, tmp_path_factory: pytest.TempPathFactor
     deployed = platform.json("deploy", str(agent), "--name", "official", "--iam")
     runtime = platform.client("bedrock-agentcore-control").get_agent_runtime(agentRuntimeId=deployed["agentRuntimeId"])
     code = runtime["agentRuntimeArtifact"]["codeConfiguration"]["code"]["s3"]
-    memory = platform.client("bedrock-agentcore-control").create_memory(name="official", eventExpiryDuration=30)
+    memory = platform.client("bedrock-agentcore-control").create_memory(
+        name="official", eventExpiryDuration=30, memoryStrategies=STRATEGIES
+    )
     prepopulate(platform, memory["memory"]["id"])
     account = runtime["agentRuntimeArn"].split(":")[4]
     role = f"arn:aws:iam::{account}:role/official"

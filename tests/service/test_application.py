@@ -48,11 +48,12 @@ async def test_an_operation_by_boto3(stack: Stack) -> None:
 
 
 async def test_client_tokens(stack: Stack) -> None:
-    """One key per caller, operation and token; the same fingerprint for the same request, whatever the token."""
+    """One key per caller, operation and token; the same fingerprint for the same request, whatever the token, and
+    whatever time the SDK's memory store gives an event that it sends again."""
     client = stack.client()
     other = await stack.keys.issue_operator_key("other")
     await run(client.create_event, **EVENT, clientToken="a" * 36)
-    await run(client.create_event, **EVENT, clientToken="a" * 36)
+    await run(client.create_event, **{**EVENT, "eventTimestamp": 1_700_000_001}, clientToken="a" * 36)
     await run(client.create_event, **EVENT, clientToken="b" * 36)
     await run(client.create_event, **{**EVENT, "actorId": "bob"}, clientToken="a" * 36)
     others = stack.client(credentials=Credentials(other.id, other.secret))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import orjson
@@ -14,6 +14,10 @@ from agentkeep.core.call import Caller, Idempotency
 from agentkeep.wire import Operation
 
 __all__ = ["idempotency"]
+
+#: What a client makes anew for a request that it sends again: the SDK's memory store for Strands tells the time of the
+#: second attempt (bedrock_agentcore 1.25, memorystore/sender.py), and AgentCore takes it for the same event.
+_OF_THE_ATTEMPT: Final = {"CreateEvent": frozenset({"eventTimestamp"})}
 
 
 def idempotency(operation: Operation, request: Mapping[str, Any], caller: Caller) -> Idempotency | None:
@@ -24,7 +28,8 @@ def idempotency(operation: Operation, request: Mapping[str, Any], caller: Caller
     if token is None:
         return None
     key = "/".join(quote(part, safe="") for part in (caller.principal, operation.service, operation.name, token))
-    rest = {name: value for name, value in request.items() if name != member}
+    of_the_attempt = _OF_THE_ATTEMPT.get(operation.name, ())
+    rest = {name: value for name, value in request.items() if name != member and name not in of_the_attempt}
     return Idempotency(key, sha256(_canonical(rest)).digest())
 
 
