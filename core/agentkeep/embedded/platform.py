@@ -77,7 +77,6 @@ from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.front import Front, Server
 from agentkeep.service.mounts import Access, Mount
-from agentkeep.storage.embedding_minilm import MiniLmEmbedder
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.valkey import ValkeyKeyValueStore
@@ -190,7 +189,7 @@ class EmbeddedPlatform:
         gateway = gateway_plane(gateway_settings, usage, budgets, clock)
         on_exit(gateway.close)
         memory_settings = MemorySettings()
-        embedder = MiniLmEmbedder() if memory_settings.embedding == "minilm" else None
+        embedder = memory_settings.embedder()
         if embedder is not None:
             on_exit(embedder.close)
         records = SqliteSearchStore(
