@@ -31,7 +31,7 @@ async def compose(service: Service) -> Composed:
     embedder = settings.embedder()
     if embedder is not None:
         service.on_exit(embedder.close)
-    records = await _search(service, embedder)
+    records = await _search(service, settings, embedder)
     service.on_exit(records.close)
     key_settings = load(KeySettings)
     key_service = key_settings.services(service.secrets.data_key, service.data / "keys")
@@ -59,7 +59,7 @@ async def compose(service: Service) -> Composed:
     )
 
 
-async def _search(service: Service, embedder: Embedder | None) -> SearchStore:
+async def _search(service: Service, settings: MemorySettings, embedder: Embedder | None) -> SearchStore:
     dimensions = embedder.dimensions if embedder is not None else None
     model = embedder.name if embedder is not None else ""
     if service.settings.search_url is not None:
@@ -72,4 +72,10 @@ async def _search(service: Service, embedder: Embedder | None) -> SearchStore:
             clock=service.clock,
         )
     service.data.mkdir(parents=True, exist_ok=True)
-    return SqliteSearchStore(service.data / "records.db", dimensions=dimensions, model=model, clock=service.clock)
+    return SqliteSearchStore(
+        service.data / "records.db",
+        dimensions=dimensions,
+        model=model,
+        clock=service.clock,
+        cache_bytes=settings.search_cache_mb * 1_000_000,
+    )

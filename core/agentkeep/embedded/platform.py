@@ -197,6 +197,7 @@ class EmbeddedPlatform:
             dimensions=embedder.dimensions if embedder is not None else None,
             model=embedder.name if embedder is not None else "",
             clock=clock,
+            cache_bytes=memory_settings.search_cache_mb * 1_000_000,
         )
         on_exit(records.close)
         key_service = key_settings.services(master_key.derive("memory-keys"), self.data_dir / "keys")

@@ -54,7 +54,7 @@ class SqliteSearchStore:
         dimensions: int | None,
         model: str = "",
         clock: Clock | None = None,
-        cache_bytes: int = 128_000_000,
+        cache_bytes: int = 256_000_000,
     ) -> None:
         self._file = SqliteFile(path, self._prepare)
         self._paths = (path, path.with_name(f"{path.name}-wal"))
@@ -185,6 +185,8 @@ class SqliteSearchStore:
         purged = 0
         while some := await self._file.write(lambda connection: _purge(connection, self._now())):
             purged += some
+        if purged:
+            await self._file.forget_log()
         return purged
 
     async def in_files(self, ids: Sequence[str]) -> bool:

@@ -27,6 +27,12 @@ class MemorySettings(EmbeddingSettings):
         "they must give no two users the same subject. Empty: a memory is for users of the provider whose user used it "
         "first. A memory's tag agentkeep:issuers goes before this.",
     )
+    search_cache_mb: int = Field(
+        256,
+        ge=0,
+        description="Memory, in MB, for records of users lately searched, where these are kept in SQLite: some 2 KB a "
+        "record. A user with more than all of it has them read from the disk for each search.",
+    )
     namespace_templates: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)] = Field(
         (
             "/strategies/{memoryStrategyId}/actors/{actorId}/",
