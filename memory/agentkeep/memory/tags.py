@@ -94,7 +94,7 @@ def expiries(tags: Mapping[str, str]) -> dict[str, int]:
         category = key.removeprefix(EXPIRY)
         if not category.strip("/"):
             raise _invalid(key, "names no category: end it with a strategy's name or a namespace, such as /facts/")
-        if not value.isascii() or not value.isdigit() or not 1 <= int(value[:6]) <= _MOST_DAYS:
+        if not value.isascii() or not value.isdigit() or len(value) > 5 or not 1 <= int(value) <= _MOST_DAYS:
             raise _invalid(key, f"must be a number of days between 1 and {_MOST_DAYS}, not {value!r}")
         found[f"/{category.strip('/')}/" if category.startswith("/") else category] = int(value)
     return found
