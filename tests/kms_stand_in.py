@@ -29,7 +29,7 @@ class _Refused(Exception):
 
 
 class KmsStandIn:
-    """`keys`: ARN -> its secret. `asked` counts calls. `slow`: seconds before each answer."""
+    """`keys`: ARN -> its secret. `asked` counts calls. While `answering` is clear it hangs."""
 
     def __init__(self, *arns: str) -> None:
         self.keys = {arn: AESGCM(AESGCM.generate_key(256)) for arn in arns or (key_arn(),)}
@@ -37,7 +37,8 @@ class KmsStandIn:
         self.disabled: set[str] = set()
         self.asked: Counter[str] = Counter()
         self.contexts: list[dict[str, str]] = []
-        self.slow = 0.0
+        self.answering = asyncio.Event()
+        self.answering.set()
         self.throttling = False
         self.url = ""
         self._runner: web.AppRunner | None = None
@@ -54,14 +55,16 @@ class KmsStandIn:
         self.url = f"http://127.0.0.1:{self._port}"
 
     async def stop(self) -> None:
+        self.answering.set()
         if self._runner is not None:
+            await asyncio.sleep(0.05)  # for what waits to be answered
             await self._runner.cleanup()
             self._runner = None
 
     async def _serve(self, request: web.Request) -> web.Response:
         operation = request.headers["X-Amz-Target"].removeprefix("TrentService.")
         self.asked[operation] += 1
-        await asyncio.sleep(self.slow)
+        await self.answering.wait()
         try:
             if not request.headers.get("Authorization", "").startswith("AWS4-HMAC-SHA256 Credential="):
                 raise _Refused("MissingAuthenticationTokenException")
