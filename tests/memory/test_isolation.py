@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import agentkeep.memory
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Call, CallerKind, allowed_callers
-from agentkeep.core.errors import AccessDeniedException, ResourceNotFoundException, ServiceError
+from agentkeep.core.errors import AccessDeniedException, ResourceNotFoundException, ServiceError, ValidationException
 from agentkeep.memory.long_term.operations import RecordOperations
 from agentkeep.memory.operations import MemoryOperations
 from agentkeep.memory.partition import ActorPartition, RecordScope, authorize, authorize_records
@@ -85,15 +85,23 @@ async def test_a_session_sees_itself_among_actors_only(backend: SelfBackend, ope
 
 
 async def test_a_token_leads_nowhere_else(backend: SelfBackend, memory: str) -> None:
-    """A page token of another user's listing is read as a place in one's own."""
+    """A page token of another user's listing, of another of one's own, or of nobody's making is refused."""
     alice, bob = Client(backend, session_of("alice")), Client(backend, session_of("bob"))
     for number in range(5):
         await alice.event(memory, "alice", "s", f"alice {number}", number)
         await bob.event(memory, "bob", "s", f"bob {number}", number)
     page = await alice.list_events(memoryId=memory, actorId="alice", sessionId="s", maxResults=2)
     for token in (page["nextToken"], base64.urlsafe_b64encode(b"../alice/s\xc3\xa9[(").decode()):
-        found = await bob.list_events(memoryId=memory, actorId="bob", sessionId="s", nextToken=token)
-        assert all(event["payload"][0]["blob"].startswith("bob") for event in found["events"])
+        with pytest.raises(ValidationException, match="nextToken"):
+            await bob.list_events(memoryId=memory, actorId="bob", sessionId="s", nextToken=token)
+    bobs = await bob.list_events(memoryId=memory, actorId="bob", sessionId="s", maxResults=2)
+    for other in ({"sessionId": "t"}, {"sessionId": "s", "filter": {"branch": {"name": "b"}}}):
+        with pytest.raises(ValidationException, match="nextToken"):
+            await bob.list_events(memoryId=memory, actorId="bob", **other, nextToken=bobs["nextToken"])
+    with pytest.raises(ValidationException, match="nextToken"):
+        await bob.list_sessions(memoryId=memory, actorId="bob", nextToken=bobs["nextToken"])
+    more = await bob.list_events(memoryId=memory, actorId="bob", sessionId="s", nextToken=bobs["nextToken"])
+    assert [event["payload"][0]["blob"] for event in more["events"]] == ["bob 2", "bob 1", "bob 0"]
 
 
 def test_only_data_operations_are_open_to_sessions() -> None:
@@ -227,7 +235,7 @@ async def test_two_users_never_see_each_other(backend: SelfBackend, operator: Cl
         except ServiceError as error:
             refused = error
         if refused is not None:
-            assert kind in ("get", "delete", "fork") or actor != user
+            assert kind in ("get", "delete", "fork", "token") or actor != user
             assert "of alice" not in refused.message
             assert "of bob" not in refused.message
         else:

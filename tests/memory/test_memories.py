@@ -394,3 +394,26 @@ async def keys_left(store: Any, memory: str) -> list[bytes]:
     """What the database holds of a memory, but for spent client tokens."""
     found = await store._client.execute(("KEYS", f"{store._prefix}*"), repeatable=True)
     return [key for key in found if memory.encode() in key and b"once:" not in key]
+
+
+async def test_namespace_keys_are_checked(operator: Client) -> None:
+    """MEM-1: keys are named once, patterns are regular expressions, and no template loses its variable."""
+    by_team = [{"semanticMemoryStrategy": {"name": "facts", "namespaces": ["/{team}/{actorId}/"]}}]
+    declared = {"name": "teams", "eventExpiryDuration": 7, "memoryStrategies": by_team}
+    for wrong, match in (
+        ([{"key": "team"}, {"key": "team"}], "twice"),
+        ([{"key": "team", "validation": {"regexPattern": "["}}], "regular expression"),
+        ([{"key": "unit"}], "team"),
+    ):
+        with pytest.raises(ValidationException, match=match):
+            await operator.create_memory(**declared, namespaceKeys=wrong)
+    memory = (await operator.create_memory(**declared, namespaceKeys=[{"key": "team"}]))["memory"]
+    with pytest.raises(ValidationException, match="must have team"):
+        await operator.update_memory(memoryId=memory["id"], namespaceKeys=[])
+    kept = (await operator.get_memory(memoryId=memory["id"]))["memory"]
+    assert kept["namespaceKeys"] == [{"key": "team"}]
+    strategy = {"memoryStrategyId": memory["strategies"][0]["strategyId"]}
+    changed = await operator.update_memory(
+        memoryId=memory["id"], namespaceKeys=[], memoryStrategies={"deleteMemoryStrategies": [strategy]}
+    )
+    assert changed["memory"]["namespaceKeys"] == []

@@ -4,8 +4,8 @@
 those whom the memory knows apart, and, of an operator, that it is on record for whom it acts.
 
 A memory's actors are users of one identity provider, or of several that its operator says give nobody the same subject:
-else two of them with the same `sub` would be one actor. Which: the tag agentkeep:issuers of the memory, else the setting
-AGENTKEEP_MEMORY_ISSUERS, else the provider of the first user who used it, which is kept with the memory.
+else two of them with the same `sub` would be one actor. Which: the tag agentkeep:issuers of the memory, else the
+setting AGENTKEEP_MEMORY_ISSUERS, else the provider of the first user who used it, which is kept with the memory.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from agentkeep.core.acting import ActingForUsers
 from agentkeep.core.call import Call, CallerKind, SessionRef, User
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import AccessDeniedException, ConditionFailed, ResourceNotFoundException
+from agentkeep.core.pages import bound, unbound
 from agentkeep.memory.long_term.namespaces import Layout, normalised
-from agentkeep.memory.memories import Memories
+from agentkeep.memory.memories import ISSUERS, Memories
 from agentkeep.memory.partition import authorized_actor, foreign_agent
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.memory.tags import behaviour
-from agentkeep.storage.interface import ABSENT, KeyValueStore, Put, partition
+from agentkeep.storage.interface import ABSENT, KeyValueStore, Put
 
 __all__ = ["Admission", "Admitted", "Operations"]
 
 logger = logging.getLogger(__name__)
 
-#: Memory id -> the provider its users come from, where nobody says so.
-_ISSUERS: Final = partition("memory", "issuers")
 #: Seconds for which other replicas may go by a memory's earlier tags.
 _REMEMBERED: Final = 1.0
 _MOST: Final = 10_000
@@ -172,12 +171,11 @@ class Admission:
         bound = self._bound.get(memory_id)
         if bound is None:
             try:
-                await self._store.transact([Put(_ISSUERS, memory_id, issuer.encode(), expect=ABSENT)])
+                await self._store.transact([Put(ISSUERS, memory_id, issuer.encode(), expect=ABSENT)])
                 bound = issuer
                 logger.info("memory %s is for users of %r from now on: one of them came first", memory_id, issuer)
             except ConditionFailed as failed:
-                assert failed.current is not None
-                bound = failed.current.decode()
+                bound = (failed.current or b"").decode()
             if len(self._bound) >= _MOST:
                 self._bound.clear()
             self._bound[memory_id] = bound
@@ -185,7 +183,7 @@ class Admission:
 
 
 class Admitted:
-    """An object's operations, each behind the admission."""
+    """An object's operations, each behind the admission; their pages' tokens good for the same listing only."""
 
     def __init__(self, operations: Operations, admission: Admission) -> None:
         self.name = operations.name
@@ -202,7 +200,13 @@ class Admitted:
         async def admitted(call: Call, request: Any) -> Any:
             if not self._admission.admitted(call, request):
                 await self._admission.admit(call, request)
-            return await method(call, request)
+            given = request
+            if (token := request.get("nextToken")) is not None:
+                given = {**request, "nextToken": unbound(token, call.operation, request)}
+            answer = await method(call, given)
+            if (token := answer.get("nextToken")) is not None:
+                answer["nextToken"] = bound(token, call.operation, request)
+            return answer
 
         return admitted
 
@@ -211,8 +215,9 @@ def _refuse_issuer(call: Call, memory_id: str, user: User, issuers: Collection[s
     if user.issuer not in issuers:
         raise AccessDeniedException(
             f"{call.caller.principal} is not authorized to perform {call.operation}: memory {memory_id} is not for "
-            f"users of {user.issuer}, whose subjects may be those of others. An operator can give them a memory of their "
-            "own, or name every identity provider of this one in its tag agentkeep:issuers (or AGENTKEEP_MEMORY_ISSUERS)"
+            f"users of {user.issuer}, whose subjects may be those of others. An operator can give them a memory of "
+            "their own, or name every identity provider of this one in its tag agentkeep:issuers (or in "
+            "AGENTKEEP_MEMORY_ISSUERS)"
         )
 
 

@@ -25,6 +25,7 @@ from agentkeep.core.pages import place, token
 from agentkeep.core.tags import merged, without
 from agentkeep.memory.extraction.marks import Marking, marking
 from agentkeep.memory.keys import MemoryKeys
+from agentkeep.memory.namespace_keys import check_namespace_keys
 from agentkeep.memory.strategies import Strategy, StrategyType, change, declare
 from agentkeep.memory.tags import behaviour, check_tags
 from agentkeep.storage.interface import (
@@ -40,7 +41,7 @@ from agentkeep.storage.interface import (
     partition,
 )
 
-__all__ = ["Live", "LiveMemories", "Memories", "Memory", "MemoryStatus", "not_found"]
+__all__ = ["ISSUERS", "Live", "LiveMemories", "Memories", "Memory", "MemoryStatus", "not_found"]
 
 _MEMORIES: Final = partition("memory", "memories")
 _NAMES: Final = partition("memory", "names")
@@ -49,6 +50,9 @@ _NAMES: Final = partition("memory", "names")
 _LIVE: Final = partition("memory", "live")
 #: Ids of those to which it matters, or once did, that a session has ended: what each end reads.
 _HEEDING: Final = partition("memory", "heeding-session-ends")
+
+#: Memory id -> the identity provider its users come from, where nobody says which (`admission.py`).
+ISSUERS: Final = partition("memory", "issuers")
 
 _ATTEMPTS: Final = 5
 _MOST_STRATEGIES: Final = 6  # the service's quota
@@ -195,7 +199,7 @@ class Memories:
             encryption_key_arn=request.get("encryptionKeyArn"),
             execution_role_arn=request.get("memoryExecutionRoleArn"),
             indexed_keys=_unique(request.get("indexedKeys", []), "indexedKeys"),
-            namespace_keys=_unique(request["namespaceKeys"], "namespaceKeys") if "namespaceKeys" in request else None,
+            namespace_keys=request.get("namespaceKeys"),
             stream_delivery=request.get("streamDeliveryResources"),
             tags=merged({}, request.get("tags", {})),
         )
@@ -259,7 +263,7 @@ class Memories:
         value = await self._store.get(_MEMORIES, memory_id)
         if value is not None:
             name = Memory.load(value).name
-            await self._store.transact([Delete(_MEMORIES, memory_id), Delete(_NAMES, name)])
+            await self._store.transact([Delete(_MEMORIES, memory_id), Delete(_NAMES, name), Delete(ISSUERS, memory_id)])
 
     async def deleting(self) -> list[str]:
         """Memories whose deletion was begun and not finished."""
@@ -322,9 +326,7 @@ class Memories:
             event_expiry_days=request.get("eventExpiryDuration", memory.event_expiry_days),
             execution_role_arn=request.get("memoryExecutionRoleArn", memory.execution_role_arn),
             indexed_keys=_unique([*memory.indexed_keys, *request.get("addIndexedKeys", [])], "addIndexedKeys"),
-            namespace_keys=_unique(request["namespaceKeys"], "namespaceKeys")
-            if "namespaceKeys" in request
-            else memory.namespace_keys,
+            namespace_keys=request.get("namespaceKeys", memory.namespace_keys),
             stream_delivery=request.get("streamDeliveryResources", memory.stream_delivery),
         )
         steps = request.get("memoryStrategies", {})
@@ -382,6 +384,7 @@ def _with_strategies(memory: Memory, declared: Sequence[Mapping[str, Any]], wher
         strategies.append(declare(one, f"{where}.{index}", strategies, memory.variables, now_ms))
     if len(strategies) > _MOST_STRATEGIES:
         raise ServiceQuotaExceededException(f"A memory has at most {_MOST_STRATEGIES} strategies")
+    check_namespace_keys(memory.namespace_keys or (), strategies)
     return replace(memory, strategies=strategies)
 
 

@@ -14,6 +14,8 @@ from agentkeep.storage.interface import Ensure, Item, KeyValueStore, Write
 __all__ = ["MemorySession", "Sessions"]
 
 _DAY_MS: Final = 24 * 3600 * 1000
+#: A listing of sessions that have events looks at so many at most before it returns what it has with a token.
+_LONGEST_SCAN: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Sessions:
         """By id. `with_events`: only those that have an event now."""
         after = place(next_token)
         found: list[MemorySession] = []
+        scanned = 0
         while True:
             items = await self._store.query(actor.sessions, after=after, limit=size + 1)
             if not items and next_token is None and not found:
@@ -55,6 +58,9 @@ class Sessions:
                 after = item.sort
             if len(items) <= size:
                 return found, None
+            scanned += len(items)
+            if scanned >= _LONGEST_SCAN:
+                return found, token(items[-1].sort)
 
     async def actors_page(self, memory_id: str, size: int, next_token: str | None) -> tuple[list[str], str | None]:
         """All of a memory's actors, by id."""
