@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,48 +22,7 @@ from sts_stand_in import ACCOUNT, StsStandIn, running_sts
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(300)]
 
-AGENT = """
-import json
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-import boto3
-from botocore.exceptions import ClientError
-
-class Agent(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def say(self, document):
-        body = json.dumps(document).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self):
-        self.say({"status": "Healthy"})
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        frozen = boto3.Session().get_credentials().get_frozen_credentials()
-        client = boto3.client("bedrock-agentcore")
-        place = {"memoryId": asked["memory"], "sessionId": asked["session"]}
-        def events(actor):
-            try:
-                return len(client.list_events(actorId=actor, **place)["events"])
-            except ClientError as error:
-                return error.response["Error"]["Code"]
-        client.create_event(actorId=asked["user"], eventTimestamp=int(time.time()), **place,
-            payload=[{"conversational": {"content": {"text": "hello"}, "role": "USER"}}])
-        self.say({
-            "keys": [frozen.access_key, frozen.secret_key, frozen.token],
-            "own": events(asked["user"]),
-            "others": events("bob" if asked["user"] == "alice" else "alice"),
-        })
-
-ThreadingHTTPServer(("", 8080), Agent).serve_forever()
-"""
+AGENT = Path(__file__).parents[1] / "agents" / "in_aws"
 
 
 @dataclass
@@ -93,10 +53,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     """A platform that logs all it can, with AWS credentials lying about wherever AWS's libraries would find them, whose
     sessions get their users' keys from STS."""
     folder = tmp_path_factory.mktemp("sts")
-    agent, data, rules, planted = folder / "agent", folder / "data", folder / "rules.json", folder / "credentials"
-    agent.mkdir()
-    (agent / "main.py").write_text(AGENT)
-    (agent / "requirements.txt").write_text("boto3==1.44.5\n")
+    data, rules, planted = folder / "data", folder / "rules.json", folder / "credentials"
     planted.write_text("[default]\naws_access_key_id = AKIAPLANTED0000000000\naws_secret_access_key = planted\n")
     with running_sts() as sts:
         settings = {
@@ -117,7 +74,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
             control = platform.client("bedrock-agentcore-control")
             memory = control.create_memory(name="shared", eventExpiryDuration=7)["memory"]["id"]
             runtimes = {
-                name: platform.json("deploy", str(agent), "--name", name)["agentRuntimeArn"]
+                name: platform.json("deploy", str(AGENT), "--name", name)["agentRuntimeArn"]
                 for name in ("helper", "stranger")
             }
             yield Stand(platform, sts, memory, runtimes)

@@ -1,0 +1,50 @@
+"""An ordinary agent that says what its unmodified boto3 signs with, and uses it on its user's memory."""
+
+import json
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import boto3
+from botocore.exceptions import ClientError
+
+
+class Agent(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.say({"status": "Healthy"})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        keys = boto3.Session().get_credentials().get_frozen_credentials()
+        client = boto3.client("bedrock-agentcore")
+        place = {"memoryId": asked["memory"], "sessionId": asked["session"]}
+
+        def events(actor: str) -> Any:
+            try:
+                return len(client.list_events(actorId=actor, **place)["events"])
+            except ClientError as error:
+                return error.response["Error"]["Code"]
+
+        said = {"conversational": {"content": {"text": "hello"}, "role": "USER"}}
+        client.create_event(actorId=asked["user"], eventTimestamp=int(time.time()), payload=[said], **place)
+        self.say(
+            {
+                "keys": [keys.access_key, keys.secret_key, keys.token],
+                "own": events(asked["user"]),
+                "others": events("bob" if asked["user"] == "alice" else "alice"),
+            }
+        )
+
+    def say(self, document: dict[str, Any]) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+if __name__ == "__main__":
+    ThreadingHTTPServer(("", 8080), Agent).serve_forever()
