@@ -141,7 +141,7 @@ class Admission:
             return True
         if rules.issuers is not None:
             return user.issuer in rules.issuers
-        bound = await self._store.get(_ISSUERS, memory_id)
+        bound = await self._store.get(ISSUERS, memory_id)
         return bound is not None and user.issuer == bound.decode()
 
     def _vouched(self, user: User) -> bool:
