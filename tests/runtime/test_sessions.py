@@ -142,9 +142,9 @@ async def test_a_session_belongs_to_the_user_who_opened_it(platform: Any) -> Non
     (await platform.begin(runtime_id, session_id, user_id="alice")).end()
     for other in ("bob", None):
         with pytest.raises(AccessDeniedException, match="another user"):
-            platform.plane.invocations.begin_now(platform.request(runtime_id, session_id, user_id=other))
-        with pytest.raises(AccessDeniedException, match="another user"):
             await platform.plane.invocations.begin(platform.request(runtime_id, session_id, user_id=other))
+        with pytest.raises(AccessDeniedException, match="another user"):
+            platform.plane.invocations.begin_now(platform.request(runtime_id, session_id, user_id=other))
     await platform.call("stop_runtime_session", agentRuntimeArn=runtime_id, runtimeSessionId=session_id)
     with pytest.raises(AccessDeniedException, match="another user"):
         await platform.begin(runtime_id, session_id, user_id="bob")
