@@ -1,0 +1,150 @@
+"""The token vault's keys: the deployment's own, or a customer's of AWS KMS (IDN-3)."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from kms_stand_in import KmsStandIn, key_arn
+
+from agentkeep.core.call import Call
+from agentkeep.core.errors import KeyRefused, KeyServiceUnavailable, ResourceNotFoundException, ValidationException
+from agentkeep.core.key_settings import KeySettings
+from agentkeep.identity.master_key import FileMasterKey
+from agentkeep.identity.operations import IdentityPlane
+from agentkeep.identity.sealing import Seal
+from agentkeep.storage.interface import Put, partition
+from agentkeep.storage.valkey import ValkeyKeyValueStore
+
+SECRETS = partition("identity", "token-vaults", "default", "apikey")
+OURS = {"keyType": "ServiceManagedKey"}
+THEIRS = {"keyType": "CustomerManagedKey", "kmsKeyArn": key_arn()}
+
+
+@pytest.fixture
+async def kms(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KmsStandIn]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    stand_in = KmsStandIn()
+    await stand_in.start()
+    yield stand_in
+    await stand_in.stop()
+
+
+@pytest.fixture
+async def plane(
+    kms: KmsStandIn, make_plane: Callable[..., IdentityPlane], master_key: FileMasterKey
+) -> AsyncIterator[IdentityPlane]:
+    settings = KeySettings(kms_endpoint_url=kms.url, kms_timeout=20, cache=60, outage=600)
+    service = settings.services(master_key.derive("vault"))
+    yield make_plane(key_service=service, key_settings=settings)
+    await service.close()
+
+
+async def create(plane: IdentityPlane, operator: Call, name: str) -> None:
+    await plane.create_api_key_credential_provider(operator, {"name": name, "apiKey": f"key of {name}"})
+
+
+async def test_a_customers_key(
+    plane: IdentityPlane, kms: KmsStandIn, operator: Call, store: ValkeyKeyValueStore, clock: Any
+) -> None:
+    """New secrets are sealed under it, earlier ones still open; and back again."""
+    await create(plane, operator, "first")
+    before = await plane.get_token_vault(operator, {})
+    assert before["kmsConfiguration"] == OURS
+    clock.move(60)
+    changed = await plane.set_token_vault_cmk(operator, {"kmsConfiguration": THEIRS})
+    assert changed == {
+        "tokenVaultId": "default",
+        "kmsConfiguration": THEIRS,
+        "lastModifiedDate": changed["lastModifiedDate"],
+    }
+    assert changed["lastModifiedDate"] > before["lastModifiedDate"]
+    assert await plane.get_token_vault(operator, {"tokenVaultId": "default"}) == changed
+    clock.move(60)
+    assert await plane.set_token_vault_cmk(operator, {"kmsConfiguration": THEIRS}) == changed
+    await create(plane, operator, "second")
+    assert kms.contexts[-1] == {"agentkeep:token-vault": "default", "agentkeep:secret": "apikey/second"}
+    first, second = await store.get_many(SECRETS, ["first", "second"])
+    assert first is not None and second is not None
+    assert key_arn().encode() not in base64.b64decode(json.loads(first)["wrapped"])
+    assert key_arn().encode() in base64.b64decode(json.loads(second)["wrapped"])
+    assert await plane._api_keys.secret("first") == "key of first"
+    assert await plane._api_keys.secret("second") == "key of second"
+    await plane.set_token_vault_cmk(operator, {"kmsConfiguration": OURS})
+    await create(plane, operator, "third")
+    assert key_arn().encode() not in base64.b64decode(json.loads((await store.get(SECRETS, "third")) or b"")["wrapped"])
+    assert await plane._api_keys.secret("second") == "key of second"
+
+
+async def test_kms_away_is_never_a_lesser_key(
+    plane: IdentityPlane, kms: KmsStandIn, operator: Call, clock: Any
+) -> None:
+    await plane.set_token_vault_cmk(operator, {"kmsConfiguration": THEIRS})
+    await create(plane, operator, "old")
+    await kms.stop()
+    assert await plane._api_keys.secret("old") == "key of old"  # in use, so remembered for a while
+    with pytest.raises(KeyServiceUnavailable, match="try again"):
+        await create(plane, operator, "new")
+    with pytest.raises(KeyServiceUnavailable, match="try again"):
+        await plane.update_api_key_credential_provider(operator, {"name": "old", "apiKey": "x"})
+    clock.move(1000)
+    with pytest.raises(KeyServiceUnavailable, match="try again"):
+        await plane._api_keys.secret("old")
+    with pytest.raises(ResourceNotFoundException):
+        await plane.get_api_key_credential_provider(operator, {"name": "new"})
+    await kms.start()
+    assert await plane._api_keys.secret("old") == "key of old"
+    clock.move(61)
+    kms.disabled.add(key_arn())
+    with pytest.raises(KeyRefused, match="DisabledException"):
+        await plane._api_keys.secret("old")
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        {"keyType": "CustomerManagedKey"},
+        {"keyType": "ServiceManagedKey", "kmsKeyArn": key_arn()},
+        {"keyType": "CustomerManagedKey", "kmsKeyArn": "arn:aws:s3:::bucket"},
+    ],
+)
+async def test_what_is_no_configuration(plane: IdentityPlane, operator: Call, configuration: Any) -> None:
+    with pytest.raises(ValidationException):
+        await plane.set_token_vault_cmk(operator, {"kmsConfiguration": configuration})
+    assert (await plane.get_token_vault(operator, {}))["kmsConfiguration"] == OURS
+
+
+async def test_a_key_that_cannot_be_used_is_not_taken(plane: IdentityPlane, kms: KmsStandIn, operator: Call) -> None:
+    """Else every secret after it would be refused, or lost."""
+    unknown = {"keyType": "CustomerManagedKey", "kmsKeyArn": key_arn(9)}
+    with pytest.raises(KeyRefused, match="NotFoundException"):
+        await plane.set_token_vault_cmk(operator, {"kmsConfiguration": unknown})
+    await kms.stop()
+    with pytest.raises(KeyServiceUnavailable):
+        await plane.set_token_vault_cmk(operator, {"kmsConfiguration": THEIRS})
+    with pytest.raises(ResourceNotFoundException, match="no token vault mine"):
+        await plane.set_token_vault_cmk(operator, {"tokenVaultId": "mine", "kmsConfiguration": OURS})
+    assert (await plane.get_token_vault(operator, {}))["kmsConfiguration"] == OURS
+
+
+async def test_envelopes_from_before_there_were_key_services(
+    plane: IdentityPlane, operator: Call, store: ValkeyKeyValueStore, master_key: FileMasterKey
+) -> None:
+    await create(plane, operator, "old")
+    key, nonce, label = AESGCM.generate_key(256), b"n" * 12, "apikey/old"
+    former = {
+        "key": Seal(master_key, "token-vault-keys").seal({"key": base64.b64encode(key).decode(), "label": label}),
+        "secret": base64.b64encode(nonce + AESGCM(key).encrypt(nonce, b"as it was", label.encode())).decode(),
+    }
+    vaults = partition("identity", "token-vaults")
+    await store.transact([Put(SECRETS, "old", json.dumps(former).encode()), Put(vaults, "default", b"1767225600000")])
+    assert await plane._api_keys.secret("old") == "as it was"
+    vault = await plane.get_token_vault(operator, {})
+    assert (vault["kmsConfiguration"], vault["lastModifiedDate"].year) == (OURS, 2026)
+    await plane.set_token_vault_cmk(operator, {"kmsConfiguration": THEIRS})
+    assert await plane._api_keys.secret("old") == "as it was"
