@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from agentkeep.core.errors import StoreUnavailable
-from agentkeep.storage import search_opensearch_scores
+from agentkeep.storage import opensearch_index, search_opensearch_scores
 from agentkeep.storage.opensearch import OpenSearchClient
 from agentkeep.storage.search import Beneath, Document, Selection
 from agentkeep.storage.search_opensearch import OpenSearchSearchStore
@@ -309,3 +310,39 @@ async def test_ids_too_long_for_a_term_are_refused(search_store: OpenSearchSearc
     with pytest.raises(ValueError, match="8000 bytes"):
         await search_store.upsert(ALICE, [document("good"), document(long + "x")])
     assert await search_store.get(ALICE, ["good"]) == [None]
+
+
+async def test_large_deletions_go_in_portions(
+    search_store: OpenSearchSearchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request is soon done, however much there is to erase or purge."""
+    monkeypatch.setattr(opensearch_index, "PORTION", 10)
+    await search_store.upsert(ALICE, [document(f"a{number}", "tea") for number in range(25)])
+    await search_store.upsert(BOB, [document(f"b{number}", "tea", expires_ms=1) for number in range(20)])
+    await search_store.upsert(BOB, [document("kept", "tea")])
+    assert await search_store.delete_partition(ALICE) == 25
+    assert await search_store.search(ALICE, text="tea") == []
+    assert await search_store.purge() == 20
+    assert await search_store.purge() == 0
+    assert [hit.document.id for hit in await search_store.search(BOB, text="tea")] == ["kept"]
+
+
+async def test_an_index_without_writes(
+    search_store: OpenSearchSearchStore, index: str, client: OpenSearchClient
+) -> None:
+    """As where the disk is full: what is there is served, writes are refused at once and say what to do, and with the
+    block gone they go on. To OpenSearch a deletion is a write, too."""
+    await search_store.upsert(ALICE, [document("a", "tea"), document("b", "tea")])
+    for block in ("read_only_allow_delete", "write"):
+        await client.request("PUT", f"/{index}-1/_settings", {f"index.blocks.{block}": True})
+        began = time.monotonic()
+        for batch in ([document("c", "tea")], [document("a", "milk"), document("d", "tea")]):
+            with pytest.raises(StoreUnavailable, match="its disk is full, or an operator has set it read-only"):
+                await search_store.upsert(ALICE, batch)
+        assert time.monotonic() - began < 20
+        assert {hit.document.id for hit in await search_store.search(ALICE, text="tea")} == {"a", "b"}
+        with pytest.raises(StoreUnavailable, match="its disk is full"):
+            await search_store.delete(ALICE, ["b"])
+        await client.request("PUT", f"/{index}-1/_settings", {f"index.blocks.{block}": None})
+        await search_store.upsert(ALICE, [document("b", "tea")])
+    assert await search_store.get(ALICE, ["c", "d"]) == [None, None]

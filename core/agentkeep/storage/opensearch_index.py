@@ -14,7 +14,9 @@ __all__ = ["WINDOW", "OpenSearchIndex"]
 
 #: The most documents that one answer holds, by OpenSearch's default.
 WINDOW: Final = 10_000
-#: How often a deletion is done again where others write meanwhile; seconds that one, or a merge, may take.
+#: Documents that one request deletes at the most, so that each is soon done.
+PORTION: Final = 5000
+#: How often a deletion is done again where others write meanwhile; seconds that one request of it may take.
 _ATTEMPTS: Final = 3
 _LONG: Final = 300
 _SETTINGS: Final[Mapping[str, Any]] = {
@@ -100,23 +102,26 @@ class OpenSearchIndex:
                 raise self._noted(OpenSearchRefusal(outcome["status"], outcome["error"]["type"]))
 
     async def delete(self, query: Mapping[str, Any], routing: str | None = None) -> int:
-        """All that meets the query; returns how many. Lucene's files are rid of it as segments are merged."""
+        """All that meets the query, in portions; returns how many. Lucene's files are rid of it as segments are
+        merged."""
         await self._prepare()
-        path, deleted = f"/{self.name}/_delete_by_query", 0
-        for _ in range(_ATTEMPTS):
+        path = f"/{self.name}/_delete_by_query"
+        deleted = conflicts = 0
+        while True:
             answer = await self._request(
                 *("POST", path, {"query": query}),
                 routing=routing,
                 refresh=True,
                 conflicts="proceed",
+                max_docs=PORTION,
                 request_timeout=_LONG,
             )
-            deleted += answer["deleted"]
+            deleted += int(answer["deleted"])
             if answer["failures"]:
                 raise StoreUnavailable("OpenSearch could not delete all there was to delete: try again")
-            if not answer["version_conflicts"]:  # else somebody writes meanwhile
-                break
-        return deleted
+            conflicts += bool(answer["version_conflicts"])  # somebody writes meanwhile
+            if answer["total"] < PORTION and (not answer["version_conflicts"] or conflicts >= _ATTEMPTS):
+                return deleted
 
     async def start_deleting(
         self, query: Mapping[str, Any], routing: str | None = None, **parameters: str | int
