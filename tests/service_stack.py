@@ -17,7 +17,7 @@ from botocore.credentials import Credentials
 from loopback_agent import LoopbackSessions, ScriptedAgent
 
 from agentkeep.core.call import Call, CallerKind, SessionRef, User, allow
-from agentkeep.core.errors import ConflictException, DependencyError
+from agentkeep.core.errors import ConflictException, DependencyError, StoreUnavailable
 from agentkeep.core.identifiers import Deployment
 from agentkeep.identity.keys import AccessKeys
 from agentkeep.runtime.pump import InvocationRoute
@@ -50,6 +50,8 @@ class Subject:
                 raise ConflictException("There is a memory of this name")
             case "dependency":
                 raise DependencyError("valkey said: password is hunter2")
+            case "store":
+                raise StoreUnavailable("valkey said: password is hunter2")
             case "defect":
                 raise KeyError("hunter2")
         return {}

@@ -101,11 +101,11 @@ async def test_errors(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
     client = stack.client("bedrock-agentcore-control")
     error = await refusal(client.create_memory, name="conflict", eventExpiryDuration=7)
     assert error.response["Error"] == {"Code": "ConflictException", "Message": "There is a memory of this name"}
-    for name in ("dependency", "defect"):
+    for name, code in (("store", 503), ("dependency", 500), ("defect", 500)):
         caplog.clear()
         error = await refusal(client.create_memory, name=name, eventExpiryDuration=7)
         request_id = error.response["ResponseMetadata"]["RequestId"]
-        assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 500
+        assert error.response["ResponseMetadata"]["HTTPStatusCode"] == code
         assert "hunter2" not in str(error)
         assert request_id in str(error)
         assert request_id in caplog.text
