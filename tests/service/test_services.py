@@ -63,7 +63,10 @@ class Model(BaseHTTPRequestHandler):
         text = request["messages"][-1]["content"]
         usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
         if not request.get("stream"):
-            choice = {"message": {"role": "assistant", "content": f"said: {text}"}, "finish_reason": "stop"}
+            said = f"said: {text}"
+            if "response_format" in request:  # memory asks what to remember
+                said = json.dumps({"facts": [{"fact": "The order is A-1.", "messages": [0]}]})
+            choice = {"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
             return self.answer("application/json", [json.dumps({"choices": [choice], "usage": usage})])
         chunks = [{"choices": [{"delta": {"content": f"piece {number} "}}]} for number in range(PIECES)]
         end = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": usage}
@@ -214,6 +217,28 @@ def test_a_session_reaches_every_plane(place: Place) -> None:
     assert event["result"]
     # What is not open to sessions is not, wherever it is served.
     assert (refused["error"], refused["status"]) == ("AccessDeniedException", 403)
+
+
+def test_what_memory_extracts_is_asked_of_the_gateway(place: Place) -> None:
+    """MEM-3: the memory service asks the gateway service's model, and the session's use tells of it."""
+    override = {"extraction": {"appendToPrompt": "Of orders.", "modelId": "any"}}
+    control = place.client("bedrock-agentcore-control", "memory")
+    strategy = {"name": "orders", "configuration": {"semanticOverride": override}, "namespaces": ["/of/{actorId}/"]}
+    memory = control.create_memory(
+        name=f"m{uuid.uuid4().hex}", eventExpiryDuration=7, memoryStrategies=[{"customMemoryStrategy": strategy}]
+    )["memory"]["id"]
+    session, user = new_session(), f"user-{uuid.uuid4()}"
+    results(place.ask(["create_event", memory, user, "my order is A-1"], session=session, user=user))
+    data = place.client("bedrock-agentcore", "memory")
+
+    def texts() -> list[str]:
+        found = data.list_memory_records(memoryId=memory, namespace=f"/of/{user}/")["memoryRecordSummaries"]
+        return [one["content"]["text"] for one in found]
+
+    until(lambda: bool(texts()), 60)
+    assert texts() == ["The order is A-1."]
+    status, answer = place.signed("GET", "observability", f"/usage/{place.arn.rsplit('/', 1)[1]}/{session}")
+    assert (status, json.loads(answer)["totals"]["calls"]) == (200, 1)
 
 
 def test_another_users_memory_is_refused_by_the_memory_service(place: Place) -> None:
