@@ -19,6 +19,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.ports import Audit, AuditRecord
+from agentkeep.core.telemetry import step
 from agentkeep.core.token_claims import claims_of
 from agentkeep.identity.sts import AssumedRole, RoleRequest, SecurityTokenService, StsRefused
 from agentkeep.identity.sts_rules import RoleRule, StsRules
@@ -119,7 +120,8 @@ class RoleExchange:
             rule.policy_arns,
         )
         try:
-            assumed = await self._sts.assume(request)
+            with step("identity", "AssumeRoleWithWebIdentity", session, user.id, {"aws.role.arn": rule.role}):
+                assumed = await self._sts.assume(request)
             if assumed.subject != user.id or assumed.expiration <= self._clock.now():
                 raise ProviderError("STS answered for another user, or keys that are no longer good")
         except StsRefused as refused:

@@ -36,9 +36,7 @@ class SessionKeys:
 
     async def begin(self, session: Session) -> None:
         """Before its agent runs. Raises what `Keys.begin_session` raises: then it must not."""
-        user = session.user
-        with step("identity", "BeginSession", session.ref, user.id if user is not None else None):
-            credentials = await self._keys.begin_session(session.ref, user, session.user_token)
+        credentials = await self._keys.begin_session(session.ref, session.user, session.user_token)
         if credentials is not None:
             self._keep(session, credentials)
 
