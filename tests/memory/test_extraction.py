@@ -140,7 +140,7 @@ async def test_rules_keep_what_was_said_word_for_word(by_rules: MemoryPlane) -> 
     ]
     event = await say(by_rules, memory, "alice", payload=talk)
     await settled(by_rules)
-    await say(by_rules, memory, "alice", "hello", at=1)
+    await say(by_rules, memory, "alice", "hello? ", at=1)
     await settled(by_rules)
     assert await texts(by_rules, memory, "/facts/") == [
         "Hello?",

@@ -27,6 +27,8 @@ __all__ = ["RuleExtractor"]
 
 #: Characters of one record; a longer turn is several.
 _PIECE: Final = 4000
+#: Characters of a preference, and of the turn that is shown with it.
+_LONGEST_PREFERENCE: Final = 1000
 _CONTEXT: Final = 1000
 _TOOL: Final = "TOOL"
 _USER: Final = "USER"
@@ -59,7 +61,7 @@ class RuleExtractor:
 
 
 async def _new(work: Work, group: Group, records: Iterable[Record]) -> Changes:
-    """Those that the namespace has not, each once: their ids are made of what they say."""
+    """Those that the namespace has not, each once: their ids are made of what they say, whatever case and spacing."""
     made = {record.id: record for record in reversed(list(records))}
     ids = list(reversed(made))
     known = await work.records.get(ids)
@@ -80,7 +82,7 @@ def _preferences(work: Work, group: Group) -> Iterator[Record]:
         if message.speaker != _USER:
             continue
         for sentence in _sentences(message.text):
-            if _PREFERENCE.search(sentence) and not sentence.endswith("?"):
+            if len(sentence) <= _LONGEST_PREFERENCE and _PREFERENCE.search(sentence) and not sentence.endswith("?"):
                 text = preference_text(sentence, message.text[:_CONTEXT], [])
                 yield work.record(group, _id(work, group, sentence), text, [message], "pattern")
 
@@ -120,7 +122,7 @@ def _most_telling(lines: Sequence[str]) -> list[str]:
 
 def _id(work: Work, group: Group, text: str) -> str:
     parts = (work.records.memory_id, work.records.actor_id, group.strategy.id, group.namespace)
-    return new_id(f"said {' '.join(parts)} {sorted(group.metadata.items())} {normalised_text(text)}")
+    return new_id(f"said {' '.join(parts)} {sorted(group.metadata.items())} {' '.join(text.casefold().split())}")
 
 
 def _sentences(text: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from agentkeep.core.errors import ConditionFailed, StoreUnavailable
@@ -13,6 +14,7 @@ from agentkeep.memory.extraction.marks import DUE, HELD, asked_key, held_key
 from agentkeep.memory.memories import Memory
 from agentkeep.memory.partition import ActorPartition
 from agentkeep.storage.interface import ABSENT, Check, Delete, KeyValueStore, Put, partition
+from agentkeep.storage.leases import Lease
 
 __all__ = ["ExtractionStanding"]
 
@@ -49,8 +51,13 @@ class ExtractionStanding:
         ]
         for check in checks:
             if await self._store.get(check.partition, check.sort) is not None:
+                await self.begin(memory, actor, session_id)  # the memory may have waited for sessions' ends until now
                 return None
         return None if await self._jobs.any_of(actor, session_id) else checks
+
+    def alone(self, actor: ActorPartition) -> AbstractAsyncContextManager[Lease | None]:
+        """While it lasts nothing is extracted for the actor; None: something is."""
+        return self._extraction.alone(actor)
 
     async def erase_actor(self, memory_id: str, actor_id: str) -> Mapping[str, int]:
         actor = ActorPartition.of_platform(memory_id, actor_id)
