@@ -25,8 +25,7 @@ BLOCK: Final = 4096
 #: Stands for a time that never comes.
 NEVER: Final = 2**62
 
-_KEY, _COUNT = np.dtype("<u4"), np.dtype("<u2")
-_BYTES: Final = _KEY.itemsize + _COUNT.itemsize
+_WORD: Final = np.dtype([("key", "<u4"), ("count", "<u2")])
 
 
 def word_key(stem: str) -> int:
@@ -35,10 +34,11 @@ def word_key(stem: str) -> int:
 
 
 def pack_words(counts: Mapping[str, int]) -> bytes:
-    """Keys of a document's words, then what each counts for (`Stemmer.weighed`)."""
-    keys = np.fromiter(map(word_key, counts), _KEY, len(counts))
-    weights = np.fromiter((min(count, 0xFFFF) for count in counts.values()), _COUNT, len(counts))
-    return keys.tobytes() + weights.tobytes()
+    """A document's words: the key of each, and what it counts for (`Stemmer.weighed`)."""
+    words = np.empty(len(counts), _WORD)
+    words["key"] = [word_key(word) for word in counts]
+    words["count"] = [min(count, 0xFFFF) for count in counts.values()]
+    return words.tobytes()
 
 
 @dataclass(slots=True)
@@ -66,27 +66,27 @@ class Block:
     def of(cls, rows: Sequence[Any], dimensions: int | None) -> Block:
         """From rows of number, expires_ms, namespaces, metadata, words, vector. `dimensions` None: without
         vectors. Raises DamagedFile."""
+        numbers, expires, namespaces, metadata, words, vectors = zip(*(row[:6] for row in rows), strict=True)
         kinds: dict[tuple[str, str], int] = {}
-        kind = np.fromiter((kinds.setdefault((row[2], row[3]), len(kinds)) for row in rows), np.int32, len(rows))
-        sizes = np.fromiter((len(row[4]) for row in rows), np.int64, len(rows))
-        if (sizes % _BYTES).any():
+        kind = [kinds.setdefault(pair, len(kinds)) for pair in zip(namespaces, metadata, strict=True)]
+        sizes = np.array(list(map(len, words)), np.int64)
+        if (sizes % _WORD.itemsize).any():
             raise DamagedFile("the words of a record are cut off")
-        starts = np.concatenate(([0], np.cumsum(sizes // _BYTES)))
-        packed = [(row[4], len(row[4]) // _BYTES * _KEY.itemsize) for row in rows]
-        counts = np.frombuffer(b"".join(words[end:] for words, end in packed), _COUNT)
-        sums = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-        has = np.fromiter((row[5] is not None for row in rows), np.bool_, len(rows))
+        starts = np.concatenate(([0], np.cumsum(sizes // _WORD.itemsize)))
+        joined = np.frombuffer(b"".join(words), _WORD)
+        sums = np.concatenate(([0], np.cumsum(joined["count"], dtype=np.int64)))
+        has = np.array([vector is not None for vector in vectors], np.bool_)
         return cls(
-            numbers=np.fromiter((row[0] for row in rows), np.int64, len(rows)),
-            expires=np.fromiter((NEVER if row[1] is None else row[1] for row in rows), np.int64, len(rows)),
+            numbers=np.array(numbers, np.int64),
+            expires=np.array([NEVER if moment is None else moment for moment in expires], np.int64),
             kinds=list(kinds),
-            kind=kind,
-            words=np.frombuffer(b"".join(words[:end] for words, end in packed), _KEY),
-            counts=counts,
+            kind=np.array(kind, np.int32),
+            words=np.ascontiguousarray(joined["key"]),
+            counts=np.ascontiguousarray(joined["count"]),
             starts=starts,
             lengths=(sums[starts[1:]] - sums[starts[:-1]]) / UNITS,
             embedded=has if dimensions is not None else np.zeros(len(rows), np.bool_),
-            vectors=_matrix([row[5] for row in rows], has, dimensions) if dimensions is not None else None,
+            vectors=_matrix(vectors, has, dimensions) if dimensions is not None else None,
         )
 
     @classmethod
@@ -164,8 +164,8 @@ class Block:
 def _matrix(vectors: Sequence[bytes | None], has: NDArray[np.bool_], dimensions: int) -> Vector | None:
     if not has.any():
         return None
-    size = dimensions * 4
-    if any(vector is not None and len(vector) != size for vector in vectors):
+    nothing = bytes(dimensions * 4)
+    filled = vectors if has.all() else [vector or nothing for vector in vectors]
+    if set(map(len, filled)) != {len(nothing)}:  # type: ignore[arg-type]  # none of them is None
         raise DamagedFile(f"a vector is not of {dimensions} numbers")
-    joined = b"".join(vector if vector is not None else bytes(size) for vector in vectors)
-    return np.frombuffer(joined, np.float32).reshape(-1, dimensions)
+    return np.frombuffer(b"".join(filled), np.float32).reshape(-1, dimensions)  # type: ignore[arg-type]
