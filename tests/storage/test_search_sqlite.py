@@ -12,7 +12,8 @@ import pytest
 
 from agentkeep.core.clock import epoch_ms
 from agentkeep.core.errors import StoreUnavailable
-from agentkeep.storage.search import Document, Selection
+from agentkeep.storage import search_sqlite
+from agentkeep.storage.search import Beneath, Document, Selection
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.search_sqlite_blocks import BLOCK
 from agentkeep.testing.search import (
@@ -196,3 +197,19 @@ async def test_a_partition_too_large_to_be_kept_is_searched_all_the_same(tmp_pat
     assert found[0] == found[1] == found[2] == found[3]
     nearest = np.argsort(-(rows @ rows[0]) / np.linalg.norm(rows, axis=1), kind="stable")[:50]
     assert {f"d{n}" for n in nearest} <= found[0].keys()
+
+
+async def test_large_deletions_go_in_portions(search_store: SqliteSearchStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other write waits for long, however much there is to erase or purge."""
+    monkeypatch.setattr(search_sqlite, "AT_ONCE", 10)
+    for number, count in enumerate((25, 0, 10, 3, 3, 3, 20)):
+        documents = [document(f"d{each}", "tea", namespaces=["/n/"]) for each in range(count)]
+        await search_store.upsert(f"memory-1/u{number}", documents)
+    await search_store.upsert("memory-2/u", [document(f"d{each}", "tea", expires_ms=1) for each in range(25)])
+    await search_store.upsert("memory-2/u", [document("kept", "tea")])
+    assert await search_store.delete_partition("memory-1/u0") == 25
+    assert await search_store.search("memory-1/u0", text="tea") == []
+    assert await search_store.delete_partition(Beneath("memory-1")) == 39
+    assert (await search_store.newest(Beneath("memory-1"), Selection(namespace="/n/"))).documents == []
+    assert await search_store.purge() == 25
+    assert [hit.document.id for hit in await search_store.search("memory-2/u", text="tea")] == ["kept"]

@@ -234,21 +234,21 @@ _DELETE: Final = "DELETE FROM records WHERE partition = ? AND id = ? RETURNING c
 
 def _erase(connection: apsw.Connection, partition: str | Beneath) -> int | None:
     """Some of it; how many documents. None when there is nothing left."""
-    number = next(iter(Partitions(partition).numbers(connection)), None)
-    if number is None:
-        return None
-    connection.execute(
-        "DELETE FROM records WHERE number IN (SELECT number FROM records WHERE partition = ? LIMIT ?)",
-        (number, AT_ONCE),
-    )
-    deleted = connection.changes()
-    if deleted < AT_ONCE:
+    numbers = Partitions(partition).numbers(connection)
+    left = AT_ONCE
+    for number in numbers:
+        connection.execute(
+            "DELETE FROM records WHERE number IN (SELECT number FROM records WHERE partition = ? LIMIT ?)",
+            (number, left),
+        )
+        left -= connection.changes()
+        if not left:  # there may be more of it
+            connection.execute("UPDATE partitions SET removals = removals + 1 WHERE number = ?", (number,))
+            break
         connection.execute("DELETE FROM places WHERE partition = ?", (number,))
         connection.execute("DELETE FROM partitions WHERE number = ?", (number,))
         connection.execute("UPDATE erasures SET count = count + 1")
-    else:
-        connection.execute("UPDATE partitions SET removals = removals + 1 WHERE number = ?", (number,))
-    return deleted
+    return AT_ONCE - left if numbers else None
 
 
 def _purge(connection: apsw.Connection, now: int) -> int:

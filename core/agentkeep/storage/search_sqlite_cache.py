@@ -46,6 +46,7 @@ class PartitionCache:
         self._limit = limit
         self._read = _READ.format(vector="NULL" if dimensions is None else "vector")
         self._known: OrderedDict[int, _Partition] = OrderedDict()
+        self._connection: apsw.Connection | None = None
         self._erasures = 0
         self.size = 0
 
@@ -63,7 +64,11 @@ class PartitionCache:
         yield from known.blocks
 
     def forget_erased(self, connection: apsw.Connection) -> None:
-        """Whatever the file has no more. To be called before each use."""
+        """Whatever the file has no more, and all where it may be another file. To be called before each use."""
+        if connection is not self._connection:
+            self._connection = connection
+            self._known.clear()
+            self.size = 0
         erasures = connection.execute("SELECT count FROM erasures").get
         if erasures != self._erasures:
             self._erasures = erasures

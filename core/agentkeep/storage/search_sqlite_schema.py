@@ -60,6 +60,7 @@ CREATE TABLE contents (
 CREATE TABLE IF NOT EXISTS places (
     namespace TEXT NOT NULL, partition INTEGER NOT NULL, PRIMARY KEY (namespace, partition)
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS places_of_partition ON places (partition);
 -- How often a partition was erased: who remembers what is in some looks whether they are still there.
 CREATE TABLE erasures (count INTEGER NOT NULL);
 INSERT INTO erasures VALUES (0);
