@@ -14,7 +14,6 @@ from agentkeep.core.errors import (
     AccessDeniedException,
     ResourceNotFoundException,
     StoreUnavailable,
-    ValidationException,
 )
 from agentkeep.core.ports import AuditRecord
 from agentkeep.identity.operations import IdentityPlane

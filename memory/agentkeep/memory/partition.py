@@ -152,8 +152,8 @@ def foreign_agent(call: Call, memory_id: str) -> CrossAgentAccess:
         "cross-agent access refused: %s tried %s on memory %s", call.caller.principal, call.operation, memory_id
     )
     return CrossAgentAccess(
-        f"{call.caller.principal} is not authorized to perform {call.operation}: memory {memory_id} is for other agents "
-        "(its tag agentkeep:agents names them)",
+        f"{call.caller.principal} is not authorized to perform {call.operation}: memory {memory_id} is for other "
+        "agents (its tag agentkeep:agents names them)",
         f"memory {memory_id}",
     )
 
