@@ -84,12 +84,23 @@ class Blinding:
         return blake2b(partition.encode(), key=self._places, digest_size=_VALUE).digest()
 
     async def turn(self, dimensions: int) -> Vector:
-        """An orthogonal matrix: `vectors @ turn` are vectors as they are stored, `stored @ turn.T` as they were."""
+        """An orthogonal matrix of this key's."""
         if (turn := self._turns.get(dimensions)) is None:
             async with self._turning:
                 if (turn := self._turns.get(dimensions)) is None:
                     turn = self._turns[dimensions] = await asyncio.to_thread(_orthogonal, self._vectors, dimensions)
         return turn
+
+    def known_turn(self, dimensions: int) -> Vector:
+        """After `turn`."""
+        return self._turns[dimensions]
+
+    @staticmethod
+    def turned(vector: Vector, turn: Vector) -> Vector:
+        """As it is stored and searched. What is no vector is left to the store to refuse."""
+        values = np.asarray(vector, np.float32)
+        # Not by BLAS, whose threads wait for one another longer than this takes.
+        return np.einsum("i,ij->j", values, turn) if values.ndim == 1 and values.size else values
 
     def _word(self, stem: str) -> str:
         digest = blake2b(stem.encode("utf-8", "surrogatepass"), key=self._words, digest_size=_WORD).digest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -51,11 +50,10 @@ class SealedSearchStore:
     async def upsert(self, partition: str, documents: Sequence[Document]) -> None:
         key = await self._key_of(partition)
         blinding = self._blinding(key)
-        sealed = await asyncio.to_thread(_sealed, key, blinding, partition, documents)
-        vectors = [None if one.vector is None else await _turned(blinding, one.vector) for one in documents]
-        await self._store.upsert(
-            partition, [replace(one, vector=vector) for one, vector in zip(sealed, vectors, strict=True)]
-        )
+        for one in documents:
+            if one.vector is not None:
+                await blinding.turn(np.size(one.vector))  # which may take a while, the first time
+        await self._store.upsert(partition, await asyncio.to_thread(_sealed, key, blinding, partition, documents))
 
     async def delete(self, partition: str, ids: Sequence[str]) -> list[str]:
         return await self._store.delete(partition, ids)
@@ -92,7 +90,7 @@ class SealedSearchStore:
         hits = await self._store.search(
             partition,
             text=blinding.query(self._stems.of_query(text)),
-            vector=None if vector is None else await _turned(blinding, vector),
+            vector=None if vector is None else blinding.turned(vector, await blinding.turn(np.size(vector))),
             selection=blinding.selection(selection),
             limit=limit,
         )
@@ -124,8 +122,7 @@ class SealedSearchStore:
         key = await self._key_of(_name(partition))
         blinding = self._blinding(key)
         place = None if isinstance(partition, Beneath) else blinding.place(partition)
-        vectors = await _turned_back(blinding, key, documents)
-        return [_open(key, place, one, vector) for one, vector in zip(documents, vectors, strict=True)]
+        return [_open(key, place, one) for one in documents]
 
 
 class _SealedFileSearch(SealedSearchStore):
@@ -136,7 +133,7 @@ class _SealedFileSearch(SealedSearchStore):
 
 
 def _sealed(key: PartitionKey, blinding: Blinding, partition: str, documents: Sequence[Document]) -> list[Document]:
-    """All but the vectors. Blocks."""
+    """Blocks."""
     stems, place = Stemmer(), blinding.place(partition)
     return [
         Document(
@@ -144,7 +141,7 @@ def _sealed(key: PartitionKey, blinding: Blinding, partition: str, documents: Se
             blinding.text(stems.of(one.text)),
             one.created_ms,
             blinding.text(stems.of(one.context)),
-            one.vector,
+            None if one.vector is None else blinding.turned(one.vector, blinding.known_turn(np.size(one.vector))),
             one.namespaces,
             blinding.metadata(one.metadata),
             _MARK + place + key.seal(_contents(one), _label(place, one.id)),
@@ -156,31 +153,34 @@ def _sealed(key: PartitionKey, blinding: Blinding, partition: str, documents: Se
 
 
 def _contents(document: Document) -> bytes:
-    """Raises ValueError for metadata that is none."""
-    members = [document.text, document.context, document.farther, typed(document.metadata)]
-    return orjson.dumps(members) + b"\n" + document.body
+    """The vector as well as it was: to turn back those of all hits would take longer than to find them. Raises
+    ValueError for metadata that is none."""
+    vector = b"" if document.vector is None else np.asarray(document.vector, np.float32).tobytes()
+    members = [document.text, document.context, document.farther, typed(document.metadata), len(vector)]
+    return orjson.dumps(members) + b"\n" + vector + document.body
 
 
-def _open(key: PartitionKey, place: bytes | None, document: Document, vector: Vector | None) -> Document:
+def _open(key: PartitionKey, place: bytes | None, document: Document) -> Document:
     """`place` None: wherever beneath the key's name it says that it is."""
-    if document.body[: len(_MARK)] != _MARK:
+    if not _has_mark(document):
         if not key.mixed:
             raise SealBroken("a document is stored in clear where none such is")
         return document
     found = document.body[len(_MARK) : _START]
     if place is not None and found != place:
         raise SealBroken("a document was moved from another partition")
-    members, _, body = key.open(document.body[_START:], _label(found, document.id)).partition(b"\n")
-    text, context, farther, metadata = orjson.loads(members)
+    contents = key.open(document.body[_START:], _label(found, document.id))
+    start = contents.index(b"\n") + 1
+    text, context, farther, metadata, size = orjson.loads(contents[:start])
     return Document(
         document.id,
         text,
         document.created_ms,
         context,
-        vector,
+        np.frombuffer(contents, np.float32, size // 4, start) if size else None,
         document.namespaces,
         untyped(metadata),
-        body,
+        contents[start + size :],
         document.expires_ms,
         farther,
     )
@@ -192,25 +192,6 @@ def _label(place: bytes, id: str) -> str:
 
 def _name(partition: str | Beneath) -> str:
     return partition.name if isinstance(partition, Beneath) else partition
-
-
-async def _turned(blinding: Blinding, vector: Vector) -> Vector:
-    values = np.asarray(vector, np.float32)
-    if values.ndim != 1 or not values.size:
-        return values  # no vector: left to the store to refuse
-    turned: Vector = values @ await blinding.turn(values.size)
-    return turned
-
-
-async def _turned_back(blinding: Blinding, key: PartitionKey, documents: Sequence[Document]) -> list[Vector | None]:
-    """As they were, of those that are sealed."""
-    at = [index for index, one in enumerate(documents) if one.vector is not None and _has_mark(one)]
-    vectors = [one.vector for one in documents]
-    if at:
-        stored = np.stack([np.asarray(vectors[index], np.float32) for index in at])
-        for index, vector in zip(at, stored @ (await blinding.turn(stored.shape[1])).T, strict=True):
-            vectors[index] = vector
-    return vectors
 
 
 def _has_mark(document: Document) -> bool:
