@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 from agentkeep.backend.own import SelfBackend
-from agentkeep.core.errors import ConflictException, ThrottlingException, ValidationException
+from agentkeep.core.errors import AccessDeniedException, ConflictException, ValidationException
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.ports import Question
 from agentkeep.memory.lifecycle.compaction_report import CompactionReport, Wanted
 from agentkeep.memory.lifecycle.compactions import SCHEDULE, Compactions
+from agentkeep.memory.lifecycle.compactor import Compactor
 from agentkeep.memory.lifecycle.duplicates import duplicates
 from agentkeep.memory.lifecycle.merges import Merges
 from agentkeep.memory.long_term.actor_records import ActorRecords
 from agentkeep.memory.long_term.record import Record, Source
+from agentkeep.memory.partition import ActorPartition
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.storage.interface import KeyValueStore
@@ -244,10 +246,10 @@ async def test_objects_stay_objects(plane: MemoryPlane, memory: str, models: Scr
 async def test_a_model_that_does_not_answer_is_left_alone(
     plane: MemoryPlane, memory: str, models: ScriptedModels
 ) -> None:
-    def throttled(_: Question) -> str:
-        raise ThrottlingException("too many")
+    def refused(_: Question) -> str:
+        raise AccessDeniedException("no such route")
 
-    models.answer_with = throttled
+    models.answer_with = refused
     for number in range(6):
         await put(plane, memory, f"user{number}", COFFEE)
     report = await compact(plane, memory)
@@ -441,6 +443,29 @@ async def test_who_was_stopped_for_too_long_changes_nothing(
     assert (report.attempts, report.written, report.merged) == (2, 1, 3)
     assert len(await held(plane, memory, "alice")) == 1
     await other.close()
+
+
+async def test_who_is_being_extracted_for_waits(
+    plane: MemoryPlane, memory: str, models: ScriptedModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a new version of a record would be lost with the old one."""
+    for actor in ("alice", "bob"):
+        await put(plane, memory, actor, COFFEE)
+    waited = 0
+
+    async def wait(self: Compactor, seconds: float) -> None:
+        nonlocal waited
+        waited += 1
+
+    monkeypatch.setattr(Compactor, "pause", wait)
+    async with plane.extraction.standing.alone(ActorPartition.of_platform(memory, "alice")) as alone:
+        assert alone is not None
+        report = await compact(plane, memory)
+    assert (report.complete, report.written) == (False, 1)
+    assert waited > 1
+    assert len(await held(plane, memory, "alice")) == 3
+    assert (await compact(plane, memory)).complete is True
+    assert len(await held(plane, memory, "alice")) == 1
 
 
 async def test_an_erasure_in_its_midst(plane: MemoryPlane, memory: str, models: ScriptedModels) -> None:

@@ -91,7 +91,9 @@ class MemoryPlane:
         admission = Admission(store, memories, clock, self._acting, settings, vouching_issuers)
         self.session_ends = SessionEnds(store, memories, clock, self.extraction.standing, admission)
         merges = Merges(store, keys, self.records_by_actor)
-        compactor = Compactor(clock, search, self.records_by_actor, barrier, merges, models)
+        compactor = Compactor(
+            clock, search, self.records_by_actor, barrier, merges, models, self.extraction.standing.alone
+        )
         self.compactions = Compactions(store, clock, memories, compactor, settings, audit)
         # Whatever keeps anything by actor is named here: what feeds others before what it feeds.
         erasables: list[Erasable] = [

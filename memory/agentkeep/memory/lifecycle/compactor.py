@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Final
 
@@ -19,7 +20,7 @@ from agentkeep.memory.lifecycle.duplicates import duplicates
 from agentkeep.memory.lifecycle.merges import Merges
 from agentkeep.memory.long_term.actor_records import RecordsByActor
 from agentkeep.memory.long_term.record import Record
-from agentkeep.memory.partition import RecordScope
+from agentkeep.memory.partition import ActorPartition, RecordScope
 from agentkeep.storage.interface import Check
 from agentkeep.storage.leases import Lease
 from agentkeep.storage.records import Stored
@@ -40,6 +41,11 @@ _ENDS_WITHIN_DAYS: Final = 30
 _PATIENCE: Final = 3
 _ATTEMPTS: Final = 3
 _SECONDS: Final = 120.0
+#: How often, and how many seconds apart, it is tried to be alone with an actor's records.
+_TRIES: Final = 60
+_APART: Final = 1.0
+
+Alone = Callable[[ActorPartition], AbstractAsyncContextManager[Lease | None]]
 
 
 class Compactor:
@@ -53,12 +59,15 @@ class Compactor:
         barrier: Barrier,
         merges: Merges,
         models: Models | None,
+        alone: Alone,
     ) -> None:
+        """`alone`: keeps extraction away from the actor's records; None where it is at work."""
         self._clock = clock
         self._search = search
         self._by_actor = by_actor
         self._barrier = barrier
         self._merges = merges
+        self.alone = alone
         self._asking = Asking(models, clock, _ATTEMPTS, _SECONDS) if models is not None else None
 
     async def run(self, lease: Lease, stored: Stored[CompactionReport]) -> Stored[CompactionReport]:
@@ -73,7 +82,7 @@ class Compactor:
                     return await work.save(replace(work.report, complete=False))
             elif actor_id is None:
                 await work.save(replace(work.report, after=after))
-        return await work.save(replace(work.report, complete=True))
+        return await work.save(replace(work.report, complete=work.is_complete))
 
     async def _actors(self, report: CompactionReport) -> AsyncIterator[tuple[str | None, str | None]]:
         """Those with old records, some of them more than once; then None, and how far the memory is gone through."""
@@ -124,6 +133,9 @@ class Compactor:
     def has_models(self) -> bool:
         return self._asking is not None
 
+    async def pause(self, seconds: float) -> None:
+        await self._clock.sleep(seconds)
+
     def now_ms(self) -> int:
         return epoch_ms(self._clock.now())
 
@@ -140,6 +152,12 @@ class _Work:
         self._lease = lease
         self._stored = stored
         self._failed_in_a_row = 0
+        self._left_out = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Of what has been gone through."""
+        return not self._left_out
 
     @property
     def report(self) -> CompactionReport:
@@ -154,6 +172,17 @@ class _Work:
         return self._stored
 
     async def compact(self, actor_id: str) -> None:
+        actor = ActorPartition.of_platform(self.report.wanted.memory_id, actor_id)
+        for _ in range(_TRIES):
+            async with self._compactor.alone(actor) as alone:
+                if alone is not None:
+                    await self._compact(actor_id)
+                    return
+            await self._compactor.pause(_APART)
+        logger.info("%s leaves an actor out, for whom records are being extracted", self.report.id)
+        self._left_out = True
+
+    async def _compact(self, actor_id: str) -> None:
         seen = await self._compactor.seen(self.report, actor_id)
         if seen is None:
             return
