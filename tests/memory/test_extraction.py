@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from extraction_stand import ModelStand, extracting, serving, settled
+from platform_process import PlatformProcess, running_platform
 
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import SessionRef, User
@@ -652,10 +656,11 @@ async def test_deleted_events_are_not_extracted(plane: MemoryPlane, model: Model
     assert "hate" not in repr(model.asked)
 
 
-async def test_nothing_is_written_into_a_memory_that_goes(
-    plane: MemoryPlane, model: ModelStand, search: SqliteSearchStore
+@pytest.mark.parametrize("goes", ["memory", "actor"])
+async def test_nothing_is_written_of_what_goes(
+    plane: MemoryPlane, model: ModelStand, search: SqliteSearchStore, goes: str
 ) -> None:
-    """A memory that is deleted while a model thinks about its events."""
+    """MEM-4. A memory that is deleted, an actor who is erased, while a model thinks about their events."""
     memory = await create(plane, FACTS)
     await say(plane, memory, "alice", "I like tea")
     model.waits = asyncio.Event()
@@ -663,8 +668,53 @@ async def test_nothing_is_written_into_a_memory_that_goes(
     async with asyncio.timeout(20):
         while not model.asked:
             await asyncio.sleep(0.01)
-    await client(plane).delete_memory(memoryId=memory)
-    await plane.deletions.finish()
+    if goes == "memory":
+        await client(plane).delete_memory(memoryId=memory)
+        await plane.deletions.finish()
+    else:
+        await plane.erasures.request("alice", memory, "operator")
+        await plane.erasures.finish()
     model.waits.set()
     await asyncio.gather(working, return_exceptions=True)
+    if goes == "actor":
+        await settled(plane)
+        assert await texts(plane, memory) == []
     assert await search.delete_partition(Beneath(f"memory/records/{memory}")) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_platform_goes_on_extracting(tmp_path: Path) -> None:
+    """EXE-6: what was said before a kill is remembered after it, once."""
+    with running_platform(tmp_path) as platform:
+        memory = platform.client("bedrock-agentcore-control").create_memory(
+            name="m", eventExpiryDuration=7, memoryStrategies=[FACTS]
+        )["memory"]["id"]
+        data = platform.client("bedrock-agentcore")
+        for number in range(40):
+            data.create_event(
+                memoryId=memory,
+                actorId=f"user{number % 4}",
+                sessionId=f"s{number % 8}",
+                eventTimestamp=datetime.now(UTC),
+                payload=said(f"I said {number}"),
+            )
+            if number == 20:
+                data = killed(platform, tmp_path)
+        found: list[str] = []
+        deadline = time.monotonic() + 60
+        while len(found) < 40 and time.monotonic() < deadline:
+            time.sleep(0.5)
+            page = data.list_memory_records(memoryId=memory, namespacePath="/facts/", maxResults=100)
+            found = [one["content"]["text"] for one in page["memoryRecordSummaries"]]
+        assert sorted(found) == sorted(f"I said {number}" for number in range(40))
+
+
+def killed(platform: PlatformProcess, data: Path) -> Any:
+    """A client of the platform that was started in place of the killed one."""
+    process = psutil.Process(platform.pid)
+    family = [process, *process.children(recursive=True)]
+    process.kill()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+    platform.run("up", "--detach", "--port", "0")
+    return PlatformProcess(data).client("bedrock-agentcore")  # its port is another

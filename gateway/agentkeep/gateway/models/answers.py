@@ -32,7 +32,7 @@ class ModelAnswers:
             "modelId": question.model_id,
             "system": [{"text": question.system}],
             "messages": [{"role": "user", "content": [{"text": question.prompt}]}],
-            "inferenceConfig": {"maxTokens": question.max_tokens, "temperature": 0.0},
+            "inferenceConfig": {"maxTokens": question.max_tokens},
         }
         if question.schema is None:
             return _text(await self._models.converse(_call(question), request))

@@ -26,9 +26,9 @@ from agentkeep.memory.strategies import Strategy
 
 __all__ = ["ModelExtractor"]
 
-#: Characters of messages in one question.
-_WINDOW: Final = 24_000
-_EARLIER: Final = 6_000
+#: Characters of messages in one question: so few that what is found in them fits into an answer.
+_WINDOW: Final = 12_000
+_EARLIER: Final = 4_000
 _ANSWER_TOKENS: Final = 4096
 _MOST_FOUND: Final = 200
 #: How many found facts are consolidated in one question, and how many known records are shown for each.
