@@ -17,7 +17,12 @@ from platform_process import PlatformProcess, running_platform
 
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import SessionRef, User
-from agentkeep.core.errors import AccessDeniedException, StoreUnavailable, ValidationException
+from agentkeep.core.errors import (
+    AccessDeniedException,
+    RetryableConflictException,
+    StoreUnavailable,
+    ValidationException,
+)
 from agentkeep.core.ports import EndedSession
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.observability.usage import KeyValueUsage
@@ -584,6 +589,23 @@ async def test_clocks_that_jump_lose_and_repeat_nothing(plane: MemoryPlane, cloc
     await settled(plane)
     (summary,) = await texts(plane, memory, "/sums/")
     assert sorted(summary.split(" / ")) == [f"word{number}" for number in range(6)]
+
+
+async def test_no_model_is_asked_by_whose_clock_is_far_behind(
+    store: KeyValueStore, search: SqliteSearchStore, clock: SetClock, plane: MemoryPlane, model: ModelStand
+) -> None:
+    """Such a replica holds no lease. Another, or the same when its clock is right again, goes on."""
+    memory = await create(plane, FACTS)
+    await say(plane, memory, "alice", "I like tea")
+    behind = SetClock()
+    behind.moment = clock.moment - timedelta(hours=1)
+    async with serving(model) as url, extracting(store, search, behind, KEY_SERVICE, url) as replica:
+        with pytest.raises(RetryableConflictException):
+            await replica.extraction.worker.settle()
+        assert model.asked == []
+        behind.moment = clock.moment
+        await settled(replica)
+    assert await texts(plane, memory) == ["like tea"]
 
 
 async def test_the_worker_extracts_by_itself(plane: MemoryPlane) -> None:

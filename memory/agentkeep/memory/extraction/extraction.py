@@ -44,7 +44,7 @@ from agentkeep.memory.memories import LiveMemories, Memories, Memory, MemoryStat
 from agentkeep.memory.partition import ActorPartition
 from agentkeep.memory.strategies import Strategy
 from agentkeep.storage.interface import Delete, KeyValueStore, Put, Write, partition
-from agentkeep.storage.leases import Lease, Leases
+from agentkeep.storage.leases import Lease, LeaseLost, Leases
 
 __all__ = ["Extraction"]
 
@@ -90,6 +90,12 @@ class Extraction:
         async with self.alone(actor) as lease:
             if lease is None:
                 return False
+            try:
+                await lease.renew()  # before a model is asked in vain
+            except LeaseLost:
+                raise RetryableConflictException(
+                    "the lease ended when it was taken: the clock here must be far behind the store's"
+                ) from None
             while await self._step(due, actor, lease):
                 pass
         return True
