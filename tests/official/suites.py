@@ -14,7 +14,7 @@ LANGGRAPH = "langgraph_checkpoint_aws-1.2.6"
 LAMBDA = "wants a Lambda target, which is refused: targets are MCP servers and OpenAPI services"
 
 
-#: Files of the SDK's integration tests of the runtime that are not run, and why.
+#: Files of the SDK's integration tests of runtime and memory that are not run, and why.
 FILES_LEFT_OUT = {
     "tests_integ/async/test_async_status_example.py": "asks an agent started by hand on port 8080, and no service",
     "tests_integ/runtime/test_middleware_integration.py": "asks the SDK's server in its own process, and no service",

@@ -122,11 +122,11 @@ def prepopulate(platform: PlatformProcess, memory_id: str) -> None:
     assert len(answer["successfulRecords"]) == len(texts), answer
 
 
-def test_every_file_on_the_runtime_is_run_or_named(distributions: Path) -> None:
+def test_every_file_on_runtime_and_memory_is_run_or_named(distributions: Path) -> None:
     folder = distributions / AGENTCORE
     there = {
         str(file.relative_to(folder))
-        for part in ("async", "runtime", "services")
+        for part in ("async", "memory", "runtime", "services")
         for file in (folder / "tests_integ" / part).rglob("test_*.py")
     }
     run = {suite.path for suite in SUITES if suite.distribution == AGENTCORE}
