@@ -5,7 +5,7 @@
                      store-password
                      search-password   of OpenSearch's user, where there is one: put there by hand
            identity/master.key         what all other keys and tokens are derived from or sealed with
-           memory/data.key             what the keys of stored data are wrapped with; the runtime has its own
+           memory/data.key             what memories' keys are wrapped with
            observability/otlp-token    the Collector's bearer token; the same as collector/otlp-token
            valkey/valkey.conf          `requirepass ...`, and the password alone in valkey/password
            keycloak/admin-password, and those of the development realm's users
@@ -38,8 +38,6 @@ _SEARCH_PASSWORD: Final = "search-password"  # noqa: S105
 _OTLP_TOKEN: Final = "otlp-token"  # noqa: S105
 _MASTER_KEY: Final = "master.key"
 _DATA_KEY: Final = "data.key"
-#: The planes that seal what they store, apart from identity.
-_SEALING: Final = ("memory", "runtime")
 
 #: The users that the containers' images run as, by consumer.
 IMAGE_USERS: Final[Mapping[str, int]] = {
@@ -104,7 +102,7 @@ class Secrets:
 
     @property
     def data_key(self) -> bytes:
-        """The secret of the plane's local key service."""
+        """The secret of the memory plane's local key service."""
         return self._read(_DATA_KEY).strip()
 
     def _path(self, name: str) -> Path:
@@ -160,8 +158,7 @@ class _Maker:
             self._keep(plane, _STORE_PASSWORD, lambda: password)
             private = _key(self._keep(plane, _SERVICE_KEY, _new_key(plane)), self._folder / plane / _SERVICE_KEY)
             public.append({**private.as_dict(private=False), "kid": plane})
-        for plane in _SEALING:
-            self._keep(plane, _DATA_KEY, _random)
+        self._keep("memory", _DATA_KEY, _random)
         master = self._consumer("identity") / _MASTER_KEY
         if not master.exists():
             master_key(master)
