@@ -10,6 +10,7 @@ import pytest
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.identifiers import Deployment
 from agentkeep.memory.plane import MemoryPlane
+from agentkeep.memory.settings import MemorySettings
 from agentkeep.storage.embedding import EmbeddingUnavailable
 from agentkeep.storage.embedding_minilm import MiniLmEmbedder
 from agentkeep.storage.interface import KeyValueStore
@@ -58,9 +59,9 @@ async def backend(
     await search.close()
 
 
-async def scores(client: Client, memory: str, query: str) -> dict[str, float]:
+async def scores(client: Client, memory: str, query: str, path: str = "/facts/") -> dict[str, float]:
     answer = await client.retrieve_memory_records(
-        memoryId=memory, namespacePath="/facts/", searchCriteria={"searchQuery": query}
+        memoryId=memory, namespacePath=path, searchCriteria={"searchQuery": query}
     )
     return {one["content"]["text"]: one["score"] for one in answer["memoryRecordSummaries"]}
 
@@ -119,3 +120,25 @@ async def test_a_plane_without_a_model(store: KeyValueStore, search: SqliteSearc
     found = await scores(operator, memory, "Where is order A-1002?")
     assert next(iter(found)) == FACTS[3]
     assert FACTS[2] in found
+
+
+async def test_a_second_look(store: KeyValueStore, clock: SetClock, embedder: Failing, tmp_path: Path) -> None:
+    """Where it is wanted, a turn that tells goes before one that asks; facts stay in their order."""
+    search = SqliteSearchStore(tmp_path / "again.db", dimensions=embedder.dimensions, model=embedder.name, clock=clock)
+    said = ["Ann: Where did you go on your holiday?", "Bo: We went to Rome by train, with the kids and the dog."]
+    orders = {}
+    for reranking in (False, True):
+        settings = MemorySettings(reranking=reranking)
+        plane = MemoryPlane(store, Deployment(), clock, search, embedder, settings, key_service=KEY_SERVICE)
+        operator = Client(SelfBackend(plane.operations), OPERATOR)
+        memory = (await operator.create_memory(name=f"again{reranking}", eventExpiryDuration=7))["memory"]["id"]
+        await put(operator, memory, *(record(text, "/facts/alice/") for text in said))
+        found = await scores(operator, memory, "Where was the holiday?")
+        orders[reranking] = list(found)
+        assert all(0 <= score <= 1 for score in found.values())
+        await put(operator, memory, *(record(fact, "/facts/bob/") for fact in FACTS))
+        facts = await scores(operator, memory, "What happened to A-1002?", "/facts/bob/")
+        assert next(iter(facts)) == FACTS[3]
+        await plane.close()
+    assert orders == {False: said, True: said[::-1]}
+    await search.close()

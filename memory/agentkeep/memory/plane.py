@@ -78,7 +78,7 @@ class MemoryPlane:
         self._keys = keys = MemoryKeys(store, key_service, clock, live.present, key_settings)
         search = sealed_search(search, keys.of_records)
         memories, sessions = Memories(store, deployment, clock, keys), Sessions(store, live)
-        retrieval = Retrieval(search, embedder, clock)
+        retrieval = Retrieval(search, embedder, clock, reranks=settings.reranking)
         writer = RecordWriter(search)
         records = Records(store, search, retrieval, live, barrier, clock, writer)
         self.models = models

@@ -21,6 +21,11 @@ class MemorySettings(EmbeddingSettings):
 
     model_config = SettingsConfigDict(env_prefix="AGENTKEEP_MEMORY_", frozen=True, extra="ignore")
 
+    reranking: bool = Field(
+        False,
+        description="Whether the best records are looked at again by a fitted form, which prefers of what people said "
+        "longer turns and those that ask nothing. Scores mean something else then: the odds that a record answers.",
+    )
     issuers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)] = Field(
         (),
         description="Identity providers (`iss` of users' tokens, separated by commas) whose users may use memories; "

@@ -20,10 +20,10 @@ __all__ = ["ActorRecords", "RecordsByActor"]
 
 
 class RecordsByActor:
-    def __init__(self, search: SearchStore, retrieval: Retrieval, writer: RecordWriter | None = None) -> None:
+    def __init__(self, search: SearchStore, retrieval: Retrieval, writer: RecordWriter) -> None:
         self._search = search
         self._retrieval = retrieval
-        self._writer = writer or RecordWriter(search)
+        self._writer = writer
         self._changing: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     def of(self, memory_id: str, actor_id: str) -> ActorRecords:

@@ -96,12 +96,12 @@ class Records:
         live: LiveMemories,
         barrier: Barrier,
         clock: Clock,
-        writer: RecordWriter | None = None,
+        writer: RecordWriter,
     ) -> None:
         self._store = store
         self._search = search
         self._retrieval = retrieval
-        self._writer = writer or RecordWriter(search)
+        self._writer = writer
         self._live = live
         self._barrier = barrier
         self._clock = clock
@@ -246,6 +246,7 @@ class Records:
             timestamp=one["timestamp"],
             metadata=metadata_of(one["metadata"]) if "metadata" in one else record.metadata,
             expires_ms=self._ends(view.memory, record, strategy_id, namespace, expiry),
+            method=None if "content" in one else record.method,  # these are no longer the words that were made
         )
 
     def _ends(

@@ -14,17 +14,19 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentkeep.core.clock import Clock
 from agentkeep.memory.long_term.record import Record, likeness
+from agentkeep.memory.long_term.reranking import DEPTH, features, odds
 from agentkeep.memory.long_term.speech import Speakers, speaker_of, spoken
 from agentkeep.storage.embedding import CachedEmbedder, Embedder, EmbeddingUnavailable
 from agentkeep.storage.search import Beneath, Hit, SearchStore, Selection, Vector
 
-__all__ = ["Retrieval", "Scored", "telling"]
+__all__ = ["Looked", "Retrieval", "Scored", "telling"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +59,19 @@ class Scored(NamedTuple):
     score: float
 
 
-class Retrieval:
-    """Without an embedder, or while it fails, by words alone."""
+class Looked(NamedTuple):
+    """Records, best first, their scores, and what these are made of (see reranking.features)."""
 
-    def __init__(self, search: SearchStore, embedder: Embedder | None, clock: Clock) -> None:
+    records: list[Record]
+    scores: list[float]
+    features: NDArray[Any]
+
+
+class Retrieval:
+    """Without an embedder, or while it fails, by words alone. `reranks`: takes a second look at the best."""
+
+    def __init__(self, search: SearchStore, embedder: Embedder | None, clock: Clock, *, reranks: bool = False) -> None:
+        self._reranks = reranks
         self._search = search
         self._embedder = embedder
         self._queries = CachedEmbedder(embedder) if embedder is not None else None
@@ -72,13 +83,22 @@ class Retrieval:
 
     async def best(self, partition: str | Beneath, query: str, selection: Selection, limit: int) -> list[Scored]:
         """Best first; scores from 0 to 1. The same query on the same records gives the same order."""
+        if not self._reranks:
+            found = await self.looked_at(partition, query, selection, limit)
+            return list(map(Scored, found.records, found.scores))
+        found = await self.looked_at(partition, query, selection, max(limit, DEPTH))
+        scored = list(map(Scored, found.records, odds(found.features).tolist()))
+        return sorted(scored, key=lambda one: (-one.score, one.record.id))[:limit]
+
+    async def looked_at(self, partition: str | Beneath, query: str, selection: Selection, depth: int) -> Looked:
+        """The best `depth` by the first look."""
         speakers = await self._speakers.of(partition, selection)
         about = speakers.removed_from(query)
         vector = await self._query(about)
         hits = await self._search.search(
-            partition, text=telling(about), vector=vector, selection=selection, limit=max(limit, _CANDIDATES)
+            partition, text=telling(about), vector=vector, selection=selection, limit=max(depth, _CANDIDATES)
         )
-        return _best(hits, vector, speakers.named_in(query), limit)
+        return _looked_at(hits, vector, speakers.named_in(query), depth)
 
     async def vectors(self, texts: Sequence[str]) -> list[Vector | None]:
         """Of records' texts; None for all of them where there is no embedder at work."""
@@ -131,23 +151,27 @@ class _RecentSpeakers:
         return speakers
 
 
-def _best(hits: Sequence[Hit], query: Vector | None, named: str | None, limit: int) -> list[Scored]:
+def _looked_at(hits: Sequence[Hit], query: Vector | None, named: str | None, depth: int) -> Looked:
     """`named`: the speaker whom the query names, if any. Records are made only of those that may be among the best."""
-    if not hits or limit <= 0:
-        return []
-    scores = np.array([min(hit.lexical, 1.0) for hit in hits])
+    if not hits or depth <= 0:
+        return Looked([], [], features(np.empty(0), [], []))
+    words = np.array([min(hit.lexical, 1.0) for hit in hits])
+    around = np.array([hit.similarity or 0.0 for hit in hits]).clip(0)
+    own, scores = around, words
     if query is not None:
-        around = np.array([hit.similarity or 0.0 for hit in hits])
-        own = likeness([hit.document for hit in hits], query, around)
-        scores = _WORDS * scores + _AROUND * around.clip(0) + _OWN * own.clip(0)
+        own = likeness([hit.document for hit in hits], query, around).clip(0)
+        scores = _WORDS * words + _AROUND * around + _OWN * own
     more = _SPEAKER if named is not None else 0.0
-    least = np.sort(scores)[-min(limit, len(scores))] - more
-    found = []
-    for index in np.flatnonzero(scores >= least).tolist():
-        record = Record.of(hits[index].document)
-        said = named is not None and speaker_of(record) == named
-        found.append(Scored(record, float(min(scores[index] + (more if said else 0.0), 1.0))))
-    return sorted(found, key=lambda one: (-one.score, one.record.id))[:limit]
+    least = np.sort(scores)[-min(depth, len(scores))] - more
+    at = np.flatnonzero(scores >= least)
+    records = [Record.of(hits[index].document) for index in at.tolist()]
+    speakers = list(map(speaker_of, records))
+    said = [named is not None and speaker == named for speaker in speakers]
+    total = np.minimum(scores[at] + more * np.array(said), 1.0)
+    best = sorted(range(len(records)), key=lambda index: (-total[index], records[index].id))[:depth]
+    speak = [speaker is not None for speaker in speakers]
+    rows = features(total, [spoken(record.text) for record in records], speak)
+    return Looked([records[index] for index in best], [float(total[index]) for index in best], rows[best])
 
 
 def telling(query: str) -> str:
