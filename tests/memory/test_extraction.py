@@ -302,6 +302,22 @@ def days(number: int) -> dict[str, Any]:
     return {"recordExpirySpecification": {"recordExpiryDurationDays": number}}
 
 
+async def test_a_record_that_is_rewritten_says_so(by_rules: MemoryPlane) -> None:
+    """Whoever gives it other words, and its metadata back as he read it, does not keep `verbatim`."""
+    memory = await create(by_rules, FACTS)
+    await say(by_rules, memory, "alice", "I like tea")
+    await settled(by_rules)
+    (record,) = await records(by_rules, memory)
+    for content in ({}, {"content": {"text": "Alice likes tea."}}):
+        change = {"memoryRecordId": record["memoryRecordId"], "timestamp": record["timestamp"], **content}
+        answer = await client(by_rules, "alice").batch_update_memory_records(
+            memoryId=memory, records=[{**change, "metadata": record["metadata"]}]
+        )
+        assert not answer["failedRecords"]
+        (found,) = await records(by_rules, memory)
+        assert ("agentkeep:method" in found["metadata"]) is not bool(content)
+
+
 async def test_what_strands_keeps_is_read_for_its_words(by_rules: MemoryPlane) -> None:
     """Its session manager stores each message as JSON."""
     memory = await create(by_rules, FACTS)

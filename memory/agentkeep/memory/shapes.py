@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final, cast
 
 from agentkeep.core.clock import from_epoch_ms
-from agentkeep.memory.long_term.record import WITHOUT_STRATEGY, Record
+from agentkeep.memory.long_term.record import METHOD_KEY, SPEAKER_KEY, WITHOUT_STRATEGY, Record
 from agentkeep.memory.long_term.records import Outcome
 from agentkeep.memory.memories import Memory
 from agentkeep.memory.partition import ActorPartition
@@ -75,9 +75,9 @@ def _making(record: Record) -> dict[str, Value]:
     made of are no metadata: their ids have characters that metadata must not have (operators read `Record.sources`)."""
     found: dict[str, Value] = {}
     if record.method is not None:
-        found["agentkeep:method"] = record.method
+        found[METHOD_KEY] = record.method
     if record.turn is not None:
-        found["agentkeep:speaker"] = record.turn.speaker
+        found[SPEAKER_KEY] = record.turn.speaker
     return found
 
 

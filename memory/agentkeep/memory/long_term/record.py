@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from agentkeep.storage.search import Document, Value, Vector
 
 __all__ = [
+    "METHOD_KEY",
     "NOWHERE",
+    "SPEAKER_KEY",
     "STRATEGY_KEY",
     "WITHOUT_STRATEGY",
     "Record",
@@ -30,6 +32,9 @@ __all__ = [
 
 #: Among a document's metadata, where no caller's key can be: theirs have no dollar sign.
 STRATEGY_KEY: Final = "$strategy"
+#: In answers alone: how the platform made a record, and who said what it is.
+METHOD_KEY: Final = "agentkeep:method"
+SPEAKER_KEY: Final = "agentkeep:speaker"
 #: What answers name where a record has no strategy: the member is required.
 WITHOUT_STRATEGY: Final = "none"
 
@@ -182,8 +187,9 @@ def new_id(seed: str | None = None) -> str:
 
 
 def metadata_of(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Value]:
-    """From a request's MemoryRecordMetadataMap. Raises ValueError."""
-    return {key: metadata_value(value, key) for key, value in given.items()}
+    """From a request's MemoryRecordMetadataMap. What we said ourselves and a client sends back is left out. Raises
+    ValueError."""
+    return {key: metadata_value(value, key) for key, value in given.items() if key not in (METHOD_KEY, SPEAKER_KEY)}
 
 
 def metadata_value(given: Mapping[str, Any], key: str) -> Value:
