@@ -319,6 +319,29 @@ async def test_what_its_user_changed_meanwhile_stays(
     assert {record.text for record in await held(plane, memory, "alice")} == {"Gave up coffee", COFFEE[1]}
 
 
+async def test_what_its_user_changed_at_the_last_moment_stays(
+    plane: MemoryPlane, operator: Client, memory: str, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the merged record is known to be right, and before what it stands for is deleted."""
+    ids = await put(plane, memory, "alice", COFFEE)
+    sealed = Merges._sealed
+    calls = 0
+
+    async def then_changed(self: Merges, report: CompactionReport, plan: Any) -> bytes:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # as written
+            change = {"memoryRecordId": ids[0], "timestamp": clock.moment, "content": {"text": "Gave up coffee"}}
+            await operator.batch_update_memory_records(memoryId=memory, records=[change])
+        return await sealed(self, report, plan)
+
+    monkeypatch.setattr(Merges, "_sealed", then_changed)
+    assert (await compact(plane, memory)).written == 1
+    changed, merged = await held(plane, memory, "alice")
+    assert (changed.id, changed.text) == (ids[0], "Gave up coffee")
+    assert ids[0] in {source.record_id for source in merged.sources}
+
+
 STEPS = (
     (Merges, "save"),
     (Merges, "_write"),

@@ -28,7 +28,7 @@ from agentkeep.core.ports import Audit, AuditRecord
 from agentkeep.memory.lifecycle.background import Background
 from agentkeep.memory.lifecycle.compaction_report import CompactionReport, Wanted
 from agentkeep.memory.lifecycle.compactor import Compactor
-from agentkeep.memory.lifecycle.merges import REPORTS
+from agentkeep.memory.lifecycle.merges import PLANS, REPORTS
 from agentkeep.memory.memories import Memories, MemoryStatus
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.storage.interface import ABSENT, Delete, KeyValueStore, Put, Write, partition
@@ -207,6 +207,7 @@ class Compactions:
             lease.check,
             Put(REPORTS, report.id, encode(report), stored.raw, now + self._settings.report_days * _DAY_MS),
             Delete(_UNDER_WAY, wanted.memory_id, expect=report.id.encode()),
+            Delete(PLANS, report.id),  # there is one only where the memory was deleted in the midst of it
         ]
         if report.requested_by == SCHEDULE:
             # What the limits left out is looked at next time.

@@ -3,7 +3,7 @@
     planned ──▶ the merged record is there, and what it stands for is as it was ──▶ written ──▶ that is deleted, done
 
 A plan lies in the store from before the first step till after the last, sealed. An erasure of the actor takes it away,
-whereupon whoever is at it takes back what it wrote.
+and with it the merged record; what is written after that is taken back, for what it stands for is not there any more.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from agentkeep.storage.interface import ABSENT, Check, Delete, KeyValueStore, Pu
 from agentkeep.storage.leases import Lease, LeaseLost
 from agentkeep.storage.records import Stored, encode, find
 
-__all__ = ["REPORTS", "Merges"]
+__all__ = ["PLANS", "REPORTS", "Merges"]
 
 REPORTS: Final = partition("memory", "compactions")
 #: Compaction -> its merge under way.
-_PLANS: Final = partition("memory", "compaction-plans")
+PLANS: Final = partition("memory", "compaction-plans")
 _AT_ONCE: Final = 100
 
 
@@ -52,7 +52,7 @@ class Merges:
         """`seen`: the barrier as it was before the records were read. Raises LeaseLost."""
         raw = await self._sealed(stored.record, plan)
         try:
-            await self._store.transact([lease.check, seen, Put(_PLANS, stored.record.id, raw, expect=ABSENT)])
+            await self._store.transact([lease.check, seen, Put(PLANS, stored.record.id, raw, expect=ABSENT)])
         except ConditionFailed as failed:
             if failed.index == 1:  # the actor was erased since: there is nothing to merge
                 return stored
@@ -61,7 +61,7 @@ class Merges:
 
     async def go_on(self, lease: Lease, stored: Stored[CompactionReport]) -> Stored[CompactionReport]:
         """With what is planned, if anything is. Raises LeaseLost."""
-        raw = await self._store.get(_PLANS, stored.record.id)
+        raw = await self._store.get(PLANS, stored.record.id)
         if raw is None:
             return stored
         key = await self._keys.of(stored.record.wanted.memory_id)
@@ -71,12 +71,12 @@ class Merges:
         """`Erasable`."""
         removed = 0
         after: str | None = None
-        while items := await self._store.query(_PLANS, after=after, limit=_AT_ONCE):
+        while items := await self._store.query(PLANS, after=after, limit=_AT_ONCE):
             after = items[-1].sort
             for item in items:
                 held = await self._held(memory_id, item.sort, item.value)
                 if held is not None and held.actor_id == actor_id:
-                    await self._store.transact([Delete(_PLANS, item.sort)])
+                    await self._store.transact([Delete(PLANS, item.sort)])
                     removed += 1
         return {"merges": removed} if removed else {}
 
@@ -93,9 +93,9 @@ class Merges:
             written = replace(plan, written=True)
             sealed = await self._sealed(report, written)
             try:
-                await self._store.transact([lease.check, Put(_PLANS, report.id, sealed, expect=raw)])
+                await self._store.transact([lease.check, Put(PLANS, report.id, sealed, expect=raw)])
             except ConditionFailed:
-                await self._take_back(stored, records, merged.id)
+                await self._overtaken(stored)
                 return stored
             plan, raw = written, sealed
         there = await records.get([id for id, _ in plan.removed])
@@ -127,13 +127,12 @@ class Merges:
             record is not None and state(record) == before for record, (_, before) in zip(found, expected, strict=True)
         )
 
-    async def _take_back(self, stored: Stored[CompactionReport], records: ActorRecords, record_id: str) -> None:
-        """The plan is not as it was. Raises LeaseLost where another replica goes on with it, or has; then what was
-        written stays. Else an erasure took the plan, and what was written goes too."""
+    async def _overtaken(self, stored: Stored[CompactionReport]) -> None:
+        """The plan is not as it was. Raises LeaseLost where another replica goes on with it, or has; else an erasure of
+        the actor took it."""
         raw = await self._store.get(REPORTS, stored.record.id)
-        if raw != stored.raw or await self._store.get(_PLANS, stored.record.id) is not None:
+        if raw != stored.raw or await self._store.get(PLANS, stored.record.id) is not None:
             raise LeaseLost(stored.record.id)
-        await records.delete([record_id])
 
     async def _end(
         self, lease: Lease, stored: Stored[CompactionReport], raw: bytes, report: CompactionReport
@@ -144,7 +143,7 @@ class Merges:
                 [
                     lease.check,
                     Put(REPORTS, report.id, encoded, stored.raw),
-                    Delete(_PLANS, report.id, expect=raw),
+                    Delete(PLANS, report.id, expect=raw),
                 ]
             )
         except ConditionFailed as failed:
