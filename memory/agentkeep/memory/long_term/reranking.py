@@ -1,7 +1,7 @@
 """A second look at the best records: the odds that one answers the query, by a logistic form with fitted weights.
 
 Beside the score of the first look it heeds two things about the text itself: that it asks rather than tells, and how
-much it says. The weights were fitted by tools/fit_reranker.py, on conversations that were made for it alone.
+much it says. The weights were fitted by benchmarks/fit_reranker.py, on conversations that were made for it alone.
 """
 
 from __future__ import annotations

@@ -1,26 +1,22 @@
 """Fits the weights of memory/agentkeep/memory/long_term/reranking.py, and prints them.
 
-On conversations that benchmarks/_conversations.py makes of its first pool, with other seeds than the benchmark's: the
+On conversations that _conversations.py makes of its first pool, with other seeds than the benchmark's: the
 best records of every question as the first look finds them, those that answer it against those that do not. Logistic
 regression with a ridge, by Newton's method.
 
-  python tools/fit_reranker.py
+  python benchmarks/fit_reranker.py
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 import _conversations
+import numpy as np
 
 from agentkeep.core.clock import SystemClock
 from agentkeep.memory.long_term.record import Record
