@@ -20,7 +20,7 @@ from agentkeep.storage.interface import Clear, KeyValueStore, Once, Write
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 from agentkeep.storage.session_lives import SessionLives
 
-from .conftest import KEY_SERVICE, Client, SetClock
+from .conftest import KEY_SERVICE, Client, SetClock, session_of
 
 UNTIL_END = {"agentkeep:events": "until-session-end", "agentkeep:issuers": "https://issuer.example"}
 
@@ -129,28 +129,31 @@ async def test_a_session_that_lives_again_keeps_its_events(
 
 
 async def test_whose_sessions_are_nothing_to_the_memory(
-    operator: Client, plane: MemoryPlane, clock: SetClock, runtime: Runtime
+    backend: SelfBackend, operator: Client, plane: MemoryPlane, clock: SetClock, runtime: Runtime
 ) -> None:
     """MEM-2. A user of another provider who is called alike, with a session of the same id; and another agent's."""
     memory = await _create(operator, "notes", {**UNTIL_END, "agentkeep:agents": "support-0123456789"})
     unsaid = await _create(operator, "unsaid", {"agentkeep:events": "until-session-end"})
-    for one in (memory, unsaid):
-        await operator.event(one, "alice", "s", "kept")
+    await operator.event(memory, "alice", "s", "kept")
+    await Client(backend, session_of("alice")).event(unsaid, "alice", "s", "kept")  # so it is for her provider's users
     await runtime.end("alice", "s", agent="other-0123456789")
     runtime.issuer = "https://another.example"
     await runtime.end("alice", "s", agent="support-0123456789")
     await _settle(plane, clock)
-    for one in (memory, unsaid):
-        assert await operator.texts(one, "alice", "s") == ["kept"]
+    assert await operator.texts(memory, "alice", "s") == ["kept"]
     runtime.issuer = "https://issuer.example"
     await runtime.end("alice", "s", agent="support-0123456789")
     await _settle(plane, clock)
     assert await operator.texts(memory, "alice", "s") == []
-    assert await operator.texts(unsaid, "alice", "s") == ["kept"]
-    runtime.issuer = None  # an operator vouched
-    await runtime.end("alice", "s", agent="support-0123456789")
+    await operator.event(unsaid, "alice", "s2", "kept")
+    runtime.issuer = "https://another.example"
+    await runtime.end("alice", "s2", agent="support-0123456789")
     await _settle(plane, clock)
-    assert await operator.texts(unsaid, "alice", "s") == []
+    assert await operator.texts(unsaid, "alice", "s2") == ["kept"]
+    runtime.issuer = None  # an operator vouched
+    await runtime.end("alice", "s2", agent="support-0123456789")
+    await _settle(plane, clock)
+    assert await operator.texts(unsaid, "alice", "s2") == []
 
 
 class _Slips:

@@ -142,7 +142,7 @@ class Admission:
         if rules.issuers is not None:
             return user.issuer in rules.issuers
         bound = await self._store.get(ISSUERS, memory_id)
-        return bound is not None and user.issuer == bound.decode()
+        return bound is None or user.issuer == bound.decode()
 
     def _vouched(self, user: User) -> bool:
         return user.issuer is None or user.issuer in self._vouching
