@@ -167,7 +167,9 @@ class _Turns:
         # What has begun is finished, whoever leaves; what has not is never done once its caller has gone.
         done = asyncio.wrap_future(running)
         try:
-            return await asyncio.wait_for(asyncio.shield(done), patience)
+            # Not wait_for: it may lose a cancellation that comes together with the result.
+            async with asyncio.timeout(patience):
+                return await asyncio.shield(done)
         except TimeoutError:
             if running.cancel():
                 raise StoreUnavailable(
