@@ -216,7 +216,7 @@ async def test_no_planted_secret_comes_out(
     formatter = logging.Formatter()
     lines = [formatter.format(record) for record in own]
     assert any("got the API key of credential provider weather" in line for line in lines)
-    assert any("Traceback" in line for line in lines), "the outage was logged"
+    assert any("met a store that is not available" in line for line in lines), "the outage was logged"
     for line in lines:
         assert not leaks(line.encode(), planted), line
     for record in own:
@@ -234,10 +234,10 @@ async def test_nothing_that_holds_a_secret_shows_it(platform: Platform) -> None:
     configuration = oauth2_providers._read("CustomOauth2", given["oauth2ProviderConfigInput"])
     assert configuration.secret == secret
     vault = platform.plane._vault
-    envelope = vault.seal(secret, "oauth2/idp")
-    assert vault.open(envelope, "oauth2/idp") == secret
-    assert vault.open(envelope, "oauth2/other") is None
-    assert envelope != vault.seal(secret, "oauth2/idp"), "equal secrets do not show as equal"
+    envelope = await vault.seal(secret, "oauth2/idp")
+    assert await vault.open(envelope, "oauth2/idp") == secret
+    assert await vault.open(envelope, "oauth2/other") is None
+    assert envelope != await vault.seal(secret, "oauth2/idp"), "equal secrets do not show as equal"
     plane = platform.plane
     provider = await plane._oauth2.create("idp", "CustomOauth2", given["oauth2ProviderConfigInput"], {})
     for holder in (configuration, vault, envelope, provider, provider.dump(), plane, plane._oauth2, plane._api_keys):
