@@ -335,6 +335,26 @@ async def extracted(operator: Client, memory: str, actor: str) -> list[Any]:
     return list(answer["memoryRecordSummaries"])
 
 
+async def test_a_memory_that_is_deleted_in_its_midst(
+    plane: MemoryPlane, operator: Client, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(operator, memory, "alice")
+    erase_actor = EventsErasure.erase_actor
+
+    async def deleted(self: EventsErasure, memory_id: str, actor_id: str) -> Any:
+        monkeypatch.undo()
+        await operator.delete_memory(memoryId=memory)
+        return await erase_actor(self, memory_id, actor_id)
+
+    monkeypatch.setattr(EventsErasure, "erase_actor", deleted)
+    report = await erase(plane, "alice", memory)
+    if report.finished_ms is None:
+        await plane.erasures.resume()
+        await plane.erasures.finish()
+    assert (await plane.erasures.report(report.id)).found_after == {}
+    assert await plane.erasures._barrier.under_way() == []
+
+
 async def test_a_store_that_is_away_delays_it(
     plane: MemoryPlane, operator: Client, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

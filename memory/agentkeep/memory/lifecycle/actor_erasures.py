@@ -28,7 +28,7 @@ from agentkeep.memory.barrier import Barrier
 from agentkeep.memory.lifecycle.background import Background
 from agentkeep.memory.lifecycle.erasable import Erasable
 from agentkeep.memory.lifecycle.search_for_actor import ActorSearch
-from agentkeep.memory.memories import Memories
+from agentkeep.memory.memories import Memories, Memory, MemoryStatus
 from agentkeep.storage.interface import ABSENT, KeyValueStore, Put, Write, partition
 from agentkeep.storage.leases import Lease, Leases
 from agentkeep.storage.records import Stored, decode, encode, find
@@ -202,16 +202,19 @@ class ActorErasures:
         logger.info("erasure %s has ended", erasure)
 
     async def _affected(self, report: ErasureReport) -> list[str]:
-        if report.memory_id is not None:
-            return [report.memory_id]
-        return [memory_id async for memory_id in self._all_memories()]
+        """Without those that are being deleted, by which all in them goes."""
+        return [
+            memory.id
+            async for memory in self._all_memories()
+            if memory.status is MemoryStatus.ACTIVE and report.memory_id in (None, memory.id)
+        ]
 
-    async def _all_memories(self) -> AsyncIterator[str]:
+    async def _all_memories(self) -> AsyncIterator[Memory]:
         token: str | None = None
         while True:
             page, token = await self._memories.page(100, token)
             for memory in page:
-                yield memory.id
+                yield memory
             if token is None:
                 return
 
