@@ -45,6 +45,8 @@ class OpenSearchRefusal(StoreUnavailable):
     @property
     def passes(self) -> bool:
         """Whether the same may do a moment later."""
+        if self.kind == "index_not_found_exception":  # it is made anew
+            return True
         return self.kind != "cluster_block_exception" and (self.status == 429 or self.status >= 500)
 
 
