@@ -34,7 +34,6 @@ from agentkeep.core.call import Call, Caller, CallerKind, Idempotency
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.key_service_local import LocalKeyService
-from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.search_sqlite import SqliteSearchStore
@@ -122,9 +121,7 @@ async def in_process(folder: Path) -> dict[str, Any]:
             if client == "redis-py":
                 store._client = RedisPy(valkey.url)  # type: ignore[assignment]
             records = SqliteSearchStore(folder / f"{client}.db", dimensions=None)
-            plane = MemoryPlane(
-                store, Deployment(), SystemClock(), records, key_service=LocalKeyService(bytes(32))
-            )
+            plane = MemoryPlane(store, Deployment(), SystemClock(), records, key_service=LocalKeyService(bytes(32)))
             created = await plane.create_memory(CALL, {"name": "benchmark", "eventExpiryDuration": 7})
             memory_id = created["memory"]["id"]
 

@@ -42,7 +42,6 @@ from agentkeep.core.call import Call, Caller, CallerKind, SessionRef, User
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.key_service_local import LocalKeyService
-from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.distributed.secrets import Secrets, make_secrets
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.identity.keys import AccessKeys

@@ -1,5 +1,6 @@
 """The memory plane on a real store, called as the service calls it."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,6 @@ from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Call, Caller, CallerKind, Idempotency, SessionRef, User
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.key_service_local import LocalKeyService
-from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.interface import KeyValueStore
@@ -23,9 +23,6 @@ OPERATOR = Caller(CallerKind.OPERATOR, "arn:aws:iam::000000000000:user/operator"
 NOBODY = Caller(
     CallerKind.SESSION, "arn:aws:sts::000000000000:assumed-role/agent/s0", session=SessionRef("agent", "s0")
 )
-
-#: The same for every plane of a test, as for all replicas and restarts of a deployment.
-KEY_SERVICE = LocalKeyService(b"a secret that only tests have...")
 
 #: The same for every plane of a test, as for all replicas and restarts of a deployment.
 KEY_SERVICE = LocalKeyService(b"a secret that only tests have...")
@@ -97,6 +94,7 @@ class SetClock:
 
     async def sleep(self, seconds: float) -> None:
         self.moment += timedelta(seconds=seconds)
+        await asyncio.sleep(0)  # what only waits in turns must not keep others from theirs
 
 
 @pytest.fixture
