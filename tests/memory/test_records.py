@@ -428,9 +428,9 @@ async def test_a_write_that_meets_a_deletion_leaves_nothing(
 ) -> None:
     upsert = search.upsert
 
-    async def late(*arguments: Any) -> None:
+    async def late(*arguments: Any, **rest: Any) -> None:
         await operator.delete_memory(memoryId=memory)
-        await upsert(*arguments)
+        await upsert(*arguments, **rest)
 
     monkeypatch.setattr(search, "upsert", late)
     with pytest.raises(ResourceNotFoundException):

@@ -193,9 +193,9 @@ async def test_one_more_changes_four_at_most(search: SqliteSearchStore, monkeypa
     written: list[str] = []
     upsert = search.upsert
 
-    async def counted(partition: str, documents: Sequence[Document]) -> None:
+    async def counted(partition: str, documents: Sequence[Document], **rest: Any) -> None:
         written.extend(document.id for document in documents)
-        await upsert(partition, documents)
+        await upsert(partition, documents, **rest)
 
     monkeypatch.setattr(search, "upsert", counted)
     await writer.add(HOME, [record("i", 8)])

@@ -7,7 +7,7 @@ Embedding texts and weighing the two scores against each other is the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +16,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Beneath", "Condition", "Document", "Hit", "Operator", "Page", "SearchStore", "Selection", "Value", "Vector"]
+__all__ = [
+    "Beneath",
+    "Condition",
+    "Document",
+    "Hit",
+    "Operator",
+    "Page",
+    "SearchStore",
+    "Selection",
+    "Shortlist",
+    "Value",
+    "Vector",
+]
 
 Vector = NDArray[np.float32]
 
@@ -98,6 +110,26 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortlist:
+    """Of what was found, only the best `count` by `words` times the lexical score (1 at most) and `meaning` times the
+    similarity (0 at least). What is left out is not read."""
+
+    count: int
+    words: float
+    meaning: float
+
+    def weight(self, lexical: float, similarity: float | None) -> float:
+        return self.words * min(lexical, 1.0) + self.meaning * max(similarity or 0.0, 0.0)
+
+    def best(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Of equal ones those of the lesser ids."""
+        if len(hits) <= self.count:
+            return list(hits)
+        ordered = sorted(hits, key=lambda hit: (-self.weight(hit.lexical, hit.similarity), hit.document.id))
+        return ordered[: self.count]
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """`after` continues the list; None at its end."""
 
@@ -112,8 +144,9 @@ class SearchStore(Protocol):
     """A write is durable, and seen by every later read and search, when it returns. Raises StoreUnavailable when the
     store does not answer, ValueError for documents and conditions that are none (a vector of other dimensions)."""
 
-    async def upsert(self, partition: str, documents: Sequence[Document]) -> None:
-        """All or none; a document of the same id is replaced."""
+    async def upsert(self, partition: str, documents: Sequence[Document], *, replacing: Collection[str] = ()) -> None:
+        """All or none; a document of the same id is replaced. `replacing`: ids of those that are nothing but new
+        versions: one that is gone, even while this is under way, does not come back."""
         ...
 
     async def delete(self, partition: str, ids: Sequence[str]) -> list[str]:
@@ -141,6 +174,7 @@ class SearchStore(Protocol):
         vector: Vector | None = None,
         selection: Selection = EVERYTHING,
         limit: int = 100,
+        shortlist: Shortlist | None = None,
     ) -> list[Hit]:
         """The best `limit` by words and the best `limit` by vector, of what is selected, each hit once with both its
         scores; best lexical score first. Without `text`, or `vector`, that half is left out. No syntax: `text` is

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from agentkeep.core.clock import Clock, SystemClock, epoch_ms
 from agentkeep.core.errors import StoreUnavailable
 from agentkeep.storage.opensearch import OpenSearchClient, OpenSearchRefusal
 from agentkeep.storage.opensearch_index import WINDOW, Found, OpenSearchIndex
-from agentkeep.storage.search import EVERYTHING, Beneath, Document, Hit, Page, Selection, Vector
+from agentkeep.storage.search import EVERYTHING, Beneath, Document, Hit, Page, Selection, Shortlist, Vector
 from agentkeep.storage.search_opensearch_rows import INDEX, Place, document_id, encode, read_document, vector_field
 from agentkeep.storage.search_opensearch_scores import (
     Statistics,
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 #: How often a batch is written anew before it is taken back; seconds before the second time.
 ATTEMPTS, FIRST_PAUSE = 3, 0.2
+_CONFLICT: Final = 409  # others wrote at the same moment
 #: At least so many neighbours are looked for in the graph of vectors: with fewer, near ones are missed.
 NEIGHBOURS: Final = 100
 
@@ -74,7 +75,7 @@ class OpenSearchSearchStore:
         self._patience = patience
         self._stems = Stemmer()
 
-    async def upsert(self, partition: str, documents: Sequence[Document]) -> None:
+    async def upsert(self, partition: str, documents: Sequence[Document], *, replacing: Collection[str] = ()) -> None:
         units = [None if document.vector is None else unit(document.vector, self._dimensions) for document in documents]
         batch = secrets.token_hex(8)
 
@@ -89,9 +90,10 @@ class OpenSearchSearchStore:
         if not encoded:
             return
         routing = Place(partition).routing
-        former = await self._index.read(list(encoded), routing) if len(encoded) > 1 else {}
+        only = {document_id(partition, id) for id in replacing}
+        former = await self._index.read(list(encoded), routing) if len(encoded) > 1 or only else {}
         try:
-            await self._write_all(routing, encoded)
+            await self._write_all(routing, encoded, only & encoded.keys(), former)
         except StoreUnavailable as error:
             if len(encoded) > 1:
                 await self._take_back(partition, list(encoded), former, batch)
@@ -139,6 +141,7 @@ class OpenSearchSearchStore:
         vector: Vector | None = None,
         selection: Selection = EVERYTHING,
         limit: int = 100,
+        shortlist: Shortlist | None = None,
     ) -> list[Hit]:
         query = None if vector is None else unit(vector, self._dimensions)
         limit = min(limit, WINDOW)
@@ -147,7 +150,10 @@ class OpenSearchSearchStore:
         if limit <= 0:
             return []
         words = self._stems.of_query(text)
-        return await self._in_time(self._search(place, (now, selection, words), query, limit))
+        hits = await self._in_time(self._search(place, (now, selection, words), query, limit))
+        if shortlist is not None:
+            hits = shortlist.best(hits)
+        return sorted(hits, key=lambda hit: (-hit.lexical, -(hit.similarity or -1.0)))
 
     async def _search(
         self, place: Place, wanted: tuple[int, Selection, Sequence[str]], query: Vector | None, limit: int
@@ -158,7 +164,7 @@ class OpenSearchSearchStore:
             self._nearest(place, within, query, limit), self._statistics(place, within, words, now)
         )
         found = await self._lexical(place, wanted, pages, near, limit)
-        hits = [
+        return [
             Hit(
                 document := _document(hit),
                 hit["_score"],
@@ -166,7 +172,6 @@ class OpenSearchSearchStore:
             )
             for hit in found
         ]
-        return sorted(hits, key=lambda hit: (-hit.lexical, -(hit.similarity or -1.0)))
 
     async def purge(self) -> int:
         return await self._index.delete({"range": {"expires_ms": {"lte": self._now()}}})
@@ -252,18 +257,34 @@ class OpenSearchSearchStore:
 
     # Writing.
 
-    async def _write_all(self, routing: str | None, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        lines = [line for name, row in rows.items() for line in ({"index": {"_id": name}}, row)]
+    async def _write_all(
+        self,
+        routing: str | None,
+        rows: Mapping[str, Mapping[str, Any]],
+        replacing: Collection[str],
+        former: Mapping[str, Found],
+    ) -> None:
+        """Of `replacing` those alone that are there, as they were `former`ly; where others write as well, as they are
+        then."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience
         for attempt in range(ATTEMPTS):
             if attempt:
                 await asyncio.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+                if replacing:
+                    former = await self._index.read(list(replacing), routing)
+            lines: list[Mapping[str, Any]] = []
+            for name, row in rows.items():
+                if name not in replacing:
+                    lines += [{"index": {"_id": name}}, row]
+                elif name in former:
+                    lines += [{"index": _unchanged(name, former[name])}, row]
             try:
-                await self._index.bulk(lines, routing)
+                if lines:
+                    await self._index.bulk(lines, routing)
                 return
             except StoreUnavailable as error:
-                passes = not isinstance(error, OpenSearchRefusal) or error.passes
+                passes = not isinstance(error, OpenSearchRefusal) or error.passes or error.status == _CONFLICT
                 if attempt == ATTEMPTS - 1 or not passes or loop.time() > deadline:
                     raise
                 logger.warning("a write is tried again: %s", error)
@@ -278,7 +299,7 @@ class OpenSearchSearchStore:
             for name, row in (await self._index.read(names, routing)).items():
                 if row["_source"]["batch"] != batch:
                     continue
-                where = {"_id": name, "if_seq_no": row["_seq_no"], "if_primary_term": row["_primary_term"]}
+                where = _unchanged(name, row)
                 if name in former:
                     document = _document(former[name])
                     earlier = encode(
@@ -318,6 +339,11 @@ class OpenSearchSearchStore:
     async def _recorded(self) -> Mapping[str, Any]:
         recorded: Mapping[str, Any] = (await self._index.mapping()).get("_meta", {}).get("vectors", {})
         return recorded
+
+
+def _unchanged(name: str, row: Found) -> Mapping[str, Any]:
+    """The document under this name, as long as nobody has written it since."""
+    return {"_id": name, "if_seq_no": row["_seq_no"], "if_primary_term": row["_primary_term"]}
 
 
 def _named(names: Sequence[str]) -> Mapping[str, Any]:

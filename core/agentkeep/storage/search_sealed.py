@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +16,7 @@ import orjson
 from agentkeep.core.errors import SealBroken
 from agentkeep.core.sealing import SEALED
 from agentkeep.storage.file_search import FileSearch
-from agentkeep.storage.search import EVERYTHING, Beneath, Document, Hit, Page, SearchStore, Selection, Vector
+from agentkeep.storage.search import EVERYTHING, Beneath, Document, Hit, Page, SearchStore, Selection, Shortlist, Vector
 from agentkeep.storage.search_blinding import Blinding, PartitionKey
 from agentkeep.storage.search_values import continuation, typed, untyped
 from agentkeep.storage.search_words import Stemmer
@@ -47,13 +47,14 @@ class SealedSearchStore:
         self._stems = Stemmer()
         self._blindings: OrderedDict[PartitionKey, Blinding] = OrderedDict()
 
-    async def upsert(self, partition: str, documents: Sequence[Document]) -> None:
+    async def upsert(self, partition: str, documents: Sequence[Document], *, replacing: Collection[str] = ()) -> None:
         key = await self._key_of(partition)
         blinding = self._blinding(key)
         for one in documents:
             if one.vector is not None:
                 await blinding.turn(np.size(one.vector))  # which may take a while, the first time
-        await self._store.upsert(partition, await asyncio.to_thread(_sealed, key, blinding, partition, documents))
+        sealed = await asyncio.to_thread(_sealed, key, blinding, partition, documents)
+        await self._store.upsert(partition, sealed, replacing=replacing)
 
     async def delete(self, partition: str, ids: Sequence[str]) -> list[str]:
         return await self._store.delete(partition, ids)
@@ -84,6 +85,7 @@ class SealedSearchStore:
         vector: Vector | None = None,
         selection: Selection = EVERYTHING,
         limit: int = 100,
+        shortlist: Shortlist | None = None,
     ) -> list[Hit]:
         key = await self._key_of(_name(partition))
         blinding = self._blinding(key)
@@ -93,10 +95,12 @@ class SealedSearchStore:
             vector=None if vector is None else blinding.turned(vector, await blinding.turn(np.size(vector))),
             selection=blinding.selection(selection),
             limit=limit,
+            shortlist=None if key.mixed else shortlist,
         )
         if key.mixed:
             clear = await self._store.search(partition, text=text, vector=vector, selection=selection, limit=limit)
             hits = _best([*filter(_is_sealed, hits), *(hit for hit in clear if not _is_sealed(hit))], limit)
+            hits = hits if shortlist is None else shortlist.best(hits)
         opened = await self._opened(partition, [hit.document for hit in hits])
         return [Hit(document, hit.lexical, hit.similarity) for document, hit in zip(opened, hits, strict=True)]
 

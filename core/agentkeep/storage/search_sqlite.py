@@ -7,7 +7,7 @@ among all users' memories would show in one user's scores, if it were counted be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ import orjson
 from agentkeep.core.clock import Clock, SystemClock, epoch_ms
 from agentkeep.core.errors import StoreUnavailable
 from agentkeep.storage.file_search import any_in_files
-from agentkeep.storage.search import EVERYTHING, Beneath, Document, Hit, Page, Selection, Vector
+from agentkeep.storage.search import EVERYTHING, Beneath, Document, Hit, Page, Selection, Shortlist, Vector
 from agentkeep.storage.search_sqlite_blocks import NEVER, pack_words
 from agentkeep.storage.search_sqlite_cache import PartitionCache
 from agentkeep.storage.search_sqlite_partitions import Partitions, changed
@@ -66,13 +66,15 @@ class SqliteSearchStore:
         #: The writing and the reading thread's.
         self._write_stems, self._read_stems = Stemmer(), Stemmer()
 
-    async def upsert(self, partition: str, documents: Sequence[Document]) -> None:
+    async def upsert(self, partition: str, documents: Sequence[Document], *, replacing: Collection[str] = ()) -> None:
         rows = [(document, self._bytes(document.vector), encode_metadata(document.metadata)) for document in documents]
         encoded = [encode_namespaces(document.namespaces) for document in documents]
 
         def work(connection: apsw.Connection) -> None:
             number, change = changed(connection, partition)
             for (document, vector, metadata), namespaces in zip(rows, encoded, strict=True):
+                if document.id in replacing and not connection.execute(_THERE, (number, document.id)).get:
+                    continue
                 record = (number, change, document.id, document.created_ms, document.expires_ms)
                 at = connection.execute(_PUT, (*record, namespaces, metadata.decode())).get
                 words = pack_words(self._write_stems.weighed(document))
@@ -157,6 +159,7 @@ class SqliteSearchStore:
         vector: Vector | None = None,
         selection: Selection = EVERYTHING,
         limit: int = 100,
+        shortlist: Shortlist | None = None,
     ) -> list[Hit]:
         asked = None if vector is None else unit(vector, self._dimensions)
         where(selection)  # raises for conditions that are none, in any case
@@ -173,6 +176,8 @@ class SqliteSearchStore:
                     live = block.live(now)
                     scoring.add(block, live, block.selected(live, meets))
                 best = best.with_better(scoring.best(limit), limit)
+            if shortlist is not None:
+                best = best.shortened(shortlist)
             documents = _documents(connection, best.numbers)
             return [
                 Hit(documents[number], best.lexical.get(number, 0.0), best.similar.get(number))
@@ -229,6 +234,7 @@ ON CONFLICT (partition, id) DO UPDATE SET change = excluded.change, created_ms =
 RETURNING number
 """
 #: Gives when it would have expired.
+_THERE: Final = "SELECT 1 FROM records WHERE partition = ? AND id = ?"
 _DELETE: Final = "DELETE FROM records WHERE partition = ? AND id = ? RETURNING coalesce(expires_ms, ?)"
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from agentkeep.storage.search import Vector
+from agentkeep.storage.search import Shortlist, Vector
 from agentkeep.storage.search_sqlite_blocks import Block, word_key
 from agentkeep.storage.search_words import K1, UNITS, B
 
@@ -46,6 +46,18 @@ class Found:
         return Found(
             {number: score for number, score in lexical.items() if number in best},
             {number: score for number, score in similar.items() if number in best},
+        )
+
+    def shortened(self, shortlist: Shortlist) -> Found:
+        """Of equal ones the earlier."""
+
+        def order(number: int) -> tuple[float, int]:
+            return -shortlist.weight(self.lexical.get(number, 0.0), self.similar.get(number)), number
+
+        best = sorted(self.numbers, key=order)[: shortlist.count]
+        return Found(
+            {number: self.lexical[number] for number in best if number in self.lexical},
+            {number: self.similar[number] for number in best if number in self.similar},
         )
 
 

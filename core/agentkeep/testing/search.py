@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentkeep.storage.search import Beneath, Condition, Document, Operator, SearchStore, Selection
+from agentkeep.core.errors import StoreUnavailable
+from agentkeep.storage.search import Beneath, Condition, Document, Operator, SearchStore, Selection, Shortlist
 
 __all__ = ["DIMENSIONS", "SearchStoreContract", "SharedSearchStoreContract"]
 
@@ -58,6 +59,45 @@ class SearchStoreContract:
     async def test_get_keeps_the_order_asked_for(self, search_store: SearchStore) -> None:
         await search_store.upsert(ALICE, [document("a"), document("b")])
         assert [found and found.id for found in await search_store.get(ALICE, ["b", "x", "a"])] == ["b", None, "a"]
+
+    async def test_a_new_version_of_what_is_gone_does_not_bring_it_back(self, search_store: SearchStore) -> None:
+        await search_store.upsert(ALICE, [document("a", "tea"), document("b", "tea")])
+        await search_store.delete(ALICE, ["a"])
+        new = [document("a", "coffee"), document("b", "coffee"), document("c", "coffee")]
+        await search_store.upsert(ALICE, new, replacing=["a", "b", "elsewhere"])
+        assert {hit.document.id for hit in await search_store.search(ALICE, text="coffee tea")} == {"b", "c"}
+        await search_store.upsert(ALICE, [document("a", "coffee")], replacing=["a"])
+        assert await search_store.get(ALICE, ["a"]) == [None]
+
+    async def test_neither_does_one_that_is_written_as_it_goes(self, search_store: SearchStore) -> None:
+        for number in range(5):
+            id = f"a{number}"
+            await search_store.upsert(ALICE, [document(id, "tea")])
+            rewriting = [search_store.upsert(ALICE, [document(id, "coffee")], replacing=[id]) for _ in range(3)]
+            done = await asyncio.gather(*rewriting, search_store.delete(ALICE, [id]), return_exceptions=True)
+            assert all(one is None or isinstance(one, StoreUnavailable) for one in done[:-1])
+            assert await search_store.get(ALICE, [id]) == [None]
+
+    async def test_a_shortlist_is_the_best_of_what_is_found(self, search_store: SearchStore) -> None:
+        near, far = vector(1, 0, 0, 0), vector(1, 5, 0, 0)
+        await search_store.upsert(
+            ALICE,
+            [
+                document("both", "green tea", vector=near),
+                document("words", "green tea", vector=far),
+                document("meaning", "coffee", vector=near),
+                document("neither", "coffee", vector=far),
+            ],
+        )
+
+        async def found(words: float, meaning: float) -> list[str]:
+            shortlist = Shortlist(2, words, meaning)
+            hits = await search_store.search(ALICE, text="green tea", vector=near, shortlist=shortlist)
+            assert all(hit.similarity is not None for hit in hits)
+            return sorted(hit.document.id for hit in hits)
+
+        assert await found(1.0, 0.01) == ["both", "words"]
+        assert await found(0.01, 1.0) == ["both", "meaning"]
 
     async def test_upsert_replaces(self, search_store: SearchStore) -> None:
         await search_store.upsert(ALICE, [document("a", "tea", vector=vector(1, 0, 0, 0), metadata={"k": "old"})])

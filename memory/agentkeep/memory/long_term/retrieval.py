@@ -24,7 +24,7 @@ from agentkeep.memory.long_term.record import Record, likeness
 from agentkeep.memory.long_term.reranking import DEPTH, features, odds
 from agentkeep.memory.long_term.speech import Speakers, speaker_of, spoken
 from agentkeep.storage.embedding import CachedEmbedder, Embedder, EmbeddingUnavailable
-from agentkeep.storage.search import Beneath, Hit, SearchStore, Selection, Vector
+from agentkeep.storage.search import Beneath, Hit, SearchStore, Selection, Shortlist, Vector
 
 __all__ = ["Looked", "Retrieval", "Scored", "telling"]
 
@@ -37,6 +37,10 @@ _OWN: Final = 0.2
 _SPEAKER: Final = 0.12
 #: How many of the best by words, and by meaning, are weighed together.
 _CANDIDATES: Final = 100
+#: Of these, so many for each that is wanted, and so many at least, are looked at whole: to be among the best, a record
+#: must be near it by words and the averaged vector already.
+_EACH: Final = 8
+_LEAST: Final = 80
 #: Records in which speakers are looked for; seconds for which they are remembered; for how many places.
 _RECENT: Final = 100
 _REMEMBERED: Final = 60.0
@@ -96,7 +100,12 @@ class Retrieval:
         about = speakers.removed_from(query)
         vector = await self._query(about)
         hits = await self._search.search(
-            partition, text=telling(about), vector=vector, selection=selection, limit=max(depth, _CANDIDATES)
+            partition,
+            text=telling(about),
+            vector=vector,
+            selection=selection,
+            limit=max(depth, _CANDIDATES),
+            shortlist=Shortlist(max(_EACH * depth, _LEAST), _WORDS, _AROUND if vector is not None else 0.0),
         )
         return _looked_at(hits, vector, speakers.named_in(query), depth)
 

@@ -7,7 +7,7 @@ what is deleted, or says something else now, leaves nothing of its words with it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 from weakref import WeakValueDictionary
@@ -46,7 +46,7 @@ class RecordWriter:
                     there |= {document.id: Record.of(document) for document in page.documents}
             found = linked((there | new).values())
             touched = [one for id, one in found.items() if id in new or linked_ids(one) != linked_ids(there[id])]
-            await self._write(home, touched, found)
+            await self._write(home, touched, found, new)
 
     async def replace(self, home: str, records: Sequence[Record]) -> list[str]:
         """New versions of those that are still there; the ids written. A record stays where it stands, unless it is
@@ -92,12 +92,16 @@ class RecordWriter:
         """Those that stand around the records, and are not `besides`."""
         return await self._read(home, [id for record in records for id in linked_ids(record) if id not in besides])
 
-    async def _write(self, home: str, records: Sequence[Record], known: dict[str, Record]) -> None:
-        """With what stands around each, which is read where it is not known."""
+    async def _write(
+        self, home: str, records: Sequence[Record], known: dict[str, Record], new: Collection[str] = ()
+    ) -> None:
+        """With what stands around each, which is read where it is not known. What is not `new` and was deleted
+        meanwhile, perhaps through another replica, stays away."""
         missing = [id for record in records for id in linked_ids(record) if id not in known]
         known = known | await self._read(home, missing)
         if records:
-            await self._search.upsert(home, [joined(record, known).document() for record in records])
+            former = {record.id for record in records}.difference(new)
+            await self._search.upsert(home, [joined(one, known).document() for one in records], replacing=former)
 
     async def _read(self, home: str, ids: Iterable[str]) -> dict[str, Record]:
         wanted = list(dict.fromkeys(ids))
