@@ -117,9 +117,7 @@ class CredentialProviders:
         provider = CredentialProvider(name, self.arn(name), secret_arn, now, now, details, tags)
         sealed = await self._secret_write(name, secret)
         try:
-            await self._store.transact(
-                [Put(self._providers, name, provider.dump(), expect=ABSENT), sealed]
-            )
+            await self._store.transact([Put(self._providers, name, provider.dump(), expect=ABSENT), sealed])
         except ConditionFailed:
             raise ConflictException(f"There is already an {self.kind.noun} named {name}") from None
         return provider
