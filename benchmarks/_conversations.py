@@ -59,10 +59,16 @@ def as_document(conversation: Conversation) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[Conversation]:
-    """Of either form, one or a list."""
-    document = json.loads(path.read_text())
-    found = document if isinstance(document, list) else [document]
-    return [_locomo(one, f"{n}") if "qa" in one else _own(one) for n, one in enumerate(found)]
+    """Of either form, one or a list. Raises SystemExit, which says what is the matter with the file."""
+    try:
+        document = json.loads(path.read_text())
+        found = document if isinstance(document, list) else [document]
+        return [_locomo(one, f"{n}") if "qa" in one else _own(one) for n, one in enumerate(found)]
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise SystemExit(f"{path} is neither in our form (see --write) nor in LoCoMo's: {found}") from None
 
 
 def _own(one: Mapping[str, Any]) -> Conversation:
@@ -72,13 +78,14 @@ def _own(one: Mapping[str, Any]) -> Conversation:
 
 
 def _locomo(sample: Mapping[str, Any], name: str) -> Conversation:
-    talk = sample["conversation"]
+    talk = sample.get("conversation", sample)
     turns = []
     for number in sorted(int(found[1]) for key in talk if (found := re.fullmatch(r"session_(\d+)", key))):
         begin = _moment(talk.get(f"session_{number}_date_time"), number)
         for index, turn in enumerate(talk[f"session_{number}"]):
             at = (begin + timedelta(seconds=30 * index)).isoformat()
-            turns.append(Turn(turn["dia_id"], number, at, turn["speaker"], turn["text"]))
+            if text := str(turn.get("text") or ""):  # some only show a picture
+                turns.append(Turn(turn["dia_id"], number, at, turn["speaker"], text))
     known = {turn.id for turn in turns}
     questions = []
     for one in sample["qa"]:
