@@ -74,7 +74,7 @@ TABLE: list[tuple[ServiceError, tuple[Any, int], tuple[Any, int], tuple[Any, int
     (ValidationException("x"), (-32006, 200), (-32052, 400), ("VALIDATION_ERROR", 400)),
     (RuntimeClientError("x"), (-32010, 200), (-32055, 424), ("AGENT_ERROR", 200)),
     (InternalServerException("x"), (-32603, 200), (-32603, 500), ("INTERNAL_ERROR", 500)),
-    (ServiceUnavailableException("x"), (-32603, 200), (-32603, 500), ("INTERNAL_ERROR", 500)),
+    (ServiceUnavailableException("x"), (-32603, 200), (-32603, 503), ("INTERNAL_ERROR", 503)),
 ]
 
 

@@ -7,6 +7,7 @@
     │   ├── AccessDeniedException         403  the caller is known and may not
     │   │   ├── CrossUserAccess           403  the same, and raises an alert
     │   │   │   └── CrossAgentAccess      403  the same of what is other agents'
+    │   │   ├── InsufficientScope         403  the same of a user's token, for want of a scope
     │   │   └── KeyRefused                403  a key service does not let the platform use a key
     │   ├── ResourceNotFoundException     404
     │   ├── ConflictException             409  the resource's state forbids it now
@@ -58,6 +59,7 @@ __all__ = [
     "DriverThrottled",
     "EnvironmentStartFailed",
     "FieldError",
+    "InsufficientScope",
     "InternalServerException",
     "KeyRefused",
     "KeyServiceUnavailable",
@@ -153,6 +155,19 @@ class CrossAgentAccess(CrossUserAccess):
     """An agent named what is for other agents."""
 
     whose = "other agents'"
+
+
+class InsufficientScope(AccessDeniedException):
+    """A user's token is good, and has none of the scopes that are needed. `challenge` becomes the WWW-Authenticate
+    header (RFC 6750, 3.1), by which clients get a token that has."""
+
+    def __init__(self, message: str, challenge: str | None = None) -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+    @property
+    def code(self) -> str:
+        return AccessDeniedException.__name__
 
 
 class KeyRefused(AccessDeniedException):

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from agentkeep.core.errors import ServiceError, UnauthorizedException, ValidationException
+from agentkeep.core.errors import InsufficientScope, ServiceError, UnauthorizedException, ValidationException
 from agentkeep.wire.model import ErrorModel, OperationModel
 from agentkeep.wire.response import Response, header_value
 
@@ -37,7 +37,7 @@ _OTHER_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 def error_model(error: ServiceError, operation: OperationModel | None) -> ErrorModel:
     """How `error` is called and numbered for this operation: as it models it, else as its service does, else as the
     platform does."""
-    if operation is not None and getattr(error, "challenge", None) is None:
+    if operation is not None and not (isinstance(error, UnauthorizedException) and error.challenge is not None):
         for name in (error.code, *_OTHER_NAMES.get(error.code, ())):
             if (model := operation.errors.get(name)) is not None:
                 return model
@@ -61,6 +61,6 @@ def error_response(error: ServiceError, operation: OperationModel | None = None)
     """`operation` is None where the request reached none (unknown path, bad signature)."""
     model = error_model(error, operation)
     headers = [(b"content-type", b"application/json"), (b"x-amzn-errortype", model.code.encode())]
-    if isinstance(error, UnauthorizedException) and error.challenge is not None:
+    if isinstance(error, UnauthorizedException | InsufficientScope) and error.challenge is not None:
         headers.append((b"www-authenticate", header_value(error.challenge)))
     return Response(model.status, headers, orjson.dumps(error_document(error, model)))

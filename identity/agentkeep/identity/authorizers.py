@@ -11,7 +11,13 @@ import orjson
 
 from agentkeep.core.call import User
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import AccessDeniedException, FieldError, UnauthorizedException, ValidationException
+from agentkeep.core.errors import (
+    AccessDeniedException,
+    FieldError,
+    InsufficientScope,
+    UnauthorizedException,
+    ValidationException,
+)
 from agentkeep.identity.claims import as_text
 from agentkeep.identity.jwt import JwtVerifier, VerifiedToken
 from agentkeep.identity.provider_documents import refuse_unsafe_url
@@ -22,6 +28,20 @@ __all__ = ["JwtAuthorizers"]
 
 _RULES = ("allowedAudience", "allowedClients", "allowedScopes", "customClaims")
 _HONOURED = {"discoveryUrl", "advertisedScopeMapping", *_RULES}
+_LATTICE = (
+    "names VPC Lattice, which is AWS infrastructure; leave it out: the platform connects from where it runs, and "
+    "AGENTKEEP_IDENTITY_PROVIDER_ADDRESSES names other addresses"
+)
+#: What narrows who may call, or says how to reach the provider, and why it is refused: to leave it out ourselves would
+#: widen it.
+_REFUSED = {
+    "allowedWorkloadConfiguration": "names gateways, which call no runtimes here; leave it out, and let rules for "
+    "claims or a resource policy say who may call",
+    "privateEndpoint": _LATTICE,
+    "privateEndpointOverrides": _LATTICE,
+    "certificateConfigurations": "names certificates in Amazon S3 or Secrets Manager; leave it out, and have the "
+    "identity service's operator trust the authority (SSL_CERT_FILE)",
+}
 #: Operators by claim type, and the member of `claimMatchValue` each compares with.
 _OPERATORS = {
     ("STRING", "EQUALS"): "matchValueString",
@@ -64,7 +84,7 @@ class _Rules:
             if not isinstance(client, str) or client not in self.clients:
                 raise AccessDeniedException("The token's client (client_id, azp) is not in allowedClients")
         if self.scopes and self.scopes.isdisjoint(_scopes(claims)):
-            raise AccessDeniedException("The token has none of the scopes in allowedScopes")
+            raise InsufficientScope("The token has none of the scopes in allowedScopes")
         for claim in self.claims:
             if not claim.accepts(claims.get(claim.name)):
                 raise AccessDeniedException(f"The token's claim {claim.name} does not satisfy customClaims")
@@ -141,9 +161,8 @@ def _read(authorizer: Mapping[str, Any]) -> _Rules:
         refuse_unsafe_url(url)
     except ValueError as error:
         faults.append(FieldError("customJWTAuthorizer.discoveryUrl", str(error)))
-    # Each of these narrows who may call, or says how to reach the provider: leaving one out would widen it.
     faults += [
-        FieldError(f"customJWTAuthorizer.{name}", "is not supported by agentkeep yet; leave it out")
+        FieldError(f"customJWTAuthorizer.{name}", f"is not supported: {_REFUSED.get(name, 'it is not known here')}")
         for name, value in authorizer.items()
         if name not in _HONOURED and value is not None
     ]

@@ -61,16 +61,22 @@ class OpenIdProvider:
         await self._refresh()
         if (keys := self.current()) is not None:
             return keys
-        raise ServiceUnavailableException(
-            f"The identity provider of {self.url} cannot be reached, so user tokens cannot be verified. Try again."
-        )
+        raise self._unreachable()
 
     async def newer(self, keys: ProviderKeys) -> ProviderKeys:
         """The provider's keys after looking whether it publishes others than `keys` by now; `keys` itself where it does
-        not, or was asked only just."""
+        not, or was asked only just. Raises ServiceUnavailableException where it could not be asked: what it may have
+        published since is not known, so nobody is refused for good."""
         if self._keys is keys:
             await self._refresh()
+        if self._keys is keys and self._failure:
+            raise self._unreachable()
         return self.current() or keys
+
+    def _unreachable(self) -> ServiceUnavailableException:
+        return ServiceUnavailableException(
+            f"The identity provider of {self.url} cannot be reached, so user tokens cannot be verified. Try again."
+        )
 
     async def close(self) -> None:
         if self._fetching is not None:

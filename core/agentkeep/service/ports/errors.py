@@ -12,6 +12,7 @@ from agentkeep.core.errors import (
     ConditionFailed,
     EnvironmentStartFailed,
     FieldError,
+    InsufficientScope,
     InternalServerException,
     ServiceError,
     UnauthorizedException,
@@ -40,7 +41,7 @@ def dump_error(error: AgentkeepError) -> bytes:
     document: dict[str, Any] = {"error": name, "message": str(error)}
     if isinstance(error, ValidationException):
         document |= {"reason": error.reason, "fields": [list(field) for field in error.fields]}
-    if isinstance(error, UnauthorizedException):
+    if isinstance(error, UnauthorizedException | InsufficientScope):
         document["challenge"] = error.challenge
     return orjson.dumps(document)
 
@@ -52,7 +53,7 @@ def load_error(data: bytes) -> AgentkeepError:
         found, message = _CLASSES[document["error"]], str(document["message"])
         if issubclass(found, ValidationException):
             return found(message, document["reason"], [FieldError(*field) for field in document["fields"]])
-        if issubclass(found, UnauthorizedException):
+        if issubclass(found, UnauthorizedException | InsufficientScope):
             return found(message, document["challenge"])
         return found(message)
     except (ValueError, KeyError, TypeError):

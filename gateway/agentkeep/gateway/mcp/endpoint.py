@@ -14,7 +14,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import orjson
 from mcp.types import INVALID_REQUEST, PARSE_ERROR, UNSUPPORTED_PROTOCOL_VERSION
@@ -22,6 +22,7 @@ from mcp.types import INVALID_REQUEST, PARSE_ERROR, UNSUPPORTED_PROTOCOL_VERSION
 from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import (
     AccessDeniedException,
+    InsufficientScope,
     ResourceNotFoundException,
     ServiceError,
     ServiceUnavailableException,
@@ -31,6 +32,7 @@ from agentkeep.gateway.mcp.inbound import Inbound, InboundAuthentication, Propos
 from agentkeep.gateway.mcp.server import INBOUND, McpServer, supported_versions
 from agentkeep.gateway.records import Resources
 from agentkeep.service.asgi import ClientLeft, Message, Receive, Scope, Send, pieces, respond
+from agentkeep.service.protected_resources import advertised_scopes, challenge, metadata
 from agentkeep.service.request_id import new_request_id
 
 __all__ = ["PLACE", "GatewayEndpoint"]
@@ -104,10 +106,11 @@ class GatewayEndpoint:
                 return
             inbound = await self._authentication.prove(request, claimed, hashlib.sha256(body).hexdigest())
         except UnauthorizedException as error:
-            challenge = f'Bearer resource_metadata="{base}/.well-known/oauth-protected-resource"'
-            await _refuse(
-                send, 401, -32001, error.message, [(b"www-authenticate", challenge.encode("latin-1", "replace"))]
-            )
+            await _refuse(send, 401, -32001, error.message, await self._challenge(gateway_id, base))
+            return
+        except InsufficientScope as error:
+            told = await self._challenge(gateway_id, base, "insufficient_scope")
+            await _refuse(send, 403, -32002, error.message, told)
             return
         except ServiceError as error:
             await _refuse(send, error.status, _CODES.get(type(error), -32603), error.message)
@@ -132,15 +135,14 @@ class GatewayEndpoint:
         if method != "GET" or gateway is None or gateway.authorizer_type != "CUSTOM_JWT" or gateway.authorizer is None:
             await respond(send, 404, {"message": "There is no such protected resource"})
             return
-        url: str = gateway.authorizer["discoveryUrl"]
-        document: dict[str, Any] = {
-            "resource": f"{base}/mcp",
-            "authorization_servers": [url.partition("/.well-known/")[0]],
-            "bearer_methods_supported": ["header"],
-        }
-        if scopes := gateway.authorizer.get("allowedScopes"):
-            document["scopes_supported"] = list(scopes)
-        await respond(send, 200, document)
+        await respond(send, 200, metadata(f"{base}/mcp", gateway.authorizer))
+
+    async def _challenge(self, gateway_id: str, base: str, error: str | None = None) -> list[tuple[bytes, bytes]]:
+        """How to get a token (`WWW-Authenticate`). The scopes are those of the document, which anybody may read."""
+        gateway = await self._resources.gateway(gateway_id)
+        authorizer = gateway.authorizer if gateway is not None and gateway.authorizer_type == "CUSTOM_JWT" else None
+        told = challenge(f"{base}/.well-known/oauth-protected-resource", advertised_scopes(authorizer or {}), error)
+        return [(b"www-authenticate", told.encode("latin-1", "replace"))]
 
     async def _serve(
         self, inbound: Inbound, scope: Scope, body: bytes, receive: Receive, send: Send, version: bytes | None

@@ -42,6 +42,8 @@ _A2A: Final[Mapping[str, tuple[int, int]]] = {
     "ConflictException": (-32054, 409),
     "RetryableConflictException": (-32054, 409),
     "RuntimeClientError": (-32055, 424),
+    # The contract has no row for it; this status is one that clients try again.
+    "ServiceUnavailableException": (-32603, 503),
 }
 _A2A_OTHER: Final = (-32603, 500)
 _AGUI: Final[Mapping[str, tuple[str, int]]] = {
@@ -55,6 +57,7 @@ _AGUI: Final[Mapping[str, tuple[str, int]]] = {
     "RetryableConflictException": ("SESSION_BUSY", 409),
     "ValidationException": ("VALIDATION_ERROR", 400),
     "RuntimeClientError": ("AGENT_ERROR", 200),
+    "ServiceUnavailableException": ("INTERNAL_ERROR", 503),
 }
 _AGUI_OTHER: Final = ("INTERNAL_ERROR", 500)
 #: What A2A clients get without an envelope.
