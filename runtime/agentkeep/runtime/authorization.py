@@ -11,13 +11,14 @@ from urllib.parse import quote
 
 from agentkeep.core.acting import require_acting
 from agentkeep.core.call import Caller, CallerKind, User
-from agentkeep.core.errors import AccessDeniedException, UnauthorizedException
+from agentkeep.core.errors import AccessDeniedException, InsufficientScope, UnauthorizedException
 from agentkeep.core.identifiers import Arn
 from agentkeep.core.ports import Authorizers
 from agentkeep.runtime.catalogue import Catalogue
 from agentkeep.runtime.policies import Decision, Policy, decide
-from agentkeep.runtime.protected_resources import advertised_scopes, resource_url
+from agentkeep.runtime.protected_resources import resource_url
 from agentkeep.runtime.targets import Target
+from agentkeep.service.protected_resources import advertised_scopes, challenge
 
 __all__ = ["Authorization"]
 
@@ -91,7 +92,7 @@ class Authorization:
 
     async def token(self, target: Target, bearer: str, action: str) -> User:
         """The user of a bearer token. Raises UnauthorizedException, with the challenge by which clients find out where
-        to get one, or AccessDeniedException."""
+        to get one (or, InsufficientScope, one with more in it), or AccessDeniedException."""
         if target.settings.authorizer is None:
             raise not_accepted()
         try:
@@ -100,16 +101,17 @@ class Authorization:
             user = await self._authorizers.verify(target.settings.authorizer, bearer)
         except UnauthorizedException as error:
             raise UnauthorizedException(error.message, error.challenge or self.challenge(target)) from None
+        except InsufficientScope as error:
+            raise InsufficientScope(error.message, self.challenge(target, "insufficient_scope")) from None
         _refuse_denied(target.runtime_arn, target.policies, frozenset(), action)
         return user
 
-    def challenge(self, target: Target) -> str:
+    def challenge(self, target: Target, error: str | None = None) -> str:
         """How to get a token for a runtime with an authorizer (`WWW-Authenticate`)."""
         assert target.settings.authorizer is not None
         place = f"{resource_url(self._public_url, target.runtime_arn)}/.well-known/oauth-protected-resource"
-        challenge = f'Bearer resource_metadata="{place}?qualifier={quote(target.endpoint, safe="")}"'
-        scopes = " ".join(advertised_scopes(target.settings.authorizer))
-        return f'{challenge}, scope="{scopes}"' if scopes else challenge
+        place = f"{place}?qualifier={quote(target.endpoint, safe='')}"
+        return challenge(place, advertised_scopes(target.settings.authorizer), error)
 
     async def _agents_principals(self, caller: Caller) -> frozenset[str]:
         """With the role under which operators know an agent, and that policies written for AWS name."""

@@ -9,7 +9,6 @@ same answer for both.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -17,31 +16,17 @@ from agentkeep.core.errors import ServiceError
 from agentkeep.runtime.pump.target import parse_target
 from agentkeep.runtime.targets import Targets
 from agentkeep.service.asgi import Receive, Scope, Send, respond
+from agentkeep.service.protected_resources import metadata
 
-__all__ = ["PLACE", "ProtectedResourceApp", "advertised_scopes", "resource_url"]
+__all__ = ["PLACE", "ProtectedResourceApp", "resource_url"]
 
 #: Host and path of every such document.
 PLACE: Final = re.compile(rb"[^/]*/runtimes/[^/]+/invocations/\.well-known/oauth-protected-resource")
-_WELL_KNOWN: Final = "/.well-known/"
 
 
 def resource_url(public_url: str, runtime_arn: str) -> str:
     """A runtime, as its clients address it."""
     return f"{public_url.rstrip('/')}/runtimes/{quote(runtime_arn, safe='')}/invocations"
-
-
-def advertised_scopes(authorizer: Mapping[str, Any]) -> Sequence[str]:
-    """What clients are to ask the provider for (`advertisedScopeMapping`): the tokens' scopes may bear other names."""
-    mapping = authorizer.get("advertisedScopeMapping") or {}
-    return [mapping.get(scope, scope) for scope in authorizer.get("allowedScopes") or ()]
-
-
-def issuer_url(discovery_url: str) -> str:
-    """The provider behind its discovery document: the well-known part comes last (OpenID Connect Discovery 4), or
-    before the issuer's path (RFC 8414, 3.1)."""
-    before, _, after = discovery_url.partition(_WELL_KNOWN)
-    path = after.partition("/")[2]
-    return f"{before}/{path}" if path else before
 
 
 class ProtectedResourceApp:
@@ -67,11 +52,4 @@ class ProtectedResourceApp:
         authorizer = target.settings.authorizer
         if authorizer is None:
             return None
-        document: dict[str, Any] = {
-            "resource": resource_url(self._public_url, target.runtime_arn),
-            "authorization_servers": [issuer_url(authorizer["discoveryUrl"])],
-            "bearer_methods_supported": ["header"],
-        }
-        if scopes := advertised_scopes(authorizer):
-            document["scopes_supported"] = list(scopes)
-        return document
+        return metadata(resource_url(self._public_url, target.runtime_arn), authorizer)
