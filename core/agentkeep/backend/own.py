@@ -7,10 +7,12 @@ from the planes, never listed by hand.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from botocore import xform_name
 
+from agentkeep.backend.actions import authorized_call
 from agentkeep.backend.backend import Document
 from agentkeep.backend.tracing import operation_step
 from agentkeep.core.alarm import Alarm
@@ -82,6 +84,8 @@ class SelfBackend:
 
 
 async def _invoke(method: Method, allowed: frozenset[CallerKind], call: Call, request: Mapping[str, Any]) -> Document:
+    if call.caller.kind is CallerKind.ROLE:
+        call = replace(call, caller=authorized_call(call, request))
     if call.caller.kind not in allowed:
         raise AccessDeniedException(
             f"{call.caller.principal} is not authorized to perform {call.operation}: "

@@ -31,13 +31,23 @@ MOST_COUNTED: Final = 50_000
 
 
 def require_acting(caller: Caller, operation: str) -> None:
-    """Raises AccessDeniedException where an operator's key was not issued to act for users."""
-    if caller.kind is CallerKind.OPERATOR and not caller.acts_for_users:
+    """Raises AccessDeniedException where an operator's key was not issued to act for users, or a role's may act for
+    none. For whom exactly a role may, `ActingForUsers` says, who is asked as soon as the user is known."""
+    if caller.grant is not None:
+        caller.grant.require_acting(operation)
+    elif caller.kind is CallerKind.OPERATOR and not caller.acts_for_users:
         raise AccessDeniedException(
             f"{caller.principal} is not authorized to perform {operation}: it concerns users' data, and this key does "
             "not act for users. Call it as the user (with the user's token, or from the user's session), or with a key "
             "that was issued for it: agentkeep keys create NAME --acts-for-users"
         )
+
+
+def _require_acting_for(caller: Caller, operation: str, user_id: str | None) -> None:
+    if caller.grant is not None:
+        caller.grant.require_acting_for(operation, user_id)
+    else:
+        require_acting(caller, operation)
 
 
 class LoggedAudit:
@@ -143,7 +153,7 @@ class ActingForUsers:
 
     def admitted(self, caller: Caller, operation: str, resource: str, user_id: str | None) -> bool:
         """Whether it may go on without waiting; False: `admit` it. Raises AccessDeniedException."""
-        require_acting(caller, operation)
+        _require_acting_for(caller, operation, user_id)
         return self._tally.again(
             (caller.principal, operation, resource, user_id),
             lambda: self._record(caller, operation, resource, user_id),
@@ -152,7 +162,7 @@ class ActingForUsers:
     async def admit(self, caller: Caller, operation: str, resource: str, user_id: str | None) -> None:
         """`resource`: what of (`memory notes-0123456789`); `user_id`: whose, None where that is not known. On record
         when it returns. Raises AccessDeniedException, and StoreUnavailable where it cannot be put on record."""
-        require_acting(caller, operation)
+        _require_acting_for(caller, operation, user_id)
         await self._tally.note(
             (caller.principal, operation, resource, user_id),
             lambda: self._record(caller, operation, resource, user_id),

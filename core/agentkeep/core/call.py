@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
+from agentkeep.core.grants import Grant
+
 __all__ = [
     "INCOMPLETE_CLAIMS",
     "RESERVED_CLAIMS",
@@ -29,6 +31,9 @@ INCOMPLETE_CLAIMS: Final = RESERVED_CLAIMS + "incomplete"
 class CallerKind(StrEnum):
     OPERATOR = "operator"  # a platform-issued operator or application key
     SESSION = "session"  # an agent, by its session's vended key
+    ROLE = (
+        "role"  # a role of this deployment, by keys it gave for a token: may do what `authorized` says, as an operator
+    )
     USER = "user"  # an end user, by a JWT that passed the runtime's or gateway's authorizer
 
 
@@ -57,6 +62,7 @@ class Caller:
 
     `principal` is ARN-shaped (`arn:aws:sts::<account>:assumed-role/<runtime id>/<session id>` for a session).
     `acts_for_users`: an operator's key was issued for acting for users without a proof of theirs.
+    `grant`: what a role's key is allowed, and all it is.
     """
 
     kind: CallerKind
@@ -65,6 +71,11 @@ class Caller:
     user: User | None = None
     session: SessionRef | None = None
     acts_for_users: bool = False
+    grant: Grant | None = field(default=None, compare=False, repr=False)
+
+    def acts_for(self, user_id: str | None) -> bool:
+        """Whether an operator or a role may act for this user without a proof of the user's. None: for whichever."""
+        return self.acts_for_users if self.grant is None else self.grant.acts_for(user_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.parity import COMPATIBILITY_PAGE
+from agentkeep.core.permissions import authorized
 from agentkeep.core.ports import AccessKey
 from agentkeep.service.answers import health_response, send_response
 from agentkeep.service.asgi import ClientLeft, Message, Receive, Scope, Send
@@ -249,12 +250,12 @@ class Application:
             await mount.serve(request.scope, request.receive_counted, send, request.id)
             return
         key, claim = await self._identify(request)
-        if key.caller.kind is not CallerKind.OPERATOR:
+        if key.caller.kind not in (CallerKind.OPERATOR, CallerKind.ROLE):
             raise AccessDeniedException(f"{key.caller.principal} is not an operator")
         body = await self._body(request, mount.max_body, self._spools)
         try:
             self._authenticator.prove(claim, key, body.sha256)
-            request.scope["agentkeep.caller"] = key.caller
+            request.scope["agentkeep.caller"] = authorized(key.caller, mount.action(request.method), ("*",))
             await mount.serve(request.scope, body.replay(request.receive), send, request.id)
         finally:
             body.close()

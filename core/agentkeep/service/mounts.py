@@ -5,18 +5,32 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from agentkeep.core.errors import ValidationException
 from agentkeep.service.asgi import App, Message, Receive, Scope, Send
 
-__all__ = ["Access", "AnswerCut", "Mount"]
+__all__ = ["OPERATORS_MOUNTS", "Access", "AnswerCut", "Mount", "mount_actions"]
+
+#: The mounts for operators, by which policies of roles name what may be done there.
+OPERATORS_MOUNTS: Final = (
+    "/alerts", "/artifacts", "/audit", "/audit-records", "/catalogue", "/logs", "/memory", "/operator-keys", "/roles",
+    "/sessions", "/traces", "/usage",
+)  # fmt: skip
+_READS: Final = ("GET", "HEAD")
+
+
+def mount_actions(prefix: str) -> tuple[str, str]:
+    """The actions of reading and of writing at an operators' mount: `agentkeep:ReadTraces`, `agentkeep:WriteTraces`."""
+    name = "".join(word.capitalize() for word in prefix.strip("/").split("-"))
+    return f"agentkeep:Read{name}", f"agentkeep:Write{name}"
 
 
 class Access(StrEnum):
     """Which listener a mount is on, and who may use it there."""
 
     PUBLIC = "public"  # the public listener; nobody is asked who he is, unless the application does
-    OPERATOR = "operator"  # the public listener, signed with an operator's key
+    OPERATOR = "operator"  # the public listener, signed with an operator's key, or a role's that may
     SESSION = "session"  # session listeners; the socket says whose session it is, nothing need be signed
 
 
@@ -35,6 +49,11 @@ class Mount:
     access: Access
     max_body: int = 25_000_000
     place: re.Pattern[bytes] | None = None
+
+    def action(self, method: str) -> str:
+        """What a role's policies call this, where the mount is operators'."""
+        reading, writing = mount_actions(self.prefix)
+        return reading if method in _READS else writing
 
     def covers(self, path: bytes, host: bytes = b"") -> bool:
         if self.place is not None:

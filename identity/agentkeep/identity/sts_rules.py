@@ -23,10 +23,11 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
+from pydantic import Field, StrictStr, ValidationError, model_validator
 
 from agentkeep.core.call import User
 from agentkeep.core.errors import AgentkeepError
+from agentkeep.identity.claim_conditions import ClaimConditions, Strict, first_unmet
 
 __all__ = ["RoleRule", "StsRules", "StsRulesInvalid"]
 
@@ -37,45 +38,19 @@ _ROLE: Final = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[!-~]{1,512}$"
 _POLICY_ARN: Final = r"^arn:aws[a-z-]*:iam::([0-9]{12}|aws):policy/[!-~]{1,512}$"
 _PLACEHOLDER: Final = re.compile(r"\$\{agentkeep:([^}]*)\}")
 _PLACEHOLDERS: Final = ("user", "agent")
-_IN_WORDS: Final = ("scope", "scp")
-
-_Scalar = StrictStr | StrictBool | StrictInt
 
 
 class StsRulesInvalid(AgentkeepError):
     """The rules cannot be used; the message names every place. The platform does not start."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class _Contains(_Strict):
-    """A list with this among its elements. Of text only the scopes are a list, in words: a part of somebody's name must
-    not be taken for a group."""
-
-    contains: StrictStr = Field(min_length=1)
-
-    def accepts(self, name: str, value: Any) -> bool:
-        if name in _IN_WORDS and isinstance(value, str):
-            value = value.split()
-        return isinstance(value, list) and self.contains in value
-
-
-class _AnyOf(_Strict):
-    any_of: tuple[_Scalar, ...] = Field(min_length=1, alias="anyOf")
-
-    def accepts(self, name: str, value: Any) -> bool:
-        return any(_same(one, value) for one in self.any_of)
-
-
-class RoleRule(_Strict):
+class RoleRule(Strict):
     """`role`, or `keys: platform`: the platform's own keys, with which the session is nobody to AWS."""
 
     name: StrictStr = Field(min_length=1, max_length=64, pattern=r"^[\w .,:-]+$")
     agents: tuple[Annotated[StrictStr, Field(pattern=_AGENT)], ...] = Field(min_length=1)
     issuer: StrictStr | None = Field(None, min_length=1, max_length=2048)
-    claims: dict[StrictStr, _Scalar | _Contains | _AnyOf] = Field(default_factory=dict)
+    claims: ClaimConditions = Field(default_factory=dict)
     role: StrictStr | None = Field(None, pattern=_ROLE)
     policy: dict[str, Any] | None = None
     policy_arns: tuple[Annotated[StrictStr, Field(pattern=_POLICY_ARN)], ...] = Field(
@@ -109,14 +84,7 @@ class RoleRule(_Strict):
             return False
         if self.issuer is not None and claims.get("iss") != self.issuer:
             return False
-        for name, wanted in self.claims.items():
-            value = _claim(claims, name)
-            if isinstance(wanted, _Contains | _AnyOf):
-                if not wanted.accepts(name, value):
-                    return False
-            elif not _same(wanted, value):
-                return False
-        return True
+        return first_unmet(self.claims, claims) is None
 
     def session_policy(self, runtime_id: str, user: User) -> str | None:
         """The policy as STS takes it, for this user and agent."""
@@ -127,7 +95,7 @@ class RoleRule(_Strict):
         return _PLACEHOLDER.sub(lambda found: values[found[1]], orjson.dumps(self.policy).decode())
 
 
-class StsRules(_Strict):
+class StsRules(Strict):
     """`default` says aloud what becomes of a session that no rule is for."""
 
     rules: tuple[RoleRule, ...] = Field(min_length=1)
@@ -179,20 +147,3 @@ class StsRules(_Strict):
 def agent_name(runtime_id: str) -> str:
     """Of an agent runtime's id, which is its name and ten characters that tell it from earlier ones of that name."""
     return runtime_id.rpartition("-")[0]
-
-
-def _same(wanted: str | bool | int, value: Any) -> bool:
-    return type(wanted) is type(value) and bool(wanted == value)
-
-
-def _claim(claims: Mapping[str, Any], name: str) -> Any:
-    """A claim by its name, or a member of one that is an object (`realm_access.roles`); the token's own names, which
-    may have dots in them, go first. None: there is none."""
-    if name in claims:
-        return claims[name]
-    for place, character in enumerate(name):
-        if character == ".":
-            member = claims.get(name[:place])
-            if isinstance(member, dict) and (found := _claim(member, name[place + 1 :])) is not None:
-                return found
-    return None

@@ -13,9 +13,10 @@ from agentkeep.core.acting import require_acting
 from agentkeep.core.call import Caller, CallerKind, User
 from agentkeep.core.errors import AccessDeniedException, InsufficientScope, UnauthorizedException
 from agentkeep.core.identifiers import Arn
+from agentkeep.core.permissions import authorized
+from agentkeep.core.policies import Asked, Decision, Policy, decide
 from agentkeep.core.ports import Authorizers
 from agentkeep.runtime.catalogue import Catalogue
-from agentkeep.runtime.policies import Decision, Policy, decide
 from agentkeep.runtime.protected_resources import resource_url
 from agentkeep.runtime.targets import Target
 from agentkeep.service.protected_resources import advertised_scopes, challenge
@@ -50,6 +51,13 @@ class Authorization:
         require_acting(caller, f"{action} for a user it names")
         return User(user_id)
 
+    def role(self, target: Target, caller: Caller, user_id: str | None, action: str) -> Caller:
+        """A role's caller as the operator that it is for this invocation. Raises AccessDeniedException."""
+        resources = (target.runtime_arn, f"{target.runtime_arn}/runtime-endpoint/{target.endpoint}")
+        if user_id is not None:
+            authorized(caller, f"bedrock-agentcore:{action}{FOR_USER}", resources)
+        return authorized(caller, f"bedrock-agentcore:{action}", resources)
+
     async def agent(self, target: Target, caller: Caller, user_id: str | None, action: str) -> User:
         """The user an agent acts for: its session's own. Raises AccessDeniedException."""
         assert caller.session is not None
@@ -63,7 +71,8 @@ class Authorization:
             raise AccessDeniedException(
                 f"Agent runtime {target.runtime_id} takes users' tokens only; agents sign with their session's keys."
             )
-        if decide(target.policies, await self._agents_principals(caller), action) is not Decision.ALLOW:
+        principals = await self._agents_principals(caller)
+        if decide(target.policies, _asked(action, principals)) is not Decision.ALLOW:
             raise AccessDeniedException(
                 f"{caller.principal} is not authorized to perform bedrock-agentcore:{action} on {target.runtime_arn}: "
                 "an agent may invoke another only where that one's resource policy allows it."
@@ -128,13 +137,17 @@ class Authorization:
         if arn is not None:
             names |= {arn.account, f"arn:{arn.partition}:iam::{arn.account}:root"}
             kind, _, rest = arn.resource.partition("/")
-            if caller.kind is CallerKind.SESSION and kind == "assumed-role":
+            if kind == "assumed-role":
                 names.add(f"arn:{arn.partition}:iam::{arn.account}:role/{rest.split('/')[0]}")
         return frozenset(names)
 
 
+def _asked(action: str, principals: frozenset[str]) -> Asked:
+    return Asked(f"bedrock-agentcore:{action}", principals=principals)
+
+
 def _refuse_denied(runtime_arn: str, policies: tuple[Policy, ...], principals: frozenset[str], action: str) -> None:
-    if decide(policies, principals, action) is Decision.DENY:
+    if decide(policies, _asked(action, principals)) is Decision.DENY:
         raise AccessDeniedException(f"bedrock-agentcore:{action} on {runtime_arn} is denied by its resource policy.")
 
 

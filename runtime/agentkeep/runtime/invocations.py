@@ -188,7 +188,7 @@ class RuntimeInvocations:
             user = self._authorization.cached_token(target, request.bearer or "", action(request))
             if user is None:
                 return None
-        elif request.caller.kind is CallerKind.OPERATOR:
+        elif request.caller.kind is CallerKind.OPERATOR and request.caller.grant is None:
             user = self._authorization.operator(target, request.caller, request.user_id, action(request))
             if user is not None and not self._acting.admitted(*_acted(target, request.caller, request, user)):
                 return None
@@ -341,6 +341,8 @@ class RuntimeInvocations:
         user_id = request.user_id
         if user_id is not None and not 1 <= len(user_id) <= _USER_ID_LIMIT:
             raise invalid(FieldError("runtimeUserId", f"must have between 1 and {_USER_ID_LIMIT} characters"))
+        if caller.grant is not None:
+            caller = self._authorization.role(target, caller, user_id, asked)
         if caller.kind is CallerKind.OPERATOR:
             user = self._authorization.operator(target, caller, user_id, asked)
             if user is not None:

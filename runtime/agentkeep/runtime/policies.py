@@ -6,60 +6,21 @@ never ignored. Rules: developer guide, "resource-based-policies".
 
 from __future__ import annotations
 
-import fnmatch
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
 
 from agentkeep.core.errors import ConditionFailed, ResourceNotFoundException, ValidationException
+from agentkeep.core.policies import Policy, Statement, statements, texts
 from agentkeep.runtime.catalogue import POLICIES
 from agentkeep.storage.interface import PRESENT, Delete, KeyValueStore, Put
 
-__all__ = ["Decision", "Policies", "Policy", "decide", "parse_policy"]
+__all__ = ["Policies", "parse_policy"]
 
-STATEMENTS: Final = 100
 _MEMBERS: Final = frozenset({"Sid", "Effect", "Principal", "Action", "Resource"})
 _PREFIX: Final = "bedrock-agentcore:"
-
-
-class Decision(Enum):
-    """Of all policies together: a deny outweighs every allow; NONE says nothing."""
-
-    ALLOW = "allow"
-    DENY = "deny"
-    NONE = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    allows: bool
-    principals: frozenset[str]  # ARNs, account ids, or "*"
-    actions: tuple[str, ...]  # patterns, lower case
-
-    def applies(self, principals: frozenset[str], action: str) -> bool:
-        named = "*" in self.principals or not principals.isdisjoint(self.principals)
-        return named and any(fnmatch.fnmatchcase(action, pattern) for pattern in self.actions)
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    statements: tuple[Statement, ...]
-
-
-def decide(policies: Iterable[Policy], principals: frozenset[str], action: str) -> Decision:
-    """`principals`: every name the caller goes by; `action` without the service's prefix."""
-    decision = Decision.NONE
-    for policy in policies:
-        for statement in policy.statements:
-            if statement.applies(principals, f"{_PREFIX}{action}".lower()):
-                if not statement.allows:
-                    return Decision.DENY
-                decision = Decision.ALLOW
-    return decision
 
 
 def parse_policy(text: str, resource: str, *, jwt: bool) -> Policy:
@@ -71,16 +32,7 @@ def parse_policy(text: str, resource: str, *, jwt: bool) -> Policy:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise ValidationException(f"The policy is not JSON: {error}") from None
-    if not isinstance(document, dict) or document.get("Version") not in ("2012-10-17", "2008-10-17"):
-        raise ValidationException('The policy must be an object with "Version": "2012-10-17".')
-    if unknown := document.keys() - {"Version", "Id", "Statement"}:
-        raise ValidationException(f"The policy has unknown members: {', '.join(sorted(unknown))}.")
-    statements = document.get("Statement")
-    if isinstance(statements, dict):
-        statements = [statements]
-    if not isinstance(statements, list) or not 1 <= len(statements) <= STATEMENTS:
-        raise ValidationException(f"The policy must have between 1 and {STATEMENTS} statements.")
-    return Policy(tuple(_statement(s, index, resource, jwt) for index, s in enumerate(statements, 1)))
+    return Policy(tuple(_statement(s, index, resource, jwt) for index, s in enumerate(statements(document), 1)))
 
 
 def _statement(statement: Any, index: int, resource: str, jwt: bool) -> Statement:
@@ -96,12 +48,12 @@ def _statement(statement: Any, index: int, resource: str, jwt: bool) -> Statemen
         )
     if statement.get("Effect") not in ("Allow", "Deny"):
         raise fault('"Effect" must be "Allow" or "Deny".')
-    actions = _texts(statement.get("Action"))
+    actions = texts(statement.get("Action"))
     if not actions or not all(a == "*" or a.lower().startswith(_PREFIX) for a in actions):
         raise fault(f'"Action" must name actions of the service ({_PREFIX}InvokeAgentRuntime).')
     if any("[" in action for action in actions):
         raise fault('"Action" may hold the wildcards * and ? only.')
-    resources = _texts(statement.get("Resource"))
+    resources = texts(statement.get("Resource"))
     if not resources or any(_plain(name) != resource for name in resources):
         raise fault(f'"Resource" must be exactly the resource\'s ARN, {resource}.')
     principals = _principals(statement.get("Principal"))
@@ -109,7 +61,8 @@ def _statement(statement: Any, index: int, resource: str, jwt: bool) -> Statemen
         raise fault('"Principal" must be "*" or {"AWS": ...} with ARNs or account ids.')
     if jwt and principals != {"*"}:
         raise fault('"Principal" must be "*": callers of this resource prove themselves by tokens, not as principals.')
-    return Statement(statement["Effect"] == "Allow", principals, tuple(action.lower() for action in actions))
+    lowered = tuple(action.lower() for action in actions)
+    return Statement(statement["Effect"] == "Allow", lowered, principals=principals)
 
 
 def _principals(principal: Any) -> frozenset[str]:
@@ -117,7 +70,7 @@ def _principals(principal: Any) -> frozenset[str]:
         return frozenset({"*"})
     if not isinstance(principal, Mapping) or set(principal) != {"AWS"}:
         return frozenset()
-    names = _texts(principal["AWS"])
+    names = texts(principal["AWS"])
     usable = all(name == "*" or re.fullmatch(r"\d{12}|arn:[^*?]+", name) for name in names)
     return frozenset(names) if usable else frozenset()
 
@@ -125,11 +78,6 @@ def _principals(principal: Any) -> frozenset[str]:
 def _plain(resource: str) -> str:
     """The ARN as the API forms it; the guide writes endpoints as `runtime/ID/endpoint/NAME`."""
     return re.sub(r"(:runtime/[^/]+)/endpoint/", r"\1/runtime-endpoint/", resource)
-
-
-def _texts(value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    return values if all(isinstance(v, str) and v for v in values) else []
 
 
 class Policies:

@@ -13,8 +13,9 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.identifiers import Arn
+from agentkeep.core.policies import Policy
 from agentkeep.runtime.catalogue import Catalogue
-from agentkeep.runtime.policies import Policies, Policy
+from agentkeep.runtime.policies import Policies
 from agentkeep.runtime.records import Status, Version
 from agentkeep.runtime.rules import Settings
 

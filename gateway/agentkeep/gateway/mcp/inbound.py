@@ -1,8 +1,8 @@
 """Who calls a gateway, and that it is really he.
 
 authorizer of the gateway   what is accepted
-AWS_IAM                     a SigV4 signature of the body too: operators on the public listener, and an agent with its
-                            session's keys on its session's listener
+AWS_IAM                     a SigV4 signature of the body too: operators, and roles whose policies allow InvokeGateway,
+                            on the public listener; an agent with its session's keys on its session's listener
 CUSTOM_JWT                  a bearer token that passes the authorizer. On a session's listener it must be the token of
                             the session's own user: the call is then the session's, whatever the token says
 
@@ -20,6 +20,7 @@ from opentelemetry.trace import SpanContext
 from agentkeep.core.call import Caller, CallerKind, SessionRef, User
 from agentkeep.core.errors import AccessDeniedException, ResourceNotFoundException, UnauthorizedException
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.permissions import authorized
 from agentkeep.core.ports import AccessKey, Authorizers, SessionUsers
 from agentkeep.core.telemetry import parent_in
 from agentkeep.gateway.records import GatewayRecord, Resources
@@ -98,12 +99,14 @@ class InboundAuthentication:
         if claimed is not None:
             key, claim = claimed
             self._authenticator.prove(claim, key, body_sha256)
+            arn = self._deployment.arn(f"gateway/{request.gateway_id}")
+            caller = authorized(key.caller, "bedrock-agentcore:InvokeGateway", [arn])
             gateway = await self._resources.gateway(request.gateway_id)
             if gateway is None:
                 raise ResourceNotFoundException(f"There is no gateway {request.gateway_id}")
             if gateway.authorizer_type != "AWS_IAM":
                 raise UnauthorizedException(_MISSING)
-            return Inbound(gateway, key.caller, request.request_id, request.parent)
+            return Inbound(gateway, caller, request.request_id, request.parent)
         gateway = await self._resources.gateway(request.gateway_id)
         token = request.bearer
         if gateway is None or gateway.authorizer_type != "CUSTOM_JWT" or gateway.authorizer is None or not token:
