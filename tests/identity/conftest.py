@@ -137,6 +137,7 @@ class Provider:
         self.clock = clock
         self.keys = [_first_key()]
         self.fetches = 0
+        self.fetched_elsewhere = 0
         self.metadata: dict[str, Any] = {}
         self.jwks: Callable[[], web.StreamResponse] | None = None
         self.delay = 0.0
@@ -144,7 +145,7 @@ class Provider:
         app = web.Application()
         app.router.add_get("/realm/.well-known/openid-configuration", self._metadata)
         app.router.add_get("/realm/keys", self._keys)
-        app.router.add_get("/realm/elsewhere", self._published)
+        app.router.add_get("/realm/elsewhere", self._elsewhere)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         self.url = ""
 
@@ -171,6 +172,10 @@ class Provider:
 
     async def _keys(self, request: web.Request) -> web.StreamResponse:
         return self.jwks() if self.jwks is not None else await self._published(request)
+
+    async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
+        self.fetched_elsewhere += 1
+        return await self._published(request)
 
     async def _published(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"keys": [key.jwk for key in self.keys]})
