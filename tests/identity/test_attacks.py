@@ -257,7 +257,8 @@ TARGETS = [
     "/%6demories/create", "/memories/%63reate", "/Memories/create", "/memories/create;x=y", "/memories/create%00",
     "/memories/create%0d%0aX: y", "/memories/create%20", "/memories/create%3F", "/memories/create#x",
     "/memories/create?", "http://127.0.0.1/memories/create", "https://evil.example/memories/create", "*",
-    "/identities/../memories/create", "/healthz/../memories/create", "/identities/oauth2/callback/../../../memories/create",
+    "/identities/../memories/create", "/healthz/../memories/create",
+    "/identities/oauth2/callback/../../../memories/create",
     "/edge/../memories/create",
 ]  # fmt: skip
 #: Accepted because it is the very same request: with an empty query; in a form of which the edge passes on the path,
