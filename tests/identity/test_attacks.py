@@ -558,6 +558,7 @@ ELSEWHERE = {
     "a key that gives itself what it has not": "identity/test_acting_for_users.py::test_nobody_gives_what_he_has_not",
     "another user's token at a gateway":
         "gateway/test_tool_calls.py::test_a_session_sends_its_own_users_token_and_no_others",
+    "sessions of every protocol": "runtime/test_bound_sessions.py::test_stolen_and_replayed",
 }  # fmt: skip
 
 

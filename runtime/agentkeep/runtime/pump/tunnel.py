@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from hashlib import sha256
 from typing import cast
 
 import httptools
 
-from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError
+from agentkeep.core.errors import (
+    InternalServerException,
+    RuntimeClientError,
+    ServiceError,
+    UnauthorizedException,
+)
 from agentkeep.runtime.drivers.driver import Connection
 from agentkeep.runtime.forwarding import FORWARDED, ForwardedTurn, OwnerChanged
 from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
@@ -91,15 +97,25 @@ class Tunnel(Exchange):
 
     async def _authenticated(self) -> InvocationRequest:
         head, authenticator = self.head, self._pump.authenticator
-        headers = text_headers(head.headers)
-        target = parse_target(head.path, head.query)
-        caller = None
-        bearer = bearer_token(headers, head.session)
-        if bearer is None:
+        asked = self._asked(bearer_token(text_headers(head.headers), head.session))
+        if asked.bearer is not None:
+            return asked
+        try:
             claim = authenticator.claim(head.method, head.path, head.query, head.headers)
-            access = authenticator.cached(claim, head.session) or await authenticator.find(claim, head.session)
-            authenticator.prove(claim, access, _NO_BODY)
-            caller = access.caller
+        except UnauthorizedException:
+            if head.session is None and b"authorization" not in head.headers and b"X-Amz-" not in head.query:
+                # Nobody has signed, and there is no token: where tokens are taken, the answer says how to get one.
+                challenge = await self._pump.invocations.challenge(asked)
+                if challenge is not None:
+                    raise UnauthorizedException("Missing authentication token", challenge) from None
+            raise
+        access = authenticator.cached(claim, head.session) or await authenticator.find(claim, head.session)
+        authenticator.prove(claim, access, _NO_BODY)
+        return replace(asked, caller=access.caller)
+
+    def _asked(self, bearer: str | None) -> InvocationRequest:
+        head, headers = self.head, text_headers(self.head.headers)
+        target = parse_target(head.path, head.query)
         given = query_headers(target.query)
         session_id = headers.get(SESSION_HEADER) or given.pop(SESSION_HEADER, None)
         user_id = headers.get(USER_HEADER) or given.pop(USER_HEADER, None)
@@ -110,7 +126,7 @@ class Tunnel(Exchange):
             session_id,
             user_id,
             None,
-            caller,
+            None,
             bearer,
             self.request_id,
             {**given, **headers},
