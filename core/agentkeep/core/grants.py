@@ -89,7 +89,7 @@ class Grant:
         return AccessDeniedException(
             f"User: {self.principal} is not authorized to perform: {ACT_FOR_USER} on resource: "
             f"{user_arn(self.deployment.account, user_id)}, which {operation} needs, since it concerns users' data. "
-            "Call it as the user (with the user's token, or from the user's session), or have the role's policy allow it"
+            "Call it as the user (with the user's token, or from the user's session), or have the role allowed it"
         )
 
 

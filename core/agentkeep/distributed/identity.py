@@ -8,6 +8,7 @@ from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.ports import Keys
 from agentkeep.distributed.service import CACHE_SECONDS, Composed, Service
 from agentkeep.distributed.settings import load
+from agentkeep.identity import sts_app
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
@@ -49,6 +50,9 @@ async def compose(service: Service) -> Composed:
         keys,
         mounts=[
             Mount(CALLBACK_PATH, plane.oauth2_callback, Access.PUBLIC),
+            Mount(sts_app.PATH, plane.sts_app, Access.PUBLIC, sts_app.LARGEST_REQUEST),
+            Mount(sts_app.PATH, plane.sts_app, Access.SESSION, sts_app.LARGEST_REQUEST),
+            Mount("/roles", plane.roles_app, Access.OPERATOR),
             Mount("/operator-keys", OperatorKeysApp(plane.keys, service.audit, service.clock), Access.OPERATOR),
         ],
         ports={

@@ -41,6 +41,7 @@ from agentkeep.gateway.control.plane import gateway_control
 from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.gateway.tools import Callers, ToolGateway
+from agentkeep.identity import sts_app
 from agentkeep.identity.issuer import DevelopmentIssuer, discovery_url
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.oauth2_providers import CALLBACK_PATH
@@ -253,6 +254,9 @@ class EmbeddedPlatform:
             mounts=[
                 Mount(ISSUER_PATH, issuer.app, Access.PUBLIC),
                 Mount(CALLBACK_PATH, identity.oauth2_callback, Access.PUBLIC),
+                Mount(sts_app.PATH, identity.sts_app, Access.PUBLIC, sts_app.LARGEST_REQUEST),
+                Mount(sts_app.PATH, identity.sts_app, Access.SESSION, sts_app.LARGEST_REQUEST),
+                Mount("/roles", identity.roles_app, Access.OPERATOR),
                 Mount("/artifacts", runtime.artifacts_app, Access.OPERATOR, runtime_settings.bundle_limit),
                 Mount("/sessions", runtime.admin_app, Access.OPERATOR),
                 Mount("/logs", runtime.admin_app, Access.OPERATOR),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import CallerKind, SessionRef
 from agentkeep.core.clock import Clock, SystemClock
 from agentkeep.core.errors import UnauthorizedException
 from agentkeep.core.ports import AccessKey, Keys
-from agentkeep.wire.signature import Claim, parse
+from agentkeep.wire.signature import SIGNING_NAMES, Claim, parse
 
 __all__ = ["Authenticator", "Claim"]
 
@@ -28,14 +28,23 @@ class Authenticator:
     UnauthorizedException.
     """
 
-    def __init__(self, keys: Keys, clock: Clock | None = None, alarm: Alarm | None = None) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        clock: Clock | None = None,
+        alarm: Alarm | None = None,
+        signing_names: Collection[bytes] = SIGNING_NAMES,
+    ) -> None:
+        """`signing_names`: the services for which requests may be signed."""
         self._keys = keys
+        self._signing_names = signing_names
         self._alarm = alarm
         self._clock = clock or SystemClock()
 
     def claim(self, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes]) -> Claim:
         """`path` and `query` raw; `headers` by lower-case name, repeated ones joined by a comma."""
-        return parse(method, path, query, headers, self._clock.now().timestamp())
+        now = self._clock.now().timestamp()
+        return parse(method, path, query, headers, now, signing_names=self._signing_names)
 
     def cached(self, claim: Claim, session: SessionRef | None) -> AccessKey | None:
         """The claimed key if it is known without waiting. `session`: the listener's; None: the public listener."""

@@ -21,7 +21,7 @@ _OWNED: Final[Mapping[str, str]] = {
     "gateway": "gateways model guardrail policy-engines policy-engine-summaries registries registry-records web-search"
     " catalogue audit .well-known",
     "memory": "memories memory",
-    "identity": "identities payments operator-keys",
+    "identity": "identities payments operator-keys roles sts",
     "observability": "v1 usage traces alerts audit-records budgets evaluations evaluators online-evaluation-configs"
     " datasets recommendations ab-tests agentinsights agent-insight-stores",
 }

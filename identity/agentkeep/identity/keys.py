@@ -1,4 +1,4 @@
-"""Access keys: operators', which the platform issues; and sessions', which it issues or AWS's STS does.
+"""Access keys: operators' and roles', which the platform issues; and sessions', which it issues or AWS's STS does.
 
 No secret is stored in clear. Those of the platform's own keys are computed from the master key and the key's record,
 those of STS's keys are sealed under it; so a copy of the store is of no use to anyone.
@@ -10,7 +10,7 @@ import base64
 import hmac
 import secrets
 import string
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from agentkeep.core.call import Caller, CallerKind, SessionRef, User
@@ -18,8 +18,9 @@ from agentkeep.core.clock import Clock, epoch_ms
 from agentkeep.core.errors import ConditionFailed, ConflictException, ResourceNotFoundException, ValidationException
 from agentkeep.core.identifiers import Deployment, suffix
 from agentkeep.core.ports import AccessKey, SessionCredentials
-from agentkeep.identity.key_records import KeyRecord
+from agentkeep.identity.key_records import KeyRecord, RoleSession, ended, lives_of, role_lives, session_lives
 from agentkeep.identity.master_key import MasterKey
+from agentkeep.identity.roles import LONGEST, Roles
 from agentkeep.identity.sealing import Seal
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.identity.sts_exchange import RoleExchange
@@ -67,10 +68,11 @@ class _Cached:
 
 
 class AccessKeys:
-    """Implements the port `Keys`; operators' keys besides.
+    """Implements the port `Keys`; operators' keys and roles' besides.
 
     A session's end is one write: the item naming its current life goes, and no key of that life is found again. In
-    this process that holds at once, in others when their cached copy is `key_cache` seconds old at the latest.
+    this process that holds at once, in others when their cached copy is `key_cache` seconds old at the latest. A role's
+    keys are revoked in the same way.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class AccessKeys:
         clock: Clock,
         settings: IdentitySettings,
         exchange: RoleExchange | None = None,
+        roles: Roles | None = None,
     ) -> None:
-        """`exchange`: where sessions get their users' keys of AWS's; None: all keys are the platform's own."""
+        """`exchange`: where sessions get their users' keys of AWS's; None: all keys are the platform's own. `roles`:
+        whose keys are good."""
         self._store = store
         self._deployment = deployment
         self._clock = clock
@@ -90,6 +94,7 @@ class AccessKeys:
         self._secrets = master_key.derive("access-key-secrets")
         self._tokens = Seal(master_key, "session-tokens")
         self._exchange = exchange
+        self._roles = roles or Roles()
         self._issued_elsewhere = Seal(master_key, "issued-elsewhere")
         self._cache: dict[str, _Cached] = {}  # oldest first
         self._of_session: dict[SessionRef, set[str]] = {}
@@ -119,8 +124,8 @@ class AccessKeys:
         key = self._key(access_key_id, record)
         if key is None or self._expired(key):
             return None
-        if record.session is not None:
-            life = await self._store.get(_session(record.session), _LIFE)
+        if (lives := lives_of(record)) is not None:
+            life = await self._store.get(lives, _LIFE)
             if life is None or record.life is None or life != record.life.encode():
                 return None
         # What ended while we read may be what we read: an answer is still right, keeping it is not.
@@ -133,7 +138,7 @@ class AccessKeys:
     ) -> SessionCredentials | None:
         if self._exchange is None:
             return None
-        life = await self._store.get(_session(session), _LIFE)
+        life = await self._store.get(session_lives(session), _LIFE)
         found = await self._exchange.assume(session, user, user_token)
         if found is None:
             return None
@@ -141,7 +146,7 @@ class AccessKeys:
         sealed = self._issued_elsewhere.seal(
             {"key": assumed.access_key_id, "secret": assumed.secret_access_key, "token": assumed.session_token}
         )
-        key = await self._add(session, life, assumed.access_key_id, assumed.expiration, user, sealed)
+        key = await self._add_of_session(session, life, assumed.access_key_id, assumed.expiration, user, sealed)
         return _credentials(key, role_arn)
 
     async def issue_for_session(
@@ -149,16 +154,16 @@ class AccessKeys:
     ) -> SessionCredentials:
         if (credentials := await self.begin_session(session, user, user_token)) is not None:
             return credentials
-        life = await self._store.get(_session(session), _LIFE)
+        life = await self._store.get(session_lives(session), _LIFE)
         expires = self._clock.now() + timedelta(seconds=self._settings.session_key_life)
         key_id = _SESSION_PREFIX + suffix(_UPPER_ALPHANUMERIC, 16)
-        return _credentials(await self._add(session, life, key_id, expires.replace(microsecond=0), user))
+        return _credentials(await self._add_of_session(session, life, key_id, expires.replace(microsecond=0), user))
 
     async def end_session(self, session: SessionRef) -> None:
         """Raises StoreUnavailable where the end could not be made durable: ask again."""
         self._forget_session(session)
         try:
-            await self._store.transact([Delete(_session(session), _LIFE)])
+            await self._store.transact([Delete(session_lives(session), _LIFE)])
         finally:
             self._forget_session(session)  # what a look-up brought back while the store was writing
 
@@ -219,6 +224,24 @@ class AccessKeys:
             self._endings += 1
             self._forget(access_key_id)
 
+    # Roles.
+
+    async def issue_for_role(self, session: RoleSession, expires: datetime) -> AccessKey:
+        """Keys of a role for whoever has assumed it. Raises ConflictException: they were revoked at this moment."""
+        key_id = _SESSION_PREFIX + suffix(_UPPER_ALPHANUMERIC, 16)
+        record = KeyRecord("", epoch_ms(self._clock.now()), epoch_ms(expires), role=session)
+        current = await self._store.get(role_lives(session.role), _LIFE)
+        return await self._add(key_id, record, current, self._clock.now() + timedelta(seconds=LONGEST))
+
+    async def revoke_role(self, role: str) -> None:
+        """All keys that the role has given until now are dead when this returns; in other processes within `key_cache`
+        seconds. Raises StoreUnavailable where that could not be made durable: ask again."""
+        self._forget_role(role)
+        try:
+            await self._store.transact([Delete(role_lives(role), _LIFE)])
+        finally:
+            self._forget_role(role)
+
     # Inside.
 
     async def _set_acting(self, key_id: str, acts_for_users: bool) -> None:
@@ -235,7 +258,7 @@ class AccessKeys:
             self._endings += 1
             self._forget(key_id)
 
-    async def _add(
+    async def _add_of_session(
         self,
         session: SessionRef,
         current: bytes | None,
@@ -244,42 +267,55 @@ class AccessKeys:
         user: User | None,
         sealed: str | None = None,
     ) -> AccessKey:
-        """A key in the session's `current` life, or, where it has none, in its first."""
         now = self._clock.now()
-        # The life outlives its last key; both are gone by themselves where nobody ends the session.
+        record = KeyRecord("", epoch_ms(now), epoch_ms(expires), session, None, user, sealed=sealed)
         last = max(expires, now + timedelta(seconds=self._settings.session_key_life))
+        return await self._add(key_id, record, current, last)
+
+    async def _add(self, key_id: str, record: KeyRecord, current: bytes | None, last: datetime) -> AccessKey:
+        """A key in the `current` life of its session or role, or, where that has none, in its first. `last`: until when
+        there may be keys of this life."""
+        lives = lives_of(record)
+        assert lives is not None and record.expires_ms is not None, "operators' keys have neither"
         while True:
             life = current.decode() if current is not None else secrets.token_hex(8)
-            record = KeyRecord("", epoch_ms(now), epoch_ms(expires), session, life, user, sealed=sealed)
+            record = replace(record, life=life)
             try:
+                # The life outlives its last key; both are gone by themselves where nobody ends the session.
                 await self._store.transact(
                     [
                         Put(
-                            _session(session),
+                            lives,
                             _LIFE,
                             life.encode(),
                             expect=ABSENT if current is None else current,
                             expires_ms=epoch_ms(last) + 1000,
                         ),
-                        Put(_KEYS, key_id, record.dump(), expect=ABSENT, expires_ms=epoch_ms(expires)),
+                        Put(_KEYS, key_id, record.dump(), expect=ABSENT, expires_ms=record.expires_ms),
                     ]
                 )
                 break
             except ConditionFailed as failed:
                 if failed.index != 0 or current is not None or failed.current is None:
-                    raise ConflictException(
-                        f"Session {session.session_id} ended while credentials were issued for it"
-                    ) from None
+                    raise ConflictException(ended(record)) from None
                 current = failed.current  # its first key was issued at the same moment; ours joins that life
         key = self._key(key_id, record)
         assert key is not None, "what was sealed a moment ago opens"
         return key
 
     def _key(self, key_id: str, record: KeyRecord) -> AccessKey | None:
-        """None: its secret was sealed under another master key, or for another key."""
+        """None: its secret was sealed under another master key, or for another key; or its role is gone."""
         account = self._deployment.account
         expires = _moment(record.expires_ms) if record.expires_ms is not None else None
         session = record.session
+        if record.role is not None:
+            found = self._roles.caller(record.role, key_id)
+            if found is None:
+                return None  # there is no such role any more
+            token = self._tokens.seal(
+                {"key": key_id, "role": astuple(record.role), "life": record.life, "expires": record.expires_ms}
+            )
+            return AccessKey(key_id, self._secret(key_id), found, token, expires)
         if session is None:
             caller = Caller(
                 CallerKind.OPERATOR,
@@ -338,14 +374,17 @@ class AccessKeys:
         for key_id in tuple(self._of_session.get(session, ())):
             self._forget(key_id)
 
+    def _forget_role(self, role: str) -> None:
+        self._endings += 1
+        for key_id, cached in list(self._cache.items()):
+            caller = cached.key.caller
+            if caller.kind is CallerKind.ROLE and caller.principal.split("/")[1] == role:
+                self._forget(key_id)
+
 
 def _credentials(key: AccessKey, role_arn: str | None = None) -> SessionCredentials:
     assert key.session_token is not None and key.expires is not None, "a session's key has both"
     return SessionCredentials(key.id, key.secret, key.session_token, key.expires, role_arn)
-
-
-def _session(session: SessionRef) -> str:
-    return partition("identity", "session-lives", session.runtime_id, session.session_id)
 
 
 def _moment(epoch_milliseconds: int) -> datetime:

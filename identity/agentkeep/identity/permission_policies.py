@@ -78,10 +78,10 @@ class _Reading:
             self._check_resource(name)
         for one, names in meant.items():
             if not any(self._meets(name, kind) for name in on for known in names for kind in actions()[known]):
-                forms = sorted({self._arn(kind) for known in names for kind in actions()[known]})
+                known = sorted({self._arn(kind) for name in names for kind in actions()[name]})
                 self._fault(
-                    f'{one} is never on a resource that "Resource" names; it is on {" or ".join(forms)}, so that the '
-                    "statement would mean nothing for it"
+                    f'{one} is never on a resource that "Resource" names, so the statement would mean nothing for it. '
+                    f"It is on {' or '.join(known).replace('{}', 'NAME')}"
                 )
         allows = given["Effect"] == "Allow"
         conditions = tuple(self._conditions(given.get("Condition", {}), meant, allows))
@@ -91,8 +91,8 @@ class _Reading:
         found = [known for known in actions() if pattern(named.lower()).fullmatch(known.lower())]
         if not found:
             self._fault(
-                f"there is no action {named!r}. They are called bedrock-agentcore:<Operation>, as the service model has "
-                "it, bedrock:InvokeModel and the like, and agentkeep:... (docs/development/roles.md)"
+                f"there is no action {named!r}. They are called bedrock-agentcore:<Operation>, as the service model "
+                "has it, bedrock:InvokeModel and the like, and agentkeep:... (docs/development/roles.md)"
             )
         return found
 

@@ -43,6 +43,18 @@ class IdentitySettings(BaseSettings):
     )
     sts_timeout: float = Field(4, gt=0, le=8, description="How long STS may take for one answer.")
 
+    # Roles, for people and applications.
+    roles: Path | None = Field(
+        None,
+        description="A file of the deployment's roles (docs/development/roles.md), which people and applications "
+        "assume with tokens of issuers that it names; read at start. Without it there are none.",
+    )
+    role_exchanges: float = Field(
+        50,
+        ge=1,
+        description="How many tokens a second each replica exchanges for keys of roles; twice as many at once.",
+    )
+
     # Workload access tokens.
     workload_token_life: float = Field(
         3600, ge=60, le=43_200, description="How long a workload access token is accepted."
