@@ -52,7 +52,9 @@ async def test_a_key_that_was_not_issued_for_it(plane: IdentityPlane, operator: 
     for attempt in attempts(plane, replace(operator, caller=PLAIN)).values():
         with pytest.raises(AccessDeniedException, match="agentkeep keys create NAME --acts-for-users"):
             await attempt()
-    assert await audit.page(AuditFilter(), 10) == ([], None)
+    assert await audit.page(AuditFilter(kind="acted-for-user"), 10) == ([], None)
+    records, _ = await audit.page(AuditFilter(principal=PLAIN.principal), 10)
+    assert {record.kind for record in records} == {"workload-token-refused", "consent-refused"}
 
 
 async def test_each_use_is_on_record_first(plane: IdentityPlane, operator: Call, audit: KeyValueAudit) -> None:
@@ -62,7 +64,7 @@ async def test_each_use_is_on_record_first(plane: IdentityPlane, operator: Call,
     await uses["GetWorkloadAccessTokenForUserId"]()
     with pytest.raises(ResourceNotFoundException):  # there is no such consent
         await uses["CompleteResourceTokenAuth"]()
-    records, _ = await audit.page(AuditFilter(user="alice"), 10)
+    records, _ = await audit.page(AuditFilter(user="alice", kind="acted-for-user"), 10)
     assert {record.details["operation"] for record in records} == set(uses)
     assert {(record.kind, record.principal) for record in records} == {("acted-for-user", ACTING.principal)}
 
@@ -72,8 +74,8 @@ async def test_without_a_record_no_token(make_plane: Callable[..., IdentityPlane
         async def record(self, record: AuditRecord) -> None:
             raise StoreUnavailable("away")
 
+    await make_plane().create_workload_identity(operator, {"name": "agent"})
     plane = make_plane(audit=Away())
-    await plane.create_workload_identity(operator, {"name": "agent"})
     with pytest.raises(StoreUnavailable):
         await attempts(plane, operator)["GetWorkloadAccessTokenForUserId"]()
 

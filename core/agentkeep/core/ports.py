@@ -27,6 +27,7 @@ __all__ = [
     "MemorySessions",
     "Models",
     "OutboundCredentials",
+    "OutboundUse",
     "Question",
     "Reservation",
     "SessionCredentials",
@@ -244,11 +245,24 @@ class Models(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class OutboundUse:
+    """For what a stored secret is shown to somebody else: in a call of `principal`'s, for a user where it has one, to
+    `resource` (`target tickets of gateway tools-0123456789`)."""
+
+    principal: str
+    session: SessionRef | None
+    user_id: str | None
+    issuer: str | None
+    resource: str
+
+
 class OutboundCredentials(Protocol):
     """What a gateway shows to its targets (identity plane)."""
 
-    async def api_key(self, provider_arn: str) -> str:
-        """The key of an API-key credential provider. Raises ResourceNotFoundException."""
+    async def api_key(self, provider_arn: str, use: OutboundUse) -> str:
+        """The key of an API-key credential provider; `use` is on record when it is given. Raises
+        ResourceNotFoundException, and StoreUnavailable where it cannot be put on record."""
         ...
 
 

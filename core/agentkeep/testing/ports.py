@@ -34,6 +34,7 @@ from agentkeep.core.ports import (
     MemorySessions,
     Models,
     OutboundCredentials,
+    OutboundUse,
     Question,
     Usage,
     UsageRecord,
@@ -377,6 +378,9 @@ def audit_record(**members: Any) -> AuditRecord:
     return AuditRecord(**whole | members)
 
 
+OUTBOUND_USE = OutboundUse("arn:aws:iam::000000000000:user/app", SESSION, "alice", None, "target tickets of gateway g")
+
+
 class OutboundCredentialsContract:
     """Fixtures `outbound_credentials`, and `provider`: the ARN of an API-key provider and its key."""
 
@@ -384,11 +388,11 @@ class OutboundCredentialsContract:
         self, outbound_credentials: OutboundCredentials, provider: tuple[str, str]
     ) -> None:
         arn, key = provider
-        assert await outbound_credentials.api_key(arn) == key
+        assert await outbound_credentials.api_key(arn, OUTBOUND_USE) == key
 
     async def test_no_such_provider(self, outbound_credentials: OutboundCredentials, provider: tuple[str, str]) -> None:
         with pytest.raises(ResourceNotFoundException):
-            await outbound_credentials.api_key(provider[0] + "-not")
+            await outbound_credentials.api_key(provider[0] + "-not", OUTBOUND_USE)
 
 
 class MemorySessionsContract:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from agentkeep.core.call import User
+from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import Clock, epoch_ms, from_epoch_ms
 from agentkeep.core.errors import ConditionFailed, ThrottlingException
 from agentkeep.identity.grants import GrantKey
@@ -53,7 +53,7 @@ _NEXT: Final = {
 @dataclass(frozen=True, slots=True)
 class Consent:
     """`workload`: name and incarnation. `issuer`: whom the answer must name, if it names anyone, or if `issuer_named`.
-    `code` is there only while CONSENTED; `reason` why it FAILED. `repr` hides all."""
+    `code` is there only while CONSENTED; `reason` why it FAILED. `session` is the one that asked. `repr` hides all."""
 
     state: ConsentState
     workload: tuple[str, str]
@@ -71,6 +71,7 @@ class Consent:
     authorization_url: str = ""
     code: str | None = None
     reason: str | None = None
+    session: SessionRef | None = None
 
     def __repr__(self) -> str:
         return f"Consent({self.state}, {self.key.provider!r})"
@@ -82,7 +83,11 @@ class Consent:
 
     def dump(self) -> str:
         document = {member.name: getattr(self, member.name) for member in fields(self)}
-        document |= {"user": [self.user.id, self.user.issuer], "expires": epoch_ms(self.expires)}
+        document |= {
+            "user": [self.user.id, self.user.issuer],
+            "expires": epoch_ms(self.expires),
+            "session": self.session and [self.session.runtime_id, self.session.session_id],
+        }
         return orjson.dumps(document).decode()
 
     @classmethod
@@ -94,6 +99,8 @@ class Consent:
         document["key"] = GrantKey(**document["key"])
         document["resources"] = tuple(document["resources"])
         document["expires"] = from_epoch_ms(document["expires"])
+        if document.get("session") is not None:
+            document["session"] = SessionRef(*document["session"])
         return cls(**document)
 
 

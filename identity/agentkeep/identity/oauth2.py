@@ -19,6 +19,7 @@ from agentkeep.identity.settings import IdentitySettings
 from agentkeep.identity.single_flight import LeasedFlight
 from agentkeep.identity.token_endpoint import TokenEndpoint
 from agentkeep.identity.token_vault import TokenVault
+from agentkeep.identity.trail import Trail
 from agentkeep.identity.user_federation import UserFederation
 from agentkeep.identity.workload_identities import WorkloadIdentities
 from agentkeep.storage.interface import KeyValueStore
@@ -43,6 +44,7 @@ class Oauth2:
         clock: Clock,
         settings: IdentitySettings,
         public_url: str,
+        trail: Trail,
     ) -> None:
         self._fetcher = DocumentFetcher(
             settings.provider_timeout, settings.provider_document_limit, parse_addresses(settings.provider_addresses)
@@ -54,10 +56,19 @@ class Oauth2:
         consents = Consents(store, vault, clock, timedelta(seconds=settings.consent_life))
         self.providers = Oauth2Providers(stored, grants, public_url)
         self.federation = UserFederation(
-            self.providers, self._servers, endpoint, grants, consents, identities, self._flight, master_key, clock
+            self.providers,
+            self._servers,
+            endpoint,
+            grants,
+            consents,
+            identities,
+            self._flight,
+            master_key,
+            clock,
+            trail,
         )
         self.tokens = Oauth2Tokens(
-            self.providers, self._servers, endpoint, grants, self.federation, self._flight, clock
+            self.providers, self._servers, endpoint, grants, self.federation, self._flight, clock, trail
         )
         self.callback = Oauth2Callback(self.federation)
 

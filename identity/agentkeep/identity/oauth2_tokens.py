@@ -17,6 +17,7 @@ from agentkeep.identity.oauth2_providers import Oauth2Client, Oauth2Providers
 from agentkeep.identity.oauth2_requests import Flow, TokenAnswer, TokenRequest, refusal, unreachable
 from agentkeep.identity.single_flight import LeasedFlight
 from agentkeep.identity.token_endpoint import Parameters, TokenEndpoint, TokenRefused
+from agentkeep.identity.trail import Attempt, Trail
 from agentkeep.identity.user_federation import UserFederation
 from agentkeep.identity.workload_tokens import WorkloadClaims
 
@@ -41,7 +42,9 @@ class Oauth2Tokens:
         federation: UserFederation,
         flight: LeasedFlight,
         clock: Clock,
+        trail: Trail,
     ) -> None:
+        self._trail = trail
         self._providers = providers
         self._servers = servers
         self._endpoint = endpoint
@@ -50,19 +53,20 @@ class Oauth2Tokens:
         self._flight = flight
         self._clock = clock
 
-    async def token(self, claims: WorkloadClaims, request: TokenRequest) -> TokenAnswer:
-        """Raises ResourceNotFoundException (the provider, the session), ValidationException, AccessDeniedException,
-        ServiceUnavailableException (the authorization server; try again)."""
+    async def token(self, by: Attempt, claims: WorkloadClaims, request: TokenRequest) -> TokenAnswer:
+        """`by` goes on record with what is asked of the authorization server. Raises ResourceNotFoundException (the
+        provider, the session), ValidationException, AccessDeniedException, ServiceUnavailableException (the
+        authorization server; try again)."""
         client = await self._providers.client(request.provider)
         match request.flow:
             case Flow.M2M:
-                return TokenAnswer(await self._own(claims, client, request))
+                return TokenAnswer(await self._own(by, claims, client, request))
             case Flow.ON_BEHALF_OF:
-                return TokenAnswer(await self._exchanged(claims, client, request))
+                return TokenAnswer(await self._exchanged(by, claims, client, request))
             case Flow.USER_FEDERATION:
-                return await self._federation.token(claims, client, request)
+                return await self._federation.token(by, claims, client, request)
 
-    async def _own(self, claims: WorkloadClaims, client: Oauth2Client, request: TokenRequest) -> str:
+    async def _own(self, by: Attempt, claims: WorkloadClaims, client: Oauth2Client, request: TokenRequest) -> str:
         """The client's own token. It is nobody's, so that all users of a workload share it."""
         parameters = [*request.scope, *request.targets, *request.custom_parameters.items()]
 
@@ -71,9 +75,10 @@ class Oauth2Tokens:
 
         if client.credentials.id is None:
             raise ValidationException(f"Credential provider {client.provider} has no client id, which M2M needs")
-        return await self._cached(self._key(claims, client, request, None, {}), client, request.force, ask)
+        key = self._key(claims, client, request, None, {})
+        return await self._cached(by, key, client, request.force, "client_credentials", ask)
 
-    async def _exchanged(self, claims: WorkloadClaims, client: Oauth2Client, request: TokenRequest) -> str:
+    async def _exchanged(self, by: Attempt, claims: WorkloadClaims, client: Oauth2Client, request: TokenRequest) -> str:
         """A token of the user's at another service, for the one the user was proved with."""
         if claims.user is None or claims.user_token is None:
             raise ValidationException(
@@ -100,7 +105,7 @@ class Oauth2Tokens:
             return await self._endpoint.request(server, credentials, grant_type, parameters)
 
         key = self._key(claims, client, request, claims.user, others)
-        return await self._cached(key, client, request.force, ask)
+        return await self._cached(by, key, client, request.force, grant_type, ask)
 
     def _key(
         self,
@@ -121,9 +126,11 @@ class Oauth2Tokens:
 
     async def _cached(
         self,
+        by: Attempt,
         key: GrantKey,
         client: Oauth2Client,
         force: bool,
+        grant_type: str,
         ask: Callable[[AuthorizationServer], Awaitable[TokenSet]],
     ) -> str:
         """`force`: what is kept now is not good enough; what another call fetches meanwhile is."""
@@ -137,7 +144,7 @@ class Oauth2Tokens:
             if tokens is not None and good(tokens):
                 return tokens
             try:
-                asked = await self._asked(client, ask)
+                asked = await self._asked(by, client, grant_type, ask)
             except ServiceUnavailableException:
                 if tokens is None or force or not tokens.good(self._clock.now()):
                     raise
@@ -150,8 +157,17 @@ class Oauth2Tokens:
             tokens = await self._flight.share(key.name, fetch)
         return tokens.access_token
 
-    async def _asked(self, client: Oauth2Client, ask: Callable[[AuthorizationServer], Awaitable[TokenSet]]) -> TokenSet:
+    async def _asked(
+        self,
+        by: Attempt,
+        client: Oauth2Client,
+        grant_type: str,
+        ask: Callable[[AuthorizationServer], Awaitable[TokenSet]],
+    ) -> TokenSet:
         server = await self._servers.of(client.discovery)
+        await self._trail.repeats(
+            "oauth2-exchange", f"asked the authorization server of {client.provider} for a token", by, grant=grant_type
+        )
         try:
             tokens = await ask(server)
         except TokenRefused as error:

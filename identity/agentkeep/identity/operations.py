@@ -23,22 +23,18 @@ from agentkeep.identity.jwt import JwtVerifier
 from agentkeep.identity.keys import AccessKeys
 from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.oauth2 import Oauth2
-from agentkeep.identity.oauth2_requests import TokenRequest
+from agentkeep.identity.oauth2_requests import Flow, TokenRequest
 from agentkeep.identity.outbound import OutboundApiKeys
 from agentkeep.identity.providers import OpenIdProviders
 from agentkeep.identity.resource_credentials import ResourceCredentials
-from agentkeep.identity.role_sessions import RoleSessions
-from agentkeep.identity.roles import Roles
-from agentkeep.identity.roles_app import RolesApp
 from agentkeep.identity.secret_sources import api_key
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.identity.sts_app import StsApp
 from agentkeep.identity.sts_setup import described, role_exchange
 from agentkeep.identity.token_vault import VAULT, VAULT_KEYS, TokenVault, VaultKey
+from agentkeep.identity.trail import Attempt, Trail
 from agentkeep.identity.trusted_issuers import TrustedIssuers
 from agentkeep.identity.workload_identities import WorkloadIdentities, WorkloadIdentity
 from agentkeep.identity.workload_tokens import WorkloadAccessTokens
-from agentkeep.service.authentication import Authenticator
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.wire.types import bedrock_agentcore as data
 from agentkeep.wire.types import bedrock_agentcore_control as control
@@ -66,8 +62,8 @@ class IdentityPlane:
     `workload_tokens` (WorkloadTokens) and `outbound` (OutboundCredentials). `trusted_issuers` adds discovery URLs to
     the settings' own. `public_url`: where browsers reach the platform; `oauth2_callback` (ASGI, public) must be served
     there under CALLBACK_PATH. `audit` is needed where rules for STS are configured; without it,
-    the log alone says for whom operators acted. `key_service` wraps the token vault's keys; without it, the master key
-    does."""
+    the log alone says for whom operators acted, and who was given what. `key_service` wraps the token vault's keys;
+    without it, the master key does."""
 
     name = "identity"
     arn_kinds = frozenset({"workload-identity", *ProviderKind})
@@ -91,28 +87,31 @@ class IdentityPlane:
         issuers = TrustedIssuers((*settings.trusted_issuers, *trusted_issuers), self._providers, verifier, settings)
         exchange = role_exchange(settings, deployment, audit, clock)
         logger.info(described(settings, deployment))
-        self.roles = Roles() if settings.roles is None else Roles.load(settings.roles, deployment)
-        self.keys = AccessKeys(store, master_key, deployment, clock, settings, exchange, self.roles)
-        recorded = audit or LoggedAudit()
-        sessions = RoleSessions(self.roles, self._providers, verifier, self.keys, recorded, clock, settings)
-        signatures = Authenticator(self.keys, clock, signing_names=(b"sts",))
-        self.sts_app = StsApp(sessions, signatures, deployment, clock, settings.role_exchanges)
-        self.roles_app = RolesApp(self.roles, self.keys, recorded, clock)
+        self.keys = AccessKeys(store, master_key, deployment, clock, settings, exchange)
         self.authorizers = JwtAuthorizers(self._providers, verifier, clock, settings)
         self.acting = ActingForUsers(audit or LoggedAudit(), clock)
-        self.workload_tokens = WorkloadAccessTokens(self._identities, issuers, master_key, clock, settings, self.acting)
+        self._trail = trail = Trail(audit or LoggedAudit(), clock)
+        self.workload_tokens = WorkloadAccessTokens(
+            self._identities, issuers, master_key, clock, settings, self.acting, trail
+        )
         wrapping = key_service or LocalKeyService(master_key.derive(VAULT_KEYS))
         self._vault = TokenVault(store, master_key, DataKeys(wrapping, clock, key_settings), clock)
         self._api_keys, oauth2 = (
             CredentialProviders(kind, store, self._vault, deployment, clock, settings.credential_providers)
             for kind in (ProviderKind.API_KEY, ProviderKind.OAUTH2)
         )
-        self.outbound = OutboundApiKeys(self._api_keys)
+        self.outbound = OutboundApiKeys(self._api_keys, trail)
         self._issuers = issuers
-        parts = Oauth2(store, oauth2, self._identities, self._vault, master_key, clock, settings, public_url)
+        parts = Oauth2(store, oauth2, self._identities, self._vault, master_key, clock, settings, public_url, trail)
         self._oauth2, self._federation, self.oauth2_callback = parts.providers, parts.federation, parts.callback
-        self._resource_credentials = ResourceCredentials(self.workload_tokens, self._api_keys, parts.tokens)
-        self._closing = (self._providers, parts, self.acting, sessions, *((exchange,) if exchange is not None else ()))
+        self._resource_credentials = ResourceCredentials(self.workload_tokens, self._api_keys, parts.tokens, trail)
+        self._closing = (
+            self._providers,
+            parts,
+            self.acting,
+            trail,
+            *((exchange,) if exchange is not None else ()),
+        )
         self._tagged: Mapping[str, _Tagged] = {
             "workload-identity": self._identities,
             ProviderKind.API_KEY: self._api_keys,
@@ -128,9 +127,10 @@ class IdentityPlane:
     async def create_workload_identity(
         self, call: Call, request: control.CreateWorkloadIdentityRequest
     ) -> control.CreateWorkloadIdentityResponse:
-        identity = await self._identities.create(
-            request["name"], request.get("allowedResourceOauth2ReturnUrls", ()), request.get("tags")
-        )
+        async with self._trail.change(call.caller, "workload identity", "create", request["name"]):
+            identity = await self._identities.create(
+                request["name"], request.get("allowedResourceOauth2ReturnUrls", ()), request.get("tags")
+            )
         return {
             "name": identity.name,
             "workloadIdentityArn": identity.arn,
@@ -146,12 +146,14 @@ class IdentityPlane:
         self, call: Call, request: control.UpdateWorkloadIdentityRequest
     ) -> control.UpdateWorkloadIdentityResponse:
         urls = request.get("allowedResourceOauth2ReturnUrls")
-        return _described(await self._identities.set_return_urls(request["name"], urls))
+        async with self._trail.change(call.caller, "workload identity", "update", request["name"]):
+            return _described(await self._identities.set_return_urls(request["name"], urls))
 
     async def delete_workload_identity(
         self, call: Call, request: control.DeleteWorkloadIdentityRequest
     ) -> control.DeleteWorkloadIdentityResponse:
-        await self._identities.delete(request["name"])
+        async with self._trail.change(call.caller, "workload identity", "delete", request["name"]):
+            await self._identities.delete(request["name"])
         return {}
 
     async def list_workload_identities(
@@ -170,7 +172,8 @@ class IdentityPlane:
     async def create_api_key_credential_provider(
         self, call: Call, request: control.CreateApiKeyCredentialProviderRequest
     ) -> control.CreateApiKeyCredentialProviderResponse:
-        provider = await self._api_keys.create(request["name"], api_key(request), {}, request.get("tags", {}))
+        async with self._trail.change(call.caller, self._api_keys.kind.noun, "create", request["name"]):
+            provider = await self._api_keys.create(request["name"], api_key(request), {}, request.get("tags", {}))
         return {
             "name": provider.name,
             "credentialProviderArn": provider.arn,
@@ -186,12 +189,14 @@ class IdentityPlane:
     async def update_api_key_credential_provider(
         self, call: Call, request: control.UpdateApiKeyCredentialProviderRequest
     ) -> control.UpdateApiKeyCredentialProviderResponse:
-        return _api_key_provider(await self._api_keys.update(request["name"], api_key(request)))
+        async with self._trail.change(call.caller, self._api_keys.kind.noun, "update", request["name"]):
+            return _api_key_provider(await self._api_keys.update(request["name"], api_key(request)))
 
     async def delete_api_key_credential_provider(
         self, call: Call, request: control.DeleteApiKeyCredentialProviderRequest
     ) -> control.DeleteApiKeyCredentialProviderResponse:
-        await self._api_keys.delete(request["name"])
+        async with self._trail.change(call.caller, self._api_keys.kind.noun, "delete", request["name"]):
+            await self._api_keys.delete(request["name"])
         return {}
 
     async def list_api_key_credential_providers(
@@ -218,12 +223,13 @@ class IdentityPlane:
     async def create_oauth2_credential_provider(
         self, call: Call, request: control.CreateOauth2CredentialProviderRequest
     ) -> control.CreateOauth2CredentialProviderResponse:
-        provider = await self._oauth2.create(
-            request["name"],
-            request["credentialProviderVendor"],
-            request["oauth2ProviderConfigInput"],
-            request.get("tags", {}),
-        )
+        async with self._trail.change(call.caller, ProviderKind.OAUTH2.noun, "create", request["name"]):
+            provider = await self._oauth2.create(
+                request["name"],
+                request["credentialProviderVendor"],
+                request["oauth2ProviderConfigInput"],
+                request.get("tags", {}),
+            )
         return {
             "name": provider.name,
             "credentialProviderArn": provider.arn,
@@ -242,15 +248,17 @@ class IdentityPlane:
     async def update_oauth2_credential_provider(
         self, call: Call, request: control.UpdateOauth2CredentialProviderRequest
     ) -> control.UpdateOauth2CredentialProviderResponse:
-        provider = await self._oauth2.update(
-            request["name"], request["credentialProviderVendor"], request["oauth2ProviderConfigInput"]
-        )
+        async with self._trail.change(call.caller, ProviderKind.OAUTH2.noun, "update", request["name"]):
+            provider = await self._oauth2.update(
+                request["name"], request["credentialProviderVendor"], request["oauth2ProviderConfigInput"]
+            )
         return self._oauth2_provider(provider)
 
     async def delete_oauth2_credential_provider(
         self, call: Call, request: control.DeleteOauth2CredentialProviderRequest
     ) -> control.DeleteOauth2CredentialProviderResponse:
-        await self._oauth2.delete(request["name"])
+        async with self._trail.change(call.caller, ProviderKind.OAUTH2.noun, "delete", request["name"]):
+            await self._oauth2.delete(request["name"])
         return {}
 
     async def list_oauth2_credential_providers(
@@ -301,7 +309,8 @@ class IdentityPlane:
         if (configuration["keyType"] == "CustomerManagedKey") != (arn is not None):
             message = "kmsConfiguration.kmsKeyArn is needed with CustomerManagedKey, and with that alone"
             raise ValidationException(message, fields=[FieldError("kmsConfiguration.kmsKeyArn", message)])
-        key = await self._vault.set_key(vault, arn)
+        async with self._trail.change(call.caller, "token vault", "give another key to", vault):
+            key = await self._vault.set_key(vault, arn)
         logger.info("token vault %s: secrets are sealed under %s from now on", vault, arn or "the deployment's own key")
         return _vault_shape(vault, key)
 
@@ -335,13 +344,15 @@ class IdentityPlane:
         self, call: Call, request: data.CompleteResourceTokenAuthRequest
     ) -> data.CompleteResourceTokenAuthResponse:
         named = request["userIdentifier"]
-        if "userToken" in named:
-            verified = await self._issuers.verify(named["userToken"])
-            user = User(verified.subject, verified.issuer)
-        else:
-            user = User(named["userId"])
-            await self.acting.admit(call.caller, call.operation, "a consent", user.id)
-        await self._federation.complete(user, request["sessionUri"])
+        by = Attempt.of(call.caller, flow=Flow.USER_FEDERATION)
+        async with self._trail.refusals("consent-refused", "to complete a consent", by):
+            if "userToken" in named:
+                verified = await self._issuers.verify(named["userToken"])
+                by.user = user = User(verified.subject, verified.issuer)
+            else:
+                by.user = user = User(named["userId"])
+                await self.acting.admit(call.caller, call.operation, "a consent", user.id)
+            await self._federation.complete(by, user, request["sessionUri"])
         return {}
 
     # Tags of this plane's resources; other planes have those of their own.

@@ -1,4 +1,4 @@
-"""What agents are given to use at other services: for a workload access token, and never without a trace."""
+"""What agents are given to use at other services: for a workload access token, and never without a record."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from agentkeep.core.errors import AccessDeniedException
 from agentkeep.identity.credential_providers import CredentialProviders
 from agentkeep.identity.oauth2_requests import TokenAnswer, TokenRequest
 from agentkeep.identity.oauth2_tokens import Oauth2Tokens
+from agentkeep.identity.trail import Attempt, Trail
 from agentkeep.identity.workload_tokens import WorkloadAccessTokens, WorkloadClaims
 
 __all__ = ["ResourceCredentials"]
@@ -18,8 +19,9 @@ logger = logging.getLogger(__name__)
 
 class ResourceCredentials:
     def __init__(
-        self, tokens: WorkloadAccessTokens, api_keys: CredentialProviders, oauth2_tokens: Oauth2Tokens
+        self, tokens: WorkloadAccessTokens, api_keys: CredentialProviders, oauth2_tokens: Oauth2Tokens, trail: Trail
     ) -> None:
+        self._trail = trail
         self._tokens = tokens
         self._api_keys = api_keys
         self._oauth2_tokens = oauth2_tokens
@@ -27,8 +29,11 @@ class ResourceCredentials:
     async def api_key(self, caller: Caller, token: str, provider: str) -> str:
         """Raises UnauthorizedException (the token), AccessDeniedException (not this caller's, or no user) or
         ResourceNotFoundException (the provider)."""
-        claims = await self._claims(caller, token)
-        key = await self._api_keys.secret(provider)
+        by = Attempt.of(caller)
+        async with self._trail.refusals("api-key-refused", "an API key", by):
+            claims = await self._claims(by, caller, token, provider)
+            key = await self._api_keys.secret(provider)
+        await self._trail.repeats("api-key-used", f"got the API key of credential provider {provider}", by)
         logger.info(
             "%s got the API key of credential provider %s: workload %s, user %r",
             caller.principal, provider, claims.workload, claims.user and claims.user.id,
@@ -37,19 +42,26 @@ class ResourceCredentials:
 
     async def oauth2_token(self, caller: Caller, token: str, request: TokenRequest) -> TokenAnswer:
         """Raises as `api_key` and `Oauth2Tokens.token` do."""
-        claims = await self._claims(caller, token)
-        answer = await self._oauth2_tokens.token(claims, request)
+        by = Attempt.of(caller, flow=request.flow)
+        async with self._trail.refusals("oauth2-token-refused", f"an OAuth2 token by {request.flow}", by):
+            claims = await self._claims(by, caller, token, request.provider)
+            answer = await self._oauth2_tokens.token(by, claims, request)
         if answer.access_token is not None:
+            await self._trail.repeats(
+                "oauth2-token-used", f"got an OAuth2 token of credential provider {request.provider}", by
+            )
             logger.info(
                 "%s got an OAuth2 token of credential provider %s by %s: workload %s, user %r",
                 caller.principal, request.provider, request.flow, claims.workload, claims.user and claims.user.id,
             )  # fmt: skip
         return answer
 
-    async def _claims(self, caller: Caller, token: str) -> WorkloadClaims:
+    async def _claims(self, by: Attempt, caller: Caller, token: str, provider: str) -> WorkloadClaims:
         if caller.kind is CallerKind.SESSION and caller.user is None:
             raise AccessDeniedException(
                 "Secrets are given to agents acting for a user, and "
                 "this session has no user; invoke with a user JWT or runtimeUserId"
             )
-        return await self._tokens.verify(token, caller)
+        claims = await self._tokens.verify(token, caller)
+        by.workload, by.user, by.provider = claims.workload, claims.user, provider
+        return claims

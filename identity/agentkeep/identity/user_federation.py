@@ -31,10 +31,11 @@ from agentkeep.identity.consents import Consent, Consents, ConsentState, Kept
 from agentkeep.identity.grants import GrantKey, Grants, TokenSet
 from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.oauth2_providers import Oauth2Client, Oauth2Providers
-from agentkeep.identity.oauth2_requests import TokenAnswer, TokenRequest, refusal, unreachable
+from agentkeep.identity.oauth2_requests import Flow, TokenAnswer, TokenRequest, refusal, unreachable
 from agentkeep.identity.sealing import Seal
 from agentkeep.identity.single_flight import LeasedFlight
 from agentkeep.identity.token_endpoint import TokenEndpoint, TokenRefused
+from agentkeep.identity.trail import BROWSER, Attempt, Trail
 from agentkeep.identity.workload_identities import WorkloadIdentities
 from agentkeep.identity.workload_tokens import WorkloadClaims
 
@@ -64,7 +65,9 @@ class UserFederation:
         flight: LeasedFlight,
         master_key: MasterKey,
         clock: Clock,
+        trail: Trail,
     ) -> None:
+        self._trail = trail
         self._providers = providers
         self._servers = servers
         self._endpoint = endpoint
@@ -77,7 +80,9 @@ class UserFederation:
 
     # The agent.
 
-    async def token(self, claims: WorkloadClaims, client: Oauth2Client, request: TokenRequest) -> TokenAnswer:
+    async def token(
+        self, by: Attempt, claims: WorkloadClaims, client: Oauth2Client, request: TokenRequest
+    ) -> TokenAnswer:
         """The user's token, or where to ask the user for it."""
         if claims.user is None:
             raise AccessDeniedException(
@@ -88,13 +93,13 @@ class UserFederation:
         workload = (claims.workload, claims.incarnation)
         key = GrantKey.of(client.provider, client.revision, workload, claims.user, request.scopes, others)
         if request.session_uri is not None:
-            return await self._poll(request.session_uri, workload, claims.user, key, client)
-        if not request.force and (tokens := await self._kept(key, client, request.resources)) is not None:
+            return await self._poll(by, request.session_uri, workload, claims.user, key, client)
+        if not request.force and (tokens := await self._kept(by, key, client, request.resources)) is not None:
             return TokenAnswer(tokens.access_token)
-        return await self._ask(claims, claims.user, client, request, key)
+        return await self._ask(by, claims, claims.user, client, request, key)
 
     async def _poll(
-        self, uri: str, workload: tuple[str, str], user: User, key: GrantKey, client: Oauth2Client
+        self, by: Attempt, uri: str, workload: tuple[str, str], user: User, key: GrantKey, client: Oauth2Client
     ) -> TokenAnswer:
         kept = await self._consents.get(uri)
         if kept is None or (kept.consent.workload, kept.consent.user, kept.consent.key.provider) != (
@@ -108,21 +113,25 @@ class UserFederation:
                 "sessionUri: the session was begun with other scopes, resources or audiences; repeat its first ones"
             )
         if consent.state is ConsentState.COMPLETED:
-            tokens = await self._kept(consent.key, client, consent.resources) if consent.key == key else None
+            tokens = await self._kept(by, consent.key, client, consent.resources) if consent.key == key else None
             return TokenAnswer(tokens.access_token) if tokens is not None else _failed(kept)
         if consent.state is ConsentState.FAILED or consent.key != key or self._consents.over(consent):
             return _failed(kept)
         return TokenAnswer(session_uri=kept.uri, authorization_url=consent.authorization_url or None)
 
-    async def _kept(self, key: GrantKey, client: Oauth2Client, resources: tuple[str, ...]) -> TokenSet | None:
+    async def _kept(
+        self, by: Attempt, key: GrantKey, client: Oauth2Client, resources: tuple[str, ...]
+    ) -> TokenSet | None:
         """The token in the vault, renewed where it is about to end; None where the user has to be asked."""
         tokens = await self._grants.get(key)
         if tokens is None or tokens.fresh(self._clock.now()):
             return tokens
         # One at a time: a refresh token that is used twice looks stolen, and everything granted with it is revoked.
-        return await self._flight.share(key.name, lambda: self._renewed(key, client, resources))
+        return await self._flight.share(key.name, lambda: self._renewed(by, key, client, resources))
 
-    async def _renewed(self, key: GrantKey, client: Oauth2Client, resources: tuple[str, ...]) -> TokenSet | None:
+    async def _renewed(
+        self, by: Attempt, key: GrantKey, client: Oauth2Client, resources: tuple[str, ...]
+    ) -> TokenSet | None:
         found = await self._grants.read(key)
         if found is None:
             return None
@@ -132,6 +141,7 @@ class UserFederation:
         if tokens.refresh_token is None:
             return tokens if tokens.good(self._clock.now()) else None
         server = await self._servers.of(client.discovery)
+        await self._asks(by, client.provider, "refresh_token")
         parameters = [("refresh_token", tokens.refresh_token), *(("resource", one) for one in resources)]
         try:
             renewed = await self._endpoint.request(server, client.credentials, "refresh_token", parameters)
@@ -140,6 +150,8 @@ class UserFederation:
                 logger.warning("credential provider %s refused to renew a token: %s", client.provider, error.error)
                 raise refusal(client.provider, error) from None
             logger.info("a grant of credential provider %s was revoked, its user is asked again", client.provider)
+            did = f"was told by {client.provider} that its grant is gone"
+            await self._trail.happens("consent-revoked", did, by, server=error.error)
             return None if await self._grants.change(key, stored, None) else await self._grants.get(key)
         except ProviderError as error:
             logger.warning("credential provider %s cannot renew a token: %s", client.provider, error)
@@ -151,7 +163,13 @@ class UserFederation:
         return renewed if await self._grants.change(key, stored, renewed) else await self._grants.get(key)
 
     async def _ask(
-        self, claims: WorkloadClaims, user: User, client: Oauth2Client, request: TokenRequest, key: GrantKey
+        self,
+        by: Attempt,
+        claims: WorkloadClaims,
+        user: User,
+        client: Oauth2Client,
+        request: TokenRequest,
+        key: GrantKey,
     ) -> TokenAnswer:
         return_url = await self._allowed(claims, request.return_url)
         server = await self._servers.of(client.discovery)
@@ -187,8 +205,11 @@ class UserFederation:
             request.resources,
             self._consents.end(),
             url,
+            session=by.session,
         )
         uri = await self._consents.begin(id, consent)
+        # Before the link is given: without it nobody can consent.
+        await self._trail.happens("consent-begun", f"began a consent at credential provider {client.provider}", by)
         logger.info(
             "user %r of workload %s is asked for consent at credential provider %s",
             user.id, claims.workload, client.provider,
@@ -229,24 +250,36 @@ class UserFederation:
         if kept is None or kept.consent.state is not ConsentState.PENDING or self._consents.over(kept.consent):
             raise CallbackRefused("its session is over, or came back before")
         consent = kept.consent
+        by = _of(consent, BROWSER)
+        try:
+            changed = await self._answered(consent, answer)
+            if changed.state is ConsentState.CONSENTED:
+                await self._trail.happens("consent-given", f"came from {by.provider} with a code", by)
+            else:
+                await self._trail.happens("consent-denied", f"came from {by.provider} with an error", by)
+            if not await self._consents.change(kept, changed):
+                raise CallbackRefused("it came back twice at once")
+        except CallbackRefused as refused:
+            await self._trail.refused("consent-refused", f"at the callback URL, since {refused}", by, "CallbackRefused")
+            raise
+        logger.info(
+            "the browser of a user of workload %s came back from credential provider %s: %s",
+            consent.workload[0], consent.key.provider, changed.state,
+        )  # fmt: skip
+        return _destination(consent.return_url, kept.uri, consent.custom_state)
+
+    async def _answered(self, consent: Consent, answer: Mapping[str, str]) -> Consent:
+        """What becomes of a consent by the server's answer. Raises CallbackRefused where it is not believed."""
         named = answer.get("iss")
         if (named is None and consent.issuer_named) or (named is not None and named != consent.issuer):
             raise CallbackRefused("the answer names another issuer than was asked (iss)")
         await self._check_still_allowed(consent)
         code = answer.get("code", "")
         if "error" in answer:
-            changed = consent.to(ConsentState.FAILED, reason="the authorization server answered an error")
-        elif 0 < len(code) <= _LONGEST_CODE:
-            changed = consent.to(ConsentState.CONSENTED, code=code)
-        else:
-            raise CallbackRefused("the answer has neither code nor error")
-        if not await self._consents.change(kept, changed):
-            raise CallbackRefused("it came back twice at once")
-        logger.info(
-            "the browser of a user of workload %s came back from credential provider %s: %s",
-            consent.workload[0], consent.key.provider, changed.state,
-        )  # fmt: skip
-        return _destination(consent.return_url, kept.uri, consent.custom_state)
+            return consent.to(ConsentState.FAILED, reason="the authorization server answered an error")
+        if 0 < len(code) <= _LONGEST_CODE:
+            return consent.to(ConsentState.CONSENTED, code=code)
+        raise CallbackRefused("the answer has neither code nor error")
 
     async def _check_still_allowed(self, consent: Consent) -> None:
         """Provider and workload identity are those of the beginning, and the list still has the return URL."""
@@ -265,8 +298,9 @@ class UserFederation:
 
     # The application at the return URL.
 
-    async def complete(self, user: User, uri: str) -> None:
-        """The application says that `user` is who came back. Done again by the same user, it does nothing.
+    async def complete(self, by: Attempt, user: User, uri: str) -> None:
+        """The application says that `user` is who came back. Done again by the same user, it does nothing. `by` goes on
+        record, with workload and provider.
 
         Raises ResourceNotFoundException, AccessDeniedException where the session is another user's,
         ValidationException where the session is not one that can be completed.
@@ -274,10 +308,13 @@ class UserFederation:
         kept = await self._consents.get(uri)
         if kept is None:
             raise _no_session()
+        by.workload, by.provider = kept.consent.workload[0], kept.consent.key.provider
         if kept.consent.user != user:
             await self._refuse_stranger(kept)
         # Shared, so that a code is sent once, and goes on where the caller leaves in the middle.
-        await self._flight.share(kept.name, lambda: self._exchange(uri))
+        await self._flight.share(kept.name, lambda: self._exchange(by, uri))
+        # Also where it was completed before: whoever could not be told so for want of a record asks again.
+        await self._trail.repeats("consent-completed", f"completed a consent at credential provider {by.provider}", by)
 
     async def _refuse_stranger(self, kept: Kept) -> None:
         """Another's browser consented, so the code is another's: nobody shall have it."""
@@ -297,7 +334,7 @@ class UserFederation:
             "made from is named by userToken, one whose id it was made from by userId"
         )
 
-    async def _exchange(self, uri: str) -> None:
+    async def _exchange(self, by: Attempt, uri: str) -> None:
         kept = await self._consents.get(uri)
         if kept is None:
             raise _no_session()
@@ -315,6 +352,7 @@ class UserFederation:
             await self._consents.change(kept, consent.to(ConsentState.FAILED, reason="the provider was changed"))
             raise ValidationException("The session has failed: the provider was changed. Ask for the token again")
         server = await self._servers.of(client.discovery)
+        await self._asks(by, client.provider, "authorization_code")
         parameters = [
             ("code", consent.code),
             ("redirect_uri", consent.callback_url),
@@ -338,6 +376,16 @@ class UserFederation:
             "user %r of workload %s consented at credential provider %s",
             consent.user.id, consent.workload[0], client.provider,
         )  # fmt: skip
+
+    async def _asks(self, by: Attempt, provider: str, grant_type: str) -> None:
+        """On record before: neither a code nor a refresh token can be used again."""
+        did = f"asked the authorization server of {provider} for a token"
+        await self._trail.repeats("oauth2-exchange", did, by, grant=grant_type)
+
+
+def _of(consent: Consent, principal: str) -> Attempt:
+    workload, provider = consent.workload[0], consent.key.provider
+    return Attempt(principal, consent.session, consent.user, workload, provider, Flow.USER_FEDERATION)
 
 
 def _no_session() -> ResourceNotFoundException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +21,7 @@ from agentkeep.identity.claims import as_text, of_verified
 from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.sealing import Seal
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.identity.trail import Attempt, Trail
 from agentkeep.identity.trusted_issuers import TrustedIssuers
 from agentkeep.identity.workload_identities import WorkloadIdentities, WorkloadIdentity
 
@@ -56,7 +58,9 @@ class WorkloadAccessTokens:
         clock: Clock,
         settings: IdentitySettings,
         acting: ActingForUsers,
+        trail: Trail,
     ) -> None:
+        self._trail = trail
         self._acting = acting
         self._identities = identities
         self._issuers = issuers
@@ -67,23 +71,32 @@ class WorkloadAccessTokens:
     # For callers.
 
     async def for_workload(self, caller: Caller, name: str) -> str:
-        return self._make(await self._mintable(caller, name), None)
+        async with self._giving(caller, name) as by:
+            identity = await self._mintable(caller, name)
+            await self._given(by, "of its own")
+        return self._make(identity, None)
 
     async def for_user_token(self, caller: Caller, name: str, user_token: str) -> str:
         """Raises UnauthorizedException where the token cannot be verified."""
-        identity = await self._mintable(caller, name)
-        verified = await self._issuers.verify(user_token)
-        return self._make(identity, User(verified.subject, verified.issuer, as_text(verified.claims)), user_token)
+        async with self._giving(caller, name) as by:
+            identity = await self._mintable(caller, name)
+            verified = await self._issuers.verify(user_token)
+            user = by.user = User(verified.subject, verified.issuer, as_text(verified.claims))
+            await self._given(by, "by a user's token")
+        return self._make(identity, user, user_token)
 
     async def for_user_id(self, caller: Caller, name: str, user_id: str) -> str:
         """Only for callers who may speak for any user: operators whose key was issued for it. On record."""
-        if caller.kind is not CallerKind.OPERATOR:
-            raise AccessDeniedException(
-                f"{caller.principal} may not name the user it acts for; only an operator may. Use the user's token"
-            )
-        require_acting(caller, "GetWorkloadAccessTokenForUserId")
-        identity = await self._mintable(caller, name)
-        await self._acting.admit(caller, "GetWorkloadAccessTokenForUserId", f"workload {name}", user_id)
+        async with self._giving(caller, name) as by:
+            if caller.kind is not CallerKind.OPERATOR:
+                raise AccessDeniedException(
+                    f"{caller.principal} may not name the user it acts for; only an operator may. Use the user's token"
+                )
+            by.user = User(user_id)
+            require_acting(caller, "GetWorkloadAccessTokenForUserId")
+            identity = await self._mintable(caller, name)
+            await self._acting.admit(caller, "GetWorkloadAccessTokenForUserId", f"workload {name}", user_id)
+            await self._given(by, "by a user's id")
         return self._make(identity, User(user_id))
 
     async def verify(self, token: str, caller: Caller) -> WorkloadClaims:
@@ -141,6 +154,15 @@ class WorkloadAccessTokens:
         return self._make(await self._identities.get(name), user, user_token)
 
     # Inside.
+
+    def _giving(self, caller: Caller, name: str) -> AbstractAsyncContextManager[Attempt]:
+        by = Attempt.of(caller)
+        if caller.session is None or caller.session.runtime_id == name:  # of others an agent can name any number
+            by.workload = name
+        return self._trail.refusals("workload-token-refused", "a workload access token", by)
+
+    async def _given(self, by: Attempt, how: str) -> None:
+        await self._trail.repeats("workload-token", f"got a workload access token of {by.workload} {how}", by)
 
     async def _mintable(self, caller: Caller, name: str) -> WorkloadIdentity:
         if caller.kind is not CallerKind.OPERATOR and (caller.session is None or caller.session.runtime_id != name):

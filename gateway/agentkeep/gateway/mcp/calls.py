@@ -192,7 +192,10 @@ class ToolCalls:
     ) -> CallToolResult:
         error: str | None = None
         try:
-            result = await self._targets.call(target, tool, attempt.arguments, attempt.inbound.token, entry.seconds)
+            inbound = attempt.inbound
+            result = await self._targets.call(
+                target, tool, attempt.arguments, inbound.caller, inbound.token, entry.seconds
+            )
             status = Status.TOOL_ERROR if result.is_error else Status.SUCCEEDED
         except TargetError as failure:
             error = f"{failure.code}: {failure}"

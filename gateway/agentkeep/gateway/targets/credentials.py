@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentkeep.core.call import Caller
 from agentkeep.core.errors import ResourceNotFoundException, ServiceError
-from agentkeep.core.ports import OutboundCredentials
+from agentkeep.core.ports import OutboundCredentials, OutboundUse
+from agentkeep.gateway.records import TargetRecord
 from agentkeep.gateway.targets.errors import TargetFailed, TargetRefused
 
 __all__ = ["Outgoing", "TargetCredentials"]
@@ -30,13 +32,17 @@ class TargetCredentials:
     def __init__(self, credentials: OutboundCredentials) -> None:
         self._credentials = credentials
 
-    async def outgoing(self, configured: Sequence[Mapping[str, Any]], user_token: str | None) -> Outgoing:
-        """For one call. `user_token`: the one the caller itself was authenticated with. Raises TargetRefused."""
+    async def outgoing(self, target: TargetRecord, caller: Caller | None, user_token: str | None) -> Outgoing:
+        """For one call. `caller`: who called the tool; None: the gateway itself asks which there are. `user_token`: the
+        one the caller itself was authenticated with. Raises TargetRefused."""
+        configured: Sequence[Mapping[str, Any]] = target.credentials
         if not configured:
             return Outgoing()
         kind = configured[0].get("credentialProviderType")
         if kind == "API_KEY":
-            return await self._api_key(configured[0]["credentialProvider"]["apiKeyCredentialProvider"])
+            return await self._api_key(
+                configured[0]["credentialProvider"]["apiKeyCredentialProvider"], _use(target, caller)
+            )
         if kind == "JWT_PASSTHROUGH":
             if user_token is None:
                 raise TargetRefused(
@@ -46,15 +52,16 @@ class TargetCredentials:
             return Outgoing({"authorization": f"Bearer {user_token}"})
         raise TargetRefused(f"Credentials of type {kind} are not supported here")
 
-    async def for_listing(self, configured: Sequence[Mapping[str, Any]]) -> Outgoing:
+    async def for_listing(self, target: TargetRecord) -> Outgoing:
         """To ask for the tools, when there is no user."""
+        configured = target.credentials
         if configured and configured[0].get("credentialProviderType") == "JWT_PASSTHROUGH":
             return Outgoing()
-        return await self.outgoing(configured, None)
+        return await self.outgoing(target, None, None)
 
-    async def _api_key(self, provider: Mapping[str, Any]) -> Outgoing:
+    async def _api_key(self, provider: Mapping[str, Any], use: OutboundUse) -> Outgoing:
         try:
-            key = await self._credentials.api_key(provider["providerArn"])
+            key = await self._credentials.api_key(provider["providerArn"], use)
         except ResourceNotFoundException as error:
             raise TargetRefused(f"The target's API key cannot be had: {error.message}") from None
         except ServiceError as error:
@@ -64,3 +71,13 @@ class TargetCredentials:
         if provider.get("credentialLocation", "HEADER") == "QUERY_PARAMETER":
             return Outgoing(query={provider.get("credentialParameterName", "api_key"): value})
         return Outgoing({provider.get("credentialParameterName", "Authorization"): value})
+
+
+def _use(target: TargetRecord, caller: Caller | None) -> OutboundUse:
+    resource = f"target {target.name} of gateway {target.gateway_id}"
+    if caller is None:
+        return OutboundUse(f"gateway {target.gateway_id}", None, None, None, resource)
+    user = caller.user
+    return OutboundUse(
+        caller.principal, caller.session, user.id if user else None, user.issuer if user else None, resource
+    )

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from mcp.types import CallToolResult
 
+from agentkeep.core.call import Caller
 from agentkeep.core.errors import DependencyError, ValidationException
 from agentkeep.gateway.records import TargetRecord, Tool
 from agentkeep.gateway.targets.arguments import ArgumentSchemas, BadSchema
@@ -62,12 +63,18 @@ class Targets:
             raise TargetListingFailed(f"Target {target.name} did not list its tools: {error}") from None
 
     async def call(
-        self, target: TargetRecord, tool: Tool, arguments: Mapping[str, Any], user_token: str | None, seconds: float
+        self,
+        target: TargetRecord,
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        caller: Caller,
+        user_token: str | None,
+        seconds: float,
     ) -> CallToolResult:
         """Raises TargetError; TargetTimeout after `seconds`."""
         try:
             async with asyncio.timeout(seconds) as limit:
-                outgoing = await self._credentials.outgoing(target.credentials, user_token)
+                outgoing = await self._credentials.outgoing(target, caller, user_token)
                 if (url := _mcp_endpoint(target)) is not None:
                     result = await self._mcp_servers.call(url, tool.name, arguments, outgoing)
                 else:
@@ -85,7 +92,7 @@ class Targets:
     async def _listed(self, target: TargetRecord) -> Sequence[Tool]:
         if (url := _mcp_endpoint(target)) is not None:
             self._wire.allowed.check_url(url)
-            return await self._mcp_servers.list_tools(url, await self._credentials.for_listing(target.credentials))
+            return await self._mcp_servers.list_tools(url, await self._credentials.for_listing(target))
         operations = openapi_tools(_openapi_text(target)).values()
         for operation in operations:
             self._wire.allowed.check_url(operation.url.partition("{")[0])
