@@ -27,14 +27,19 @@ from agentkeep.identity.oauth2_requests import Flow, TokenRequest
 from agentkeep.identity.outbound import OutboundApiKeys
 from agentkeep.identity.providers import OpenIdProviders
 from agentkeep.identity.resource_credentials import ResourceCredentials
+from agentkeep.identity.role_sessions import RoleSessions
+from agentkeep.identity.roles import Roles
+from agentkeep.identity.roles_app import RolesApp
 from agentkeep.identity.secret_sources import api_key
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.identity.sts_app import StsApp
 from agentkeep.identity.sts_setup import described, role_exchange
 from agentkeep.identity.token_vault import VAULT, VAULT_KEYS, TokenVault, VaultKey
 from agentkeep.identity.trail import Attempt, Trail
 from agentkeep.identity.trusted_issuers import TrustedIssuers
 from agentkeep.identity.workload_identities import WorkloadIdentities, WorkloadIdentity
 from agentkeep.identity.workload_tokens import WorkloadAccessTokens
+from agentkeep.service.authentication import Authenticator
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.wire.types import bedrock_agentcore as data
 from agentkeep.wire.types import bedrock_agentcore_control as control
@@ -87,7 +92,13 @@ class IdentityPlane:
         issuers = TrustedIssuers((*settings.trusted_issuers, *trusted_issuers), self._providers, verifier, settings)
         exchange = role_exchange(settings, deployment, audit, clock)
         logger.info(described(settings, deployment))
-        self.keys = AccessKeys(store, master_key, deployment, clock, settings, exchange)
+        self.roles = Roles() if settings.roles is None else Roles.load(settings.roles, deployment)
+        self.keys = AccessKeys(store, master_key, deployment, clock, settings, exchange, self.roles)
+        recorded = audit or LoggedAudit()
+        sessions = RoleSessions(self.roles, self._providers, verifier, self.keys, recorded, clock, settings)
+        signatures = Authenticator(self.keys, clock, signing_names=(b"sts",))
+        self.sts_app = StsApp(sessions, signatures, deployment, clock, settings.role_exchanges)
+        self.roles_app = RolesApp(self.roles, self.keys, recorded, clock)
         self.authorizers = JwtAuthorizers(self._providers, verifier, clock, settings)
         self.acting = ActingForUsers(audit or LoggedAudit(), clock)
         self._trail = trail = Trail(audit or LoggedAudit(), clock)
@@ -109,6 +120,7 @@ class IdentityPlane:
             self._providers,
             parts,
             self.acting,
+            sessions,
             trail,
             *((exchange,) if exchange is not None else ()),
         )
