@@ -127,7 +127,7 @@ def resources(call: Call, request: Mapping[str, Any], deployment: Deployment) ->
         elif form in (_MODELS, _GUARDRAILS):
             found.append(_bedrock(form, str(request[members[0]]), deployment))
         else:
-            given = [request.get(member) or _DEFAULTS.get(member) for member in members]
+            given = [request.get(member, _DEFAULTS.get(member)) for member in members]
             if None not in given:
                 names = [_name(str(one), RESOURCES, deployment) for one in given]
                 found.append(deployment.arn(form.format(*names)))

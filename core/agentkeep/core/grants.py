@@ -39,8 +39,8 @@ class Grant:
         return self._refusal(Asked(action, resource, context=context)) is None
 
     def require(self, action: str, resources: Iterable[str], context: Mapping[str, str] = _NOBODY) -> None:
-        """Raises AccessDeniedException unless `action` is allowed on each of the resources."""
-        for resource in resources:
+        """Raises AccessDeniedException unless `action` is allowed on each of the resources; on none, on whatever."""
+        for resource in tuple(resources) or ("*",):
             refusal = self._refusal(Asked(action, resource, context=context))
             if refusal is not None:
                 raise AccessDeniedException(
