@@ -258,3 +258,21 @@ async def test_stolen_and_replayed(bind: Callable[..., Any], name: str, by_token
         assert await bound.ask(**good) == way.served, "her token is good: for another environment, of the same id"
         assert bound.live is not before and len(bound.platform.driver.agents) == 2
     assert await bound.platform.identity.keys.find(bound.keys.access_key) is None
+
+
+@pytest.mark.parametrize("name", ["HTTP", "MCP", "A2A", "AG-UI", "WebSocket", "a command"])
+async def test_the_provider_is_away(platform: Any, provider: Any, name: str) -> None:
+    """IDN-2: nobody is believed unseen; the answer is one that clients try again, as far as the protocol has one."""
+    way = WAYS[name]
+    protocol = {"protocolConfiguration": {"serverProtocol": way.protocol}}
+    async with runtime_wire(platform) as wire:
+        bound = Bound(platform, wire, provider, None, way)
+        bound.runtime_id = await platform.create(**protocol, authorizerConfiguration=provider.authorizer)
+        await provider.stop()
+        expected = 200 if way.protocol == "MCP" else 503  # a call's answer there, with an error of JSON-RPC's in it
+        assert await bound.ask(bearer=provider.token("alice")) == expected
+        if way.protocol == "MCP":
+            said = (await wire.ask(bound.runtime_id, CALL, bearer=provider.token("alice"))).json()["error"]
+            assert said["code"] == -32603 and "Try again" in said["message"]
+        assert platform.driver.agents == []
+        await provider.start()
