@@ -120,14 +120,16 @@ class ToolStack:
         limits: Sequence[tuple[Sequence[str], Sequence[Mapping[str, Any]]]] = (),
         mode: str = "ENFORCE",
         document: Mapping[str, Any] | None = None,
+        authorizer: Mapping[str, Any] | None = None,
     ) -> GatewayRecord:
-        """A gateway with targets (name to targetConfiguration), whose tools are really listed."""
+        """A gateway with targets (name to targetConfiguration), whose tools are really listed. `authorizer`: more of
+        its JWT authorizer."""
         id_, engine, now = resource_id("gw", LOWER_ALPHANUMERIC), resource_id("engine", LOWER_ALPHANUMERIC), CLOCK.now()
-        authorizer = {"discoveryUrl": self.issuer.discovery_url, "allowedClients": ["agentkeep"]}
+        issuer = {"discoveryUrl": self.issuer.discovery_url, "allowedClients": ["agentkeep"]}
         gateway = GatewayRecord(
             id_, DEPLOYMENT.arn(f"gateway/{id_}"), "gw", "READY",
             ("CUSTOM_JWT" if jwt else "AWS_IAM") if secured else "NONE",
-            authorizer if jwt else None, engine, mode, now, now, document or {},
+            {**issuer, **(authorizer or {})} if jwt else None, engine, mode, now, now, document or {},
         )  # fmt: skip
         writes = [Put(layout.GATEWAYS, id_, encode(gateway)), layout.revise(layout.gateway_revision(id_))]
         for name, configuration in targets.items():

@@ -229,6 +229,25 @@ async def test_clients_find_out_where_to_get_a_token(stack: ToolStack, orders: O
         assert metadata["authorization_servers"] == [stack.issuer.url]
 
 
+async def test_a_token_without_the_scope_is_told_which(stack: ToolStack, orders: OrdersService) -> None:
+    """IDN-5: RFC 6750, 3.1; by the names that clients ask the provider for. Of what is in a token nothing is said."""
+    scopes = {"allowedScopes": ["tools", "api/read"], "advertisedScopeMapping": {"api/read": "https://api/read"}}
+    gateway = await stack.gateway({"Orders": openapi(orders)}, authorizer=scopes)
+    place = f'resource_metadata="{stack.url}/gateways/{gateway.id}/.well-known/oauth-protected-resource"'
+    for headers, status, code, told in (
+        ({}, 401, -32001, f'Bearer {place}, scope="tools https://api/read"'),
+        ({"authorization": f"Bearer {await stack.token('alice')}"}, 403, -32002,
+         f'Bearer error="insufficient_scope", scope="tools https://api/read", {place}'),
+    ):  # fmt: skip
+        async with stack.http.post(stack.mcp_url(gateway), json={}, headers=headers) as response:
+            answer = await response.json()
+            assert (response.status, response.headers["www-authenticate"]) == (status, told)
+        assert answer["error"]["code"] == code
+    async with stack.http.get(place.split('"')[1]) as response:
+        assert (await response.json())["scopes_supported"] == ["tools", "https://api/read"]
+    assert orders.asked == []
+
+
 async def test_a_gateway_is_found_by_its_host_name_too(stack: ToolStack, orders: OrdersService) -> None:
     gateway = await stack.gateway({"Orders": openapi(orders)})
     token = await stack.token("alice")

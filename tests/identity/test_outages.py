@@ -155,8 +155,8 @@ PROVIDER = {"slow": _provider_slow, "failing": _provider_failing}
 
 @pytest.mark.parametrize("how", PROVIDER)
 async def test_identity_provider(whole: WholeSession, clock: Any, new_signing_key: Any, how: str) -> None:
-    """Its keys are known for an hour after it was last heard of: nobody notices. Then nobody is believed, new or not; and
-    a key that it may have published meanwhile refuses nobody for good."""
+    """Its keys are known for an hour after it was last heard of: nobody notices. Then nobody is believed, new or not;
+    and a key that it may have published meanwhile refuses nobody for good."""
     alice = await whole.begin(whole.alices())
     await _everything(whole, alice)
     await PROVIDER[how](whole)

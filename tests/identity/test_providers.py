@@ -11,7 +11,7 @@ from aiohttp import web
 
 from agentkeep.core.errors import ProviderError, ServiceUnavailableException, UnauthorizedException
 from agentkeep.identity.operations import IdentityPlane
-from agentkeep.identity.provider_documents import DocumentFetcher, parse_addresses
+from agentkeep.identity.provider_documents import DocumentFetcher, parse_addresses, parse_issuer
 from agentkeep.identity.settings import IdentitySettings
 
 
@@ -249,3 +249,14 @@ async def test_a_provider_may_be_reached_by_another_address(provider: Any) -> No
 def test_addresses_that_cannot_be_meant_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="two URLs"):
         IdentitySettings(provider_addresses=text)
+
+
+async def test_keys_on_this_machine_are_named_by_it_alone(plane: IdentityPlane, provider: Any) -> None:
+    """Metadata from elsewhere sends us to nothing that only this machine can reach."""
+    document = json.dumps({"issuer": "https://idp.example.com", "jwks_uri": f"{provider.url}/keys"}).encode()
+    assert parse_issuer(provider.discovery_url, document)[1] == f"{provider.url}/keys"
+    with pytest.raises(ProviderError, match="is on this machine"):
+        parse_issuer("https://idp.example.com/.well-known/openid-configuration", document)
+    for member in ({}, {"jwks_uri": 7}, {"jwks_uri": "http://10.0.0.1/keys"}, {"jwks_uri": "file:///etc/passwd"}):
+        with pytest.raises(ProviderError, match="jwks_uri"):
+            parse_issuer(provider.discovery_url, json.dumps({"issuer": "x", **member}).encode())

@@ -333,6 +333,13 @@ async def test_without_a_token_the_answer_says_where_to_get_one(
             "scopes_supported": ["tools", "https://api.example/read"],
         },
     )
+    lacking = await wire.ask(runtime_id, CALL, {SESSION: session()}, bearer=provider.token("alice", scope="other"))
+    assert (lacking.status_code, lacking.headers["x-amzn-errortype"]) == (403, "AccessDeniedException")
+    assert lacking.json()["error"]["code"] == -32002
+    told = 'Bearer error="insufficient_scope", scope="tools https://api.example/read", resource_metadata="http://127'
+    assert lacking.headers["www-authenticate"].startswith(told)
+    wrong = await wire.ask(runtime_id, CALL, bearer=provider.token("alice", scope="tools", aud="other"))
+    assert wrong.status_code == 403 and "www-authenticate" not in wrong.headers, "which no other token mends"
     token = provider.token("alice", scope="tools")
     assert (await wire.ask(runtime_id, CALL, {SESSION: session()}, bearer=token)).status_code == 200
 

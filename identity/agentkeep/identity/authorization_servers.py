@@ -6,13 +6,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import orjson
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import ProviderError, ServiceUnavailableException
-from agentkeep.identity.provider_documents import DocumentFetcher, is_loopback, refuse_unsafe_url
+from agentkeep.identity.provider_documents import DocumentFetcher, endpoint_of
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.identity.single_flight import SingleFlight
 
@@ -98,21 +97,8 @@ def _read(url: str, document: bytes) -> AuthorizationServer:
     authorization = metadata.get("authorization_endpoint")
     return AuthorizationServer(
         issuer,
-        None if authorization is None else _endpoint(url, authorization, "authorization_endpoint"),
-        _endpoint(url, metadata.get("token_endpoint"), "token_endpoint"),
+        None if authorization is None else endpoint_of(url, authorization, "authorization_endpoint"),
+        endpoint_of(url, metadata.get("token_endpoint"), "token_endpoint"),
         tuple(name for name in methods if isinstance(name, str)) if isinstance(methods, list) else None,
         metadata.get("authorization_response_iss_parameter_supported") is True,
     )
-
-
-def _endpoint(url: str, endpoint: Any, member: str) -> str:
-    """A document from elsewhere must not send us, or a browser, to what only this machine can reach."""
-    if not isinstance(endpoint, str):
-        raise ProviderError(f"the metadata lacks {member}")
-    try:
-        refuse_unsafe_url(endpoint)
-    except ValueError as error:
-        raise ProviderError(f"{member}: {error}") from error
-    if is_loopback(urlsplit(endpoint).hostname or "") and not is_loopback(urlsplit(url).hostname or ""):
-        raise ProviderError(f"{member} is on this machine, the metadata is not")
-    return endpoint

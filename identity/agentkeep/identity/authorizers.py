@@ -42,11 +42,12 @@ _REFUSED = {
     "certificateConfigurations": "names certificates in Amazon S3 or Secrets Manager; leave it out, and have the "
     "identity service's operator trust the authority (SSL_CERT_FILE)",
 }
-#: Operators by claim type, and the member of `claimMatchValue` each compares with.
+#: Operators by claim type, and the members of `claimMatchValue` each compares with: of CONTAINS the guide shows one,
+#: the service model's text the other.
 _OPERATORS = {
-    ("STRING", "EQUALS"): "matchValueString",
-    ("STRING_ARRAY", "CONTAINS"): "matchValueString",
-    ("STRING_ARRAY", "CONTAINS_ANY"): "matchValueStringList",
+    ("STRING", "EQUALS"): ("matchValueString",),
+    ("STRING_ARRAY", "CONTAINS"): ("matchValueString", "matchValueStringList"),
+    ("STRING_ARRAY", "CONTAINS_ANY"): ("matchValueStringList",),
 }
 
 
@@ -180,15 +181,15 @@ def _read(authorizer: Mapping[str, Any]) -> _Rules:
             match["claimMatchOperator"],
             match["claimMatchValue"],
         )
-        member = _OPERATORS.get((value_type, operator))
+        members = _OPERATORS.get((value_type, operator))
         path = f"customJWTAuthorizer.customClaims.{index + 1}.member.authorizingClaimMatchValue"
-        if member is None:
+        if members is None:
             fits = ", ".join(name for kind, name in _OPERATORS if kind == value_type)
             faults.append(FieldError(f"{path}.claimMatchOperator", f"{operator} does not fit {value_type}; use {fits}"))
-        elif not value.get(member):
-            faults.append(FieldError(f"{path}.claimMatchValue", f"{operator} compares with {member}"))
+        elif (given := next((value[member] for member in members if value.get(member)), None)) is None:
+            faults.append(FieldError(f"{path}.claimMatchValue", f"{operator} compares with {' or '.join(members)}"))
         else:
-            allowed = [value[member]] if member == "matchValueString" else value[member]
+            allowed = [given] if isinstance(given, str) else given
             claims.append(_Claim(entry["inboundTokenClaimName"], value_type == "STRING_ARRAY", frozenset(allowed)))
     if faults:
         raise ValidationException("; ".join(f"{name}: {message}" for name, message in faults), fields=faults)

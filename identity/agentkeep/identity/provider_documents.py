@@ -27,6 +27,7 @@ __all__ = [
     "DocumentFetcher",
     "ProviderKeys",
     "VerificationKey",
+    "endpoint_of",
     "is_loopback",
     "parse_addresses",
     "parse_issuer",
@@ -151,13 +152,27 @@ class DocumentFetcher:
             self._client = None
 
 
-def parse_issuer(document: bytes) -> tuple[str, str]:
-    """A metadata document's issuer and the URL of its keys. Raises ProviderError."""
+def parse_issuer(url: str, document: bytes) -> tuple[str, str]:
+    """The issuer and the URL of the keys in the metadata found at `url`. Raises ProviderError."""
     metadata = _object(document, "metadata")
-    issuer, keys = metadata.get("issuer"), metadata.get("jwks_uri")
-    if not isinstance(issuer, str) or not issuer or not isinstance(keys, str):
-        raise ProviderError("the metadata lacks issuer or jwks_uri")
-    return issuer, keys
+    issuer = metadata.get("issuer")
+    if not isinstance(issuer, str) or not issuer:
+        raise ProviderError("the metadata lacks issuer")
+    return issuer, endpoint_of(url, metadata.get("jwks_uri"), "jwks_uri")
+
+
+def endpoint_of(url: str, endpoint: Any, member: str) -> str:
+    """A member of the metadata found at `url`: a document from elsewhere must not send us, or a browser, to what only
+    this machine can reach. Raises ProviderError."""
+    if not isinstance(endpoint, str):
+        raise ProviderError(f"the metadata lacks {member}")
+    try:
+        refuse_unsafe_url(endpoint)
+    except ValueError as error:
+        raise ProviderError(f"{member}: {error}") from error
+    if is_loopback(urlsplit(endpoint).hostname or "") and not is_loopback(urlsplit(url).hostname or ""):
+        raise ProviderError(f"{member} is on this machine, the metadata is not")
+    return endpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ class OpenIdProvider:
     async def _fetch(self) -> None:
         wait = _RETRY_AFTER_FAILURE
         try:
-            issuer, keys_url = parse_issuer(await self._fetcher.fetch(self.url))
+            issuer, keys_url = parse_issuer(self.url, await self._fetcher.fetch(self.url))
             keys = parse_keys(issuer, await self._fetcher.fetch(keys_url))
             if self._keys is None or self._keys.fingerprint != keys.fingerprint:
                 self._keys = keys
