@@ -125,7 +125,7 @@ def mine() -> list[Any]:
 async def test_tokens(
     plane: IdentityPlane, provider: Any, new_signing_key: Any, mine: list[Any], forge: Callable[[Any, Any], str]
 ) -> None:
-    """IDN-5: with every rule that an authorizer knows, and where it is exchanged for an agent's."""
+    """IDN-5: at an authorizer with every rule there is."""
     if not mine:
         mine.append(new_signing_key("RS256", "first"))
     team = {"claimMatchValue": {"matchValueString": "red"}, "claimMatchOperator": "EQUALS"}
@@ -558,6 +558,13 @@ ELSEWHERE = {
     "a key that gives itself what it has not": "identity/test_acting_for_users.py::test_nobody_gives_what_he_has_not",
     "another user's token at a gateway":
         "gateway/test_tool_calls.py::test_a_session_sends_its_own_users_token_and_no_others",
+    "a token that no role trusts": "identity/test_role_sessions.py::test_whom_no_trust_names_gets_nothing",
+    "a role that does what its policies do not say":
+        "identity/test_role_sessions.py::test_a_role_may_what_its_policies_allow",
+    "a session policy that widens": "identity/test_permissions.py::test_a_session_policy_only_narrows",
+    "a role that acts for users it may not":
+        "identity/test_permissions.py::test_acting_for_users_is_a_permission_of_its_own",
+    "a resource by another of its names": "identity/test_permissions.py::test_the_same_resource_in_every_form",
     "sessions of every protocol": "runtime/test_bound_sessions.py::test_stolen_and_replayed",
 }  # fmt: skip
 
