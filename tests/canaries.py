@@ -16,10 +16,12 @@ def canary() -> str:
 
 
 @cache
-def spellings(secret: str) -> tuple[bytes, ...]:
-    """As it is, as hexadecimal, percent-encoded, and in base64 from any of the three places a byte can begin there."""
-    plain = secret.encode()
-    found = [plain, plain.hex().encode(), plain.hex().upper().encode(), quote(secret, safe="").encode()]
+def spellings(secret: str | bytes) -> tuple[bytes, ...]:
+    """As it is, as hexadecimal, percent-encoded, as Python shows it, and in base64 from any of the three places a byte
+    can begin there."""
+    plain = secret.encode() if isinstance(secret, str) else secret
+    found = [plain, plain.hex().encode(), plain.hex().upper().encode(), quote(plain, safe="").encode()]
+    found.append(repr(plain)[2:-1].encode())
     for shift in range(3):
         # The first and the last characters depend on what is around.
         core = base64.b64encode(b"\0" * shift + plain)[4:-4]
@@ -27,11 +29,11 @@ def spellings(secret: str) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def leaks(data: bytes, planted: Iterable[str]) -> bool:
+def leaks(data: bytes, planted: Iterable[str | bytes]) -> bool:
     return any(spelling in data for secret in planted for spelling in spellings(secret))
 
 
-def leaking_files(folder: Path, planted: Iterable[str]) -> list[str]:
+def leaking_files(folder: Path, planted: Iterable[str | bytes]) -> list[str]:
     secrets = list(planted)
     return [
         str(path.relative_to(folder))

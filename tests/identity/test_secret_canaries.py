@@ -31,6 +31,7 @@ from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.oauth2_providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.observability.audit import KeyValueAudit
 from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.front import Front, Server
@@ -75,7 +76,10 @@ async def platform(tmp_path: Path, free_tcp_port: int) -> AsyncIterator[Platform
     async with EmbeddedValkey(tmp_path / "valkey", appendfsync="no") as valkey:
         store = ValkeyKeyValueStore(valkey.url, time_limit=2)
         key = FileMasterKey(b"m" * 32)
-        plane = IdentityPlane(store, key, Deployment(), clock, IdentitySettings(credential_providers=3), public_url=url)
+        settings = IdentitySettings(credential_providers=3)
+        plane = IdentityPlane(
+            store, key, Deployment(), clock, settings, public_url=url, audit=KeyValueAudit(store)
+        )  # fmt: skip
         backend = Switch(SelfBackend([plane]))
         mounts = [Mount(CALLBACK_PATH, plane.oauth2_callback, Access.PUBLIC)]
         front = Front(Application(Router(), backend, Authenticator(plane.keys, clock), mounts))
@@ -224,6 +228,7 @@ async def test_no_planted_secret_comes_out(
     assert leaking_files(platform.folder, planted) == []
     # The search finds what is there.
     assert leaking_files(platform.folder, ["oauth2credentialprovider"]) != []
+    assert leaking_files(platform.folder, ["api-key-used"]) != [], "audit records were searched"
     assert leaks(b"x" + base64.b64encode(b"ab" + planted[0].encode() + b"cd"), planted)
 
 
@@ -353,6 +358,7 @@ async def test_no_oauth2_token_comes_out(
     platform.valkey.stop_and_wait()
     assert leaking_files(platform.folder, planted) == []
     assert leaking_files(platform.folder, ["consents"]) != []
+    assert leaking_files(platform.folder, ["consent-completed"]) != [], "audit records were searched"
     oauth2 = platform.plane._oauth2
     for holder in (oauth2, platform.plane, platform.plane._federation, platform.plane.oauth2_callback):
         assert not leaks(repr(holder).encode(), planted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,8 @@ class KmsKeyService:
         self._clients: dict[str, Any] = {}
         self._making = Lock()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kms")
+        # At DEBUG it writes whole answers into the log, and KMS's have data keys in them.
+        logging.getLogger("botocore.parsers").setLevel(logging.INFO)
 
     async def generate(self, context: Context, arn: str | None = None) -> DataKey:
         if arn is None or _ARN.fullmatch(arn) is None:

@@ -15,6 +15,7 @@ import uvloop
 from agentkeep.distributed.secrets import Secrets
 from agentkeep.distributed.service import Compose, Service
 from agentkeep.distributed.settings import ServiceSettings, load
+from agentkeep.service.log import start_log
 
 __all__ = ["serve"]
 
@@ -32,7 +33,7 @@ NEEDS: Final[Mapping[str, Sequence[str]]] = {
 
 def serve(plane: str, settings: ServiceSettings) -> int:
     """The exit status. Raises SettingsInvalid, SecretsMissing, and what `Service.start` raises."""
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    start_log(settings.log_level)
     root = import_module(f"agentkeep.distributed.{plane}")
     for each in root.SETTINGS:
         load(each)

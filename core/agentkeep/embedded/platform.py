@@ -77,6 +77,7 @@ from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.front import Front, Server
+from agentkeep.service.log import start_log
 from agentkeep.service.mounts import Access, Mount
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
@@ -311,7 +312,7 @@ def _free_port() -> int:
 def run(data_dir: Path, port: int, ready: Callable[[EmbeddedPlatform], None]) -> None:
     """Serves until SIGINT or SIGTERM. Calls `ready` when it does. Raises what `EmbeddedPlatform.start` raises."""
     settings = EmbeddedSettings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    start_log(settings.log_level)
     uvloop.run(_run(EmbeddedPlatform(data_dir, port, settings), ready))
 
 
