@@ -33,6 +33,7 @@ from agentkeep.identity.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, Developmen
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.observability.audit import KeyValueAudit
 from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.front import Front, Server
@@ -208,7 +209,13 @@ async def tool_stack(
         await listener.front.close()
         issuer_url = f"http://127.0.0.1:{port}/oidc"
         identity = IdentityPlane(
-            store, master_key, DEPLOYMENT, CLOCK, IdentitySettings(), trusted_issuers=(discovery_url(issuer_url),)
+            store,
+            master_key,
+            DEPLOYMENT,
+            CLOCK,
+            IdentitySettings(),
+            trusted_issuers=(discovery_url(issuer_url),),
+            audit=KeyValueAudit(store),
         )
         exit.push_async_callback(identity.close)
         issuer = DevelopmentIssuer(issuer_url, identity.keys, store, master_key, CLOCK, IdentitySettings())

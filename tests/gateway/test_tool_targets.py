@@ -32,6 +32,7 @@ from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.gateway.targets.addresses import AllowedAddresses
 from agentkeep.gateway.targets.errors import TargetFailed, TargetRefused
 from agentkeep.gateway.targets.openapi import openapi_tools
+from agentkeep.observability.audit import AuditFilter, KeyValueAudit
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 SMALL = GatewaySettings(
@@ -361,6 +362,10 @@ async def test_an_api_key_is_shown_to_the_target_it_is_for_and_to_nobody_else(st
         async with mcp_client(stack.mcp_url(gateway), token=await stack.token("alice")) as client:
             result = await client.call_tool("Notes___whoami", {})
     assert json.loads(result.content[0].text) == {"shown": {"x-api-key": "key-of-the-platform"}, "aws": []}
+    records, _ = await KeyValueAudit(stack.store).page(AuditFilter(kind="api-key-used", user="alice"), 10)
+    (used,) = records
+    assert (used.details["provider"], used.details["resource"]) == ("notes", f"target Notes of gateway {gateway.id}")
+    assert "key-of-the-platform" not in str(used)
 
 
 async def test_without_the_users_token_a_target_that_wants_it_is_not_called(
