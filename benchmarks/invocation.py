@@ -54,7 +54,7 @@ from agentkeep.identity.settings import IdentitySettings
 from agentkeep.observability.budget import SessionBudgets
 from agentkeep.observability.span_queue import SpanQueue
 from agentkeep.observability.spans_sqlite import SqliteSpanStore
-from agentkeep.runtime.artifacts import FolderArtifactStore
+from agentkeep.runtime.agents.artifacts import FolderArtifactStore
 from agentkeep.runtime.drivers.driver import Connection, EnvironmentSpec, Exit, Finding, VersionSpec
 from agentkeep.runtime.operations import RuntimePlane
 from agentkeep.runtime.pump import InvocationRoute

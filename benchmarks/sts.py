@@ -26,8 +26,8 @@ from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.observability.audit import KeyValueAudit
-from agentkeep.runtime.session import Session
-from agentkeep.runtime.session_keys import SessionKeys
+from agentkeep.runtime.sessions.keys import SessionKeys
+from agentkeep.runtime.sessions.session import Session
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 RUNTIME = "helper-1234567890"

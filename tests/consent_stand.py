@@ -12,8 +12,8 @@ from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Call, Caller, CallerKind, SessionRef, User
 from agentkeep.core.errors import ConflictException
-from agentkeep.identity.keys import IssuedOperatorKey
-from agentkeep.identity.oauth2_providers import CALLBACK_PATH
+from agentkeep.identity.access_keys.keys import IssuedOperatorKey
+from agentkeep.identity.oauth2.providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator

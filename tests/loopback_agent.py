@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agentkeep.core.errors import ServiceError
-from agentkeep.runtime.tracing import InvocationSpan
-from agentkeep.runtime.turn import InvocationRequest, McpTurn
+from agentkeep.runtime.sessions.tracing import InvocationSpan
+from agentkeep.runtime.sessions.turn import InvocationRequest, McpTurn
 
 
 @dataclass

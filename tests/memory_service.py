@@ -22,7 +22,7 @@ from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.key_service_local import LocalKeyService
-from agentkeep.identity.keys import AccessKeys
+from agentkeep.identity.access_keys.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.memory.plane import MemoryPlane

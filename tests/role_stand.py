@@ -15,10 +15,10 @@ from botocore.config import Config
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.clock import SystemClock
-from agentkeep.identity.keys import IssuedOperatorKey
+from agentkeep.identity.access_keys.keys import IssuedOperatorKey
+from agentkeep.identity.access_keys.operators_app import OperatorKeysApp
 from agentkeep.identity.operations import IdentityPlane
-from agentkeep.identity.operator_keys_app import OperatorKeysApp
-from agentkeep.identity.sts_app import LARGEST_REQUEST
+from agentkeep.identity.roles.sts_app import LARGEST_REQUEST
 from agentkeep.observability.audit import AuditFilter, KeyValueAudit
 from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator

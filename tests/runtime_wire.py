@@ -17,7 +17,7 @@ from botocore.credentials import Credentials
 
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
-from agentkeep.runtime.protected_resources import PLACE
+from agentkeep.runtime.invocations.protected_resources import PLACE
 from agentkeep.runtime.pump import InvocationRoute
 from agentkeep.service.application import Application
 from agentkeep.service.authentication import Authenticator

@@ -19,7 +19,7 @@ from loopback_agent import LoopbackSessions, ScriptedAgent
 from agentkeep.core.call import Call, CallerKind, SessionRef, User, allow
 from agentkeep.core.errors import ConflictException, DependencyError, StoreUnavailable
 from agentkeep.core.identifiers import Deployment
-from agentkeep.identity.keys import AccessKeys
+from agentkeep.identity.access_keys.keys import AccessKeys
 from agentkeep.runtime.pump import InvocationRoute
 from agentkeep.service.front import Server
 

@@ -14,7 +14,7 @@ from agentkeep.backend.own import Plane, SelfBackend
 from agentkeep.core.call import SessionRef, User
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
-from agentkeep.identity.keys import AccessKeys
+from agentkeep.identity.access_keys.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.service.application import Application

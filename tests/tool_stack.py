@@ -29,7 +29,7 @@ from agentkeep.gateway.control import layout
 from agentkeep.gateway.records import GatewayRecord, PolicyEngineRecord, PolicyRecord, RateLimitRecord, TargetRecord
 from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.gateway.tools import Callers, ToolGateway
-from agentkeep.identity.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, DevelopmentIssuer, discovery_url
+from agentkeep.identity.development.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, DevelopmentIssuer, discovery_url
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings

@@ -16,8 +16,8 @@ from agentkeep.core.errors import (
     StoreUnavailable,
 )
 from agentkeep.core.ports import AuditRecord
+from agentkeep.identity.access_keys.operators_app import OperatorKeysApp
 from agentkeep.identity.operations import IdentityPlane
-from agentkeep.identity.operator_keys_app import OperatorKeysApp
 from agentkeep.observability.audit import AuditFilter, KeyValueAudit
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 

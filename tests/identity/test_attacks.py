@@ -31,7 +31,7 @@ from agentkeep.core.call import Call, SessionRef, User
 from agentkeep.core.errors import AccessDeniedException, ServiceError, UnauthorizedException
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.identity.sts_sessions import role_session_name
+from agentkeep.identity.sts.sessions import role_session_name
 from agentkeep.observability.audit import KeyValueAudit
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 

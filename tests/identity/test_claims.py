@@ -9,8 +9,8 @@ import pytest
 from agentkeep.core.call import INCOMPLETE_CLAIMS, Call, SessionRef, User
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
-from agentkeep.identity.claims import LONGEST, MOST, as_text, of_verified
-from agentkeep.identity.keys import AccessKeys
+from agentkeep.identity.access_keys.keys import AccessKeys
+from agentkeep.identity.inbound.claims import LONGEST, MOST, as_text, of_verified
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings

@@ -18,8 +18,8 @@ from botocore.exceptions import ClientError
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Call, SessionRef, User
-from agentkeep.identity.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, DevelopmentIssuer, discovery_url
-from agentkeep.identity.keys import IssuedOperatorKey
+from agentkeep.identity.access_keys.keys import IssuedOperatorKey
+from agentkeep.identity.development.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, DevelopmentIssuer, discovery_url
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings

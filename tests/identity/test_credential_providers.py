@@ -23,7 +23,7 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.identity.master_key import FileMasterKey
-from agentkeep.identity.oauth2_vendors import VENDORS
+from agentkeep.identity.oauth2.vendors import VENDORS
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.storage.interface import Put, partition
@@ -488,8 +488,8 @@ async def test_a_session_gets_keys_for_its_own_agent_and_user(
         assert await key_of(plane, session_of(), own) == "k-canary"
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
-        f"{session_of().caller.principal} got the API key of credential provider weather: "
-        "workload helper-1234567890, user 'alice'"
+        f"audit api-key-used: {session_of().caller.principal} got the API key of credential provider weather for user "
+        "alice."
     )
     for stolen in (bobs, issued, others, alone):
         with pytest.raises(AccessDeniedException, match="belongs to another agent or user"):

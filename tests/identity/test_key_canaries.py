@@ -26,7 +26,7 @@ from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.identity.token_vault import VAULT_KEYS
+from agentkeep.identity.vault.token_vault import VAULT_KEYS
 from agentkeep.observability.audit import AuditFilter, KeyValueAudit
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 

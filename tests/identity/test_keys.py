@@ -13,7 +13,7 @@ import pytest
 from agentkeep.core.call import CallerKind, SessionRef, User
 from agentkeep.core.errors import ConflictException, ResourceNotFoundException, ValidationException
 from agentkeep.core.identifiers import Deployment
-from agentkeep.identity.keys import AccessKeys
+from agentkeep.identity.access_keys.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.storage.interface import KeyValueStore, Put, partition

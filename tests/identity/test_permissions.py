@@ -25,8 +25,8 @@ from agentkeep.gateway.control.operations import GatewayControl
 from agentkeep.gateway.control.policy_operations import PolicyControl
 from agentkeep.gateway.plane import GatewayPlane
 from agentkeep.identity.operations import IdentityPlane
-from agentkeep.identity.permission_policies import actions, parse_permissions
-from agentkeep.identity.shipped_policies import SHIPPED, shipped
+from agentkeep.identity.roles.policies import actions, parse_permissions
+from agentkeep.identity.roles.shipped_policies import SHIPPED, shipped
 from agentkeep.memory.extraction.operations import ExtractionOperations
 from agentkeep.memory.long_term.operations import RecordOperations
 from agentkeep.memory.operations import MemoryOperations

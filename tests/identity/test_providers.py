@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from agentkeep.core.errors import ProviderError, ServiceUnavailableException, UnauthorizedException
+from agentkeep.identity.inbound.provider_documents import DocumentFetcher, parse_addresses, parse_issuer
 from agentkeep.identity.operations import IdentityPlane
-from agentkeep.identity.provider_documents import DocumentFetcher, parse_addresses, parse_issuer
 from agentkeep.identity.settings import IdentitySettings
 
 

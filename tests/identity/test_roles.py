@@ -11,8 +11,8 @@ from role_stand import write_roles
 
 from agentkeep.core.call import CallerKind
 from agentkeep.core.identifiers import Deployment
-from agentkeep.identity.key_records import RoleSession
-from agentkeep.identity.roles import Roles, RolesInvalid, unique_id
+from agentkeep.identity.access_keys.records import RoleSession
+from agentkeep.identity.roles.roles import Roles, RolesInvalid, unique_id
 from agentkeep.identity.settings import IdentitySettings
 
 HERE = Deployment("us-west-2", "123456789012")

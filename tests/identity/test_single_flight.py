@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentkeep.core.clock import SystemClock
-from agentkeep.identity.single_flight import LeasedFlight, SingleFlight
+from agentkeep.identity.oauth2.single_flight import LeasedFlight, SingleFlight
 from agentkeep.storage.interface import Put
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 

@@ -33,8 +33,8 @@ from agentkeep.core.ports import AccessKey, AuditRecord, SessionCredentials
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.identity.sts_sessions import role_session_name
-from agentkeep.identity.sts_setup import described
+from agentkeep.identity.sts.sessions import role_session_name
+from agentkeep.identity.sts.setup import described
 from agentkeep.observability.audit import AuditFilter, KeyValueAudit
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.ports.caches import CachedKeys

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentkeep.core.call import User
-from agentkeep.identity.sts_rules import StsRules, StsRulesInvalid
+from agentkeep.identity.sts.rules import StsRules, StsRulesInvalid
 
 ISSUER = "https://login.example.com"
 ROLE = "arn:aws:iam::111122223333:role/finance-agent"

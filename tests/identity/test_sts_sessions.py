@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from agentkeep.cli import sts
 from agentkeep.cli.output import CommandError
 from agentkeep.core.call import User
-from agentkeep.identity.sts_sessions import revocation_policy, role_session_name
+from agentkeep.identity.sts.sessions import revocation_policy, role_session_name
 
 REPORTS = "reports-a1b2c3d4e5"
 

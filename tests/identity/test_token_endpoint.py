@@ -14,9 +14,9 @@ from exchange_server import ExchangeServer
 from openid_provider import query
 
 from agentkeep.core.errors import ServiceUnavailableException, ValidationException
-from agentkeep.identity.grants import TokenSet
+from agentkeep.identity.oauth2.grants import TokenSet
+from agentkeep.identity.oauth2.token_endpoint import ClientCredentials
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.identity.token_endpoint import ClientCredentials
 
 GOOD = {"access_token": "t0ken", "token_type": "Bearer", "expires_in": 300}
 

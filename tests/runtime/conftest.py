@@ -31,12 +31,12 @@ from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.observability.budget import SessionBudgets
-from agentkeep.runtime.artifacts import FolderArtifactStore
+from agentkeep.runtime.agents.artifacts import FolderArtifactStore
 from agentkeep.runtime.drivers.driver import EnvironmentSpec, Execution, Exit, Finding, VersionSpec
-from agentkeep.runtime.headers import SESSION_HEADER
+from agentkeep.runtime.invocations.headers import SESSION_HEADER
 from agentkeep.runtime.operations import RuntimePlane
+from agentkeep.runtime.sessions.turn import InvocationRequest
 from agentkeep.runtime.settings import RuntimeSettings
-from agentkeep.runtime.turn import InvocationRequest
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 DEPLOYMENT = Deployment("us-west-2", "123456789012")

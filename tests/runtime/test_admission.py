@@ -10,11 +10,11 @@ import pytest
 
 from agentkeep.core.call import SessionRef, User
 from agentkeep.core.errors import RetryableConflictException, ServiceQuotaExceededException, ThrottlingException
-from agentkeep.runtime.admission import StartSlots
 from agentkeep.runtime.drivers.driver import ConnectionsInUse
+from agentkeep.runtime.invocations.admission import StartSlots
 from agentkeep.runtime.records import EndReason
-from agentkeep.runtime.replicas import Replicas
-from agentkeep.runtime.session_table import SessionTable
+from agentkeep.runtime.replicas.table import Replicas
+from agentkeep.runtime.sessions.table import SessionTable
 
 
 def _id() -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import ServiceError, StoreUnavailable, ValidationException
-from agentkeep.runtime.budgets import BUDGET_TAG
+from agentkeep.runtime.agents.budgets import BUDGET_TAG
 
 DEFAULT = 1000
 

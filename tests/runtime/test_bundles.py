@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from agentkeep.runtime.artifacts import ArtifactNotFound, ArtifactTooLarge, FolderArtifactStore
-from agentkeep.runtime.bundles import BundleRejected, Bundles
-from agentkeep.runtime.dependencies import Dependencies, DependenciesFailed, uv_environment
+from agentkeep.runtime.agents.artifacts import ArtifactNotFound, ArtifactTooLarge, FolderArtifactStore
+from agentkeep.runtime.agents.bundles import BundleRejected, Bundles
+from agentkeep.runtime.agents.dependencies import Dependencies, DependenciesFailed, uv_environment
 
 CODE = {
     "code": {"s3": {"bucket": "code", "prefix": "agent.zip"}},

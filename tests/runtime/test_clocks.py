@@ -10,7 +10,7 @@ import pytest
 
 from agentkeep.core.call import SessionRef
 from agentkeep.runtime.records import EndReason, SessionState
-from agentkeep.runtime.replicas import Replicas
+from agentkeep.runtime.replicas.table import Replicas
 
 DAY = 86_400.0
 FORWARD_AND_BACK = pytest.mark.parametrize("jump", [3 * DAY, -3 * DAY], ids=["forward", "back"])

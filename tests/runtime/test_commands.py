@@ -18,7 +18,7 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.runtime.drivers.driver import Written
-from agentkeep.runtime.session import Session
+from agentkeep.runtime.sessions.session import Session
 
 ARN = "arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/"
 INVOCATION_ID = "amz-sdk-invocation-id"

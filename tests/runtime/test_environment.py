@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentkeep.runtime.environment import SESSION_ENDPOINT, session_environment
+from agentkeep.runtime.environments.variables import SESSION_ENDPOINT, session_environment
 
 
 @pytest.mark.parametrize("public_url", ["http://127.0.0.1:4780", "http://127.0.0.1:4780/"])

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from agentkeep.runtime.health import PingStatus, ping
+from agentkeep.runtime.environments.health import PingStatus, ping
 
 OK = b"HTTP/1.1 200 OK\r\n"
 

@@ -14,8 +14,8 @@ from runtime_wire import SESSION, RuntimeWire, runtime_wire
 
 from agentkeep.core.call import SessionRef, User
 from agentkeep.core.errors import RuntimeClientError, StoreUnavailable
-from agentkeep.runtime.mcp_sessions import McpSessions
-from agentkeep.runtime.refusals import McpSessionNotFound
+from agentkeep.runtime.invocations.mcp_sessions import McpSessions
+from agentkeep.runtime.invocations.refusals import McpSessionNotFound
 
 MCP = {"serverProtocol": "MCP"}
 CALL = b'{"method":"tools/list","jsonrpc":"2.0","id":7}'

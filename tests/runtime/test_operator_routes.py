@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentkeep.core.call import Caller, CallerKind, SessionRef, User
-from agentkeep.runtime.logs import Logs
+from agentkeep.runtime.sessions.logs import Logs
 
 OPERATOR = Caller(CallerKind.OPERATOR, "arn:aws:iam::123456789012:user/olivia", "AKIAOPERATOR")
 

@@ -28,8 +28,8 @@ from agentkeep.core.errors import (
     UnauthorizedException,
     ValidationException,
 )
+from agentkeep.runtime.invocations.refusals import McpSessionNotFound, NotAcceptableException
 from agentkeep.runtime.pump.envelopes import error_envelope, rpc_id
-from agentkeep.runtime.refusals import McpSessionNotFound, NotAcceptableException
 from agentkeep.wire.model import service
 
 OPERATION = service("bedrock-agentcore").operation("InvokeAgentRuntime")

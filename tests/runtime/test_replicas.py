@@ -12,9 +12,9 @@ import pytest
 from agentkeep.core.call import SessionRef, User
 from agentkeep.core.errors import RetryableConflictException
 from agentkeep.runtime.records import EndReason, SessionState
-from agentkeep.runtime.replicas import Place, Replicas
-from agentkeep.runtime.session_table import LeaseLost, OwnedElsewhere, SessionTable
-from agentkeep.runtime.slots import Slot
+from agentkeep.runtime.replicas.slots import Slot
+from agentkeep.runtime.replicas.table import Place, Replicas
+from agentkeep.runtime.sessions.table import LeaseLost, OwnedElsewhere, SessionTable
 
 LEASE = 8.0
 

@@ -13,7 +13,7 @@ from botocore.credentials import Credentials
 from runtime_wire import RuntimeWire, runtime_wire
 
 from agentkeep.core.grants import user_arn
-from agentkeep.identity.key_records import RoleSession
+from agentkeep.identity.access_keys.records import RoleSession
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings

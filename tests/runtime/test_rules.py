@@ -10,9 +10,9 @@ from botocore.loaders import Loader
 from botocore.model import ServiceModel
 
 from agentkeep.core.errors import ValidationException
-from agentkeep.runtime.documents import ECHOED
-from agentkeep.runtime.environment import SESSION_ENDPOINT
-from agentkeep.runtime.headers import why_not_forwardable
+from agentkeep.runtime.agents.documents import ECHOED
+from agentkeep.runtime.environments.variables import SESSION_ENDPOINT
+from agentkeep.runtime.invocations.headers import why_not_forwardable
 from agentkeep.runtime.pump import target
 
 

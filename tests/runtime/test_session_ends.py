@@ -12,9 +12,9 @@ from agentkeep.core.call import SessionRef, User
 from agentkeep.core.errors import ConditionFailed, PlaneUnavailable, RuntimeClientError
 from agentkeep.core.ports import EndedSession
 from agentkeep.runtime.records import EndReason
-from agentkeep.runtime.replicas import Place, Replicas
-from agentkeep.runtime.session_ends import SessionEnds
-from agentkeep.runtime.session_table import SessionTable
+from agentkeep.runtime.replicas.table import Place, Replicas
+from agentkeep.runtime.sessions.ends import SessionEnds
+from agentkeep.runtime.sessions.table import SessionTable
 from agentkeep.storage.session_lives import SessionLives
 
 

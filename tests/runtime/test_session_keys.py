@@ -20,11 +20,11 @@ from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.observability.audit import KeyValueAudit
-from agentkeep.runtime import session_keys
-from agentkeep.runtime.session import Session
-from agentkeep.runtime.session_keys import SessionKeys, newest
+from agentkeep.runtime.environments.warm_pool_sizes import WARM_POOL_TAG
+from agentkeep.runtime.sessions import keys as session_keys
+from agentkeep.runtime.sessions.keys import SessionKeys, newest
+from agentkeep.runtime.sessions.session import Session
 from agentkeep.runtime.settings import RuntimeSettings
-from agentkeep.runtime.warm_pool_sizes import WARM_POOL_TAG
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 

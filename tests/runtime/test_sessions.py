@@ -20,10 +20,10 @@ from agentkeep.core.errors import (
     ServiceQuotaExceededException,
     ValidationException,
 )
-from agentkeep.runtime.exchange import request as exchange
+from agentkeep.runtime.invocations.exchange import request as exchange
 from agentkeep.runtime.records import EndReason, SessionState
-from agentkeep.runtime.replicas import Replicas
-from agentkeep.runtime.session_table import SessionTable
+from agentkeep.runtime.replicas.table import Replicas
+from agentkeep.runtime.sessions.table import SessionTable
 
 
 async def _until(condition: Any, seconds: float = 5) -> None:

@@ -17,9 +17,9 @@ from agentkeep.core.errors import (
     ThrottlingException,
     ValidationException,
 )
-from agentkeep.runtime.late_binding import LateBinding
+from agentkeep.runtime.environments.late_binding import LateBinding
+from agentkeep.runtime.environments.warm_pool_sizes import WARM_POOL_TAG, Demand, PoolSize, pool_size
 from agentkeep.runtime.settings import RuntimeSettings
-from agentkeep.runtime.warm_pool_sizes import WARM_POOL_TAG, Demand, PoolSize, pool_size
 from agentkeep.testing.driver import Answer
 
 

@@ -18,8 +18,8 @@ from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
+from agentkeep.runtime.environments.warm_pool_sizes import WARM_POOL_TAG
 from agentkeep.runtime.settings import RuntimeSettings
-from agentkeep.runtime.warm_pool_sizes import WARM_POOL_TAG
 from agentkeep.service.front import Front
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 

@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 
 from agentkeep.core.errors import EnvironmentStartFailed, RuntimeClientError, ValidationException
-from agentkeep.runtime.headers import SESSION_HEADER
-from agentkeep.runtime.warm_pool_sizes import WARM_POOL_TAG
-from agentkeep.runtime.warm_up import WarmUp
+from agentkeep.runtime.environments.warm_pool_sizes import WARM_POOL_TAG
+from agentkeep.runtime.environments.warm_up import WarmUp
+from agentkeep.runtime.invocations.headers import SESSION_HEADER
 
 
 def hook(path: str = "/warm", **more: Any) -> dict[str, Any]:

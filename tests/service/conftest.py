@@ -15,7 +15,7 @@ from service_stack import DEPLOYMENT, Stack, Subject, echo
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.clock import SystemClock
-from agentkeep.identity.keys import AccessKeys
+from agentkeep.identity.access_keys.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.runtime.pump import InvocationRoute, PumpLimits

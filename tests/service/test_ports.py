@@ -55,7 +55,7 @@ from agentkeep.core.ports import (
 from agentkeep.gateway.models.routing import parse_rules
 from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
-from agentkeep.identity.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, DevelopmentIssuer
+from agentkeep.identity.development.issuer import GRANT_TYPE, SUBJECT_TOKEN_TYPE, DevelopmentIssuer
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings

@@ -16,10 +16,10 @@ from agentkeep.core.clock import SystemClock
 from agentkeep.core.errors import AccessDeniedException
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.permissions import authorized
-from agentkeep.identity.key_records import RoleSession
-from agentkeep.identity.keys import AccessKeys
+from agentkeep.identity.access_keys.keys import AccessKeys
+from agentkeep.identity.access_keys.records import RoleSession
 from agentkeep.identity.master_key import FileMasterKey
-from agentkeep.identity.roles import Roles
+from agentkeep.identity.roles.roles import Roles
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.service.mounts import OPERATORS_MOUNTS
 from agentkeep.service.ports.caches import CachedKeys

@@ -38,7 +38,7 @@ from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.distributed.secrets import Secrets
-from agentkeep.identity.keys import AccessKeys
+from agentkeep.identity.access_keys.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.observability.settings import ObservabilitySettings

@@ -52,7 +52,7 @@ def check(
 ) -> None:
     """Read roles as the platform does when it starts, and say what is wrong with them."""
     from agentkeep.core.identifiers import Deployment as Place
-    from agentkeep.identity.roles import Roles, RolesInvalid
+    from agentkeep.identity.roles.roles import Roles, RolesInvalid
 
     try:
         answer = Roles.load(file, Place(region, account)).listed()
@@ -69,7 +69,7 @@ def policy(
 ) -> None:
     """Print one of the platform's own policies, as a role has it; to begin one of your own with."""
     from agentkeep.core.identifiers import Deployment as Place
-    from agentkeep.identity.shipped_policies import SHIPPED, shipped
+    from agentkeep.identity.roles.shipped_policies import SHIPPED, shipped
 
     if name not in SHIPPED:
         raise CommandError(f"There is no policy {name!r}.", f"There are {', '.join(SHIPPED)}.")

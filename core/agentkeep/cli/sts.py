@@ -36,7 +36,7 @@ def revocation_policy(
     """Print the policy that ends credentials a role has given out: AWS honours them until they expire, whatever has
     become of the session here."""
     from agentkeep.core.call import User
-    from agentkeep.identity.sts_sessions import revocation_policy, role_session_name
+    from agentkeep.identity.sts.sessions import revocation_policy, role_session_name
 
     named = _ROLE.fullmatch(role)
     if named is None:
@@ -67,7 +67,7 @@ def check_rules(
     as_json: AsJson = False,
 ) -> None:
     """Read rules for STS as the platform does when it starts, and say what is wrong with them."""
-    from agentkeep.identity.sts_rules import StsRules, StsRulesInvalid
+    from agentkeep.identity.sts.rules import StsRules, StsRulesInvalid
 
     try:
         rules = StsRules.load(file)

@@ -8,13 +8,13 @@ from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.ports import Keys
 from agentkeep.distributed.service import CACHE_SECONDS, Composed, Service
 from agentkeep.distributed.settings import load
-from agentkeep.identity import sts_app
+from agentkeep.identity.access_keys.operators_app import OperatorKeysApp
 from agentkeep.identity.master_key import FileMasterKey
-from agentkeep.identity.oauth2_providers import CALLBACK_PATH
+from agentkeep.identity.oauth2.providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
-from agentkeep.identity.operator_keys_app import OperatorKeysApp
+from agentkeep.identity.roles import sts_app
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.identity.token_vault import VAULT_KEYS
+from agentkeep.identity.vault.token_vault import VAULT_KEYS
 from agentkeep.service.mounts import Access, Mount
 from agentkeep.service.ports.catalogue import AUDIT, AUTHORIZERS, KEYS, OUTBOUND_CREDENTIALS, WORKLOAD_TOKENS
 

@@ -11,7 +11,7 @@ from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.distributed.secrets import Secrets
 from agentkeep.distributed.settings import ServiceSettings, load
-from agentkeep.identity.keys import AccessKeys
+from agentkeep.identity.access_keys.keys import AccessKeys
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.storage.valkey import ValkeyKeyValueStore

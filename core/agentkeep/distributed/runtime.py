@@ -12,21 +12,21 @@ from agentkeep.core.call import SessionRef
 from agentkeep.distributed.readiness import Check
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import ServiceSettings, load
-from agentkeep.runtime.artifacts import FolderArtifactStore
+from agentkeep.runtime.agents.artifacts import FolderArtifactStore
 from agentkeep.runtime.drivers.by_artifact import DriverByArtifact
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
 from agentkeep.runtime.drivers.docker.settings import DockerDriverSettings
 from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
 from agentkeep.runtime.drivers.process.settings import ProcessDriverSettings
-from agentkeep.runtime.environment import CREDENTIALS_PATH
+from agentkeep.runtime.environments.variables import CREDENTIALS_PATH
+from agentkeep.runtime.invocations.protected_resources import PLACE as PROTECTED_RESOURCES
 from agentkeep.runtime.operations import RuntimePlane
-from agentkeep.runtime.protected_resources import PLACE as PROTECTED_RESOURCES
 from agentkeep.runtime.pump import InvocationRoute
-from agentkeep.runtime.replica_relay import ReplicaRelay
-from agentkeep.runtime.replicas import Place
+from agentkeep.runtime.replicas.relay import ReplicaRelay
+from agentkeep.runtime.replicas.slots import Slot
+from agentkeep.runtime.replicas.table import Place
 from agentkeep.runtime.settings import RuntimeSettings
-from agentkeep.runtime.slots import Slot
 from agentkeep.service.asgi import App
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.mounts import Access, Mount

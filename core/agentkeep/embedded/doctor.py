@@ -14,8 +14,8 @@ from agentkeep.core.identifiers import Deployment
 from agentkeep.embedded.settings import EmbeddedSettings
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.identity.sts_rules import StsRulesInvalid
-from agentkeep.identity.sts_setup import described
+from agentkeep.identity.sts.rules import StsRulesInvalid
+from agentkeep.identity.sts.setup import described
 from agentkeep.runtime.drivers.by_artifact import DriverByArtifact
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
 from agentkeep.runtime.drivers.driver import Driver, Finding, Severity

@@ -41,14 +41,14 @@ from agentkeep.gateway.control.plane import gateway_control
 from agentkeep.gateway.plane import gateway_plane
 from agentkeep.gateway.settings import GatewaySettings
 from agentkeep.gateway.tools import Callers, ToolGateway
-from agentkeep.identity import sts_app
-from agentkeep.identity.issuer import DevelopmentIssuer, discovery_url
+from agentkeep.identity.access_keys.operators_app import OperatorKeysApp
+from agentkeep.identity.development.issuer import DevelopmentIssuer, discovery_url
 from agentkeep.identity.master_key import FileMasterKey
-from agentkeep.identity.oauth2_providers import CALLBACK_PATH
+from agentkeep.identity.oauth2.providers import CALLBACK_PATH
 from agentkeep.identity.operations import IdentityPlane
-from agentkeep.identity.operator_keys_app import OperatorKeysApp
+from agentkeep.identity.roles import sts_app
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.identity.token_vault import VAULT_KEYS
+from agentkeep.identity.vault.token_vault import VAULT_KEYS
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
 from agentkeep.observability.alerts import KeyValueAlerts
@@ -64,14 +64,14 @@ from agentkeep.observability.spans_sqlite import SqliteSpanStore
 from agentkeep.observability.traces_app import TracesApp
 from agentkeep.observability.usage import KeyValueUsage
 from agentkeep.observability.usage_app import UsageApp
-from agentkeep.runtime.artifacts import FolderArtifactStore
+from agentkeep.runtime.agents.artifacts import FolderArtifactStore
 from agentkeep.runtime.drivers.by_artifact import DriverByArtifact
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
 from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
-from agentkeep.runtime.environment import CREDENTIALS_PATH
+from agentkeep.runtime.environments.variables import CREDENTIALS_PATH
+from agentkeep.runtime.invocations.protected_resources import PLACE as PROTECTED_RESOURCES
 from agentkeep.runtime.operations import RuntimePlane
-from agentkeep.runtime.protected_resources import PLACE as PROTECTED_RESOURCES
 from agentkeep.runtime.pump import InvocationRoute
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.service.application import Application

@@ -17,28 +17,28 @@ from agentkeep.core.key_service import KeyService
 from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.ports import Audit
-from agentkeep.identity.authorizers import JwtAuthorizers
-from agentkeep.identity.credential_providers import CredentialProvider, CredentialProviders, ProviderKind
-from agentkeep.identity.jwt import JwtVerifier
-from agentkeep.identity.keys import AccessKeys
+from agentkeep.identity.access_keys.keys import AccessKeys
+from agentkeep.identity.inbound.authorizers import JwtAuthorizers
+from agentkeep.identity.inbound.jwt import JwtVerifier
+from agentkeep.identity.inbound.providers import OpenIdProviders
+from agentkeep.identity.inbound.trusted_issuers import TrustedIssuers
 from agentkeep.identity.master_key import MasterKey
-from agentkeep.identity.oauth2 import Oauth2
-from agentkeep.identity.oauth2_requests import Flow, TokenRequest
-from agentkeep.identity.outbound import OutboundApiKeys
-from agentkeep.identity.providers import OpenIdProviders
-from agentkeep.identity.resource_credentials import ResourceCredentials
-from agentkeep.identity.role_sessions import RoleSessions
-from agentkeep.identity.roles import Roles
-from agentkeep.identity.roles_app import RolesApp
-from agentkeep.identity.secret_sources import api_key
+from agentkeep.identity.oauth2.parts import Oauth2
+from agentkeep.identity.oauth2.requests import Flow, TokenRequest
+from agentkeep.identity.roles.operators_app import RolesApp
+from agentkeep.identity.roles.roles import Roles
+from agentkeep.identity.roles.sessions import RoleSessions
+from agentkeep.identity.roles.sts_app import StsApp
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.identity.sts_app import StsApp
-from agentkeep.identity.sts_setup import described, role_exchange
-from agentkeep.identity.token_vault import VAULT, VAULT_KEYS, TokenVault, VaultKey
+from agentkeep.identity.sts.setup import described, role_exchange
 from agentkeep.identity.trail import Attempt, Trail
-from agentkeep.identity.trusted_issuers import TrustedIssuers
-from agentkeep.identity.workload_identities import WorkloadIdentities, WorkloadIdentity
-from agentkeep.identity.workload_tokens import WorkloadAccessTokens
+from agentkeep.identity.vault.credential_providers import CredentialProvider, CredentialProviders, ProviderKind
+from agentkeep.identity.vault.outbound import OutboundApiKeys
+from agentkeep.identity.vault.resource_credentials import ResourceCredentials
+from agentkeep.identity.vault.secret_sources import api_key
+from agentkeep.identity.vault.token_vault import VAULT, VAULT_KEYS, TokenVault, VaultKey
+from agentkeep.identity.workloads.identities import WorkloadIdentities, WorkloadIdentity
+from agentkeep.identity.workloads.tokens import WorkloadAccessTokens
 from agentkeep.service.authentication import Authenticator
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.wire.types import bedrock_agentcore as data

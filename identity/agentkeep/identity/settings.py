@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from agentkeep.identity.provider_documents import parse_addresses, refuse_unsafe_url
+from agentkeep.identity.inbound.provider_documents import parse_addresses, refuse_unsafe_url
 
 __all__ = ["IdentitySettings"]
 

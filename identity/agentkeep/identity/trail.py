@@ -19,7 +19,7 @@ from agentkeep.core.call import Caller, SessionRef, User
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import ServiceError, StoreUnavailable
 from agentkeep.core.ports import Audit, AuditRecord
-from agentkeep.identity.token_endpoint import TokenRefused
+from agentkeep.identity.oauth2.token_endpoint import TokenRefused
 
 __all__ = ["BROWSER", "Attempt", "Trail"]
 

@@ -16,11 +16,11 @@ from typing import Final
 from urllib.parse import parse_qs
 
 from agentkeep.core.call import Caller, CallerKind, SessionRef
-from agentkeep.runtime.artifacts import ArtifactStore, ArtifactTooLarge
-from agentkeep.runtime.logs import Logs
+from agentkeep.runtime.agents.artifacts import ArtifactStore, ArtifactTooLarge
+from agentkeep.runtime.environments.warm_pools import WarmPools
 from agentkeep.runtime.records import SessionRecord
-from agentkeep.runtime.session_table import SessionTable
-from agentkeep.runtime.warm_pools import WarmPools
+from agentkeep.runtime.sessions.logs import Logs
+from agentkeep.runtime.sessions.table import SessionTable
 from agentkeep.service.asgi import ClientLeft, Receive, Scope, Send, path_parts, pieces, respond
 
 __all__ = ["AdminApp", "ArtifactsApp"]

@@ -13,17 +13,17 @@ from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.pages import page
 from agentkeep.core.ports import Audit, Authorizers, Budget, Keys, MemorySessions, WorkloadTokens
-from agentkeep.runtime import in_process
-from agentkeep.runtime.artifacts import ArtifactStore
-from agentkeep.runtime.commands import DEFAULT_TIMEOUT, Commands
-from agentkeep.runtime.documents import Documents
+from agentkeep.runtime.agents.artifacts import ArtifactStore
+from agentkeep.runtime.agents.documents import Documents
+from agentkeep.runtime.agents.rules import check_settings
+from agentkeep.runtime.agents.tags import check_tags
 from agentkeep.runtime.drivers.driver import Driver
+from agentkeep.runtime.invocations import in_process
+from agentkeep.runtime.invocations.commands import DEFAULT_TIMEOUT, Commands
 from agentkeep.runtime.parts import EndpointFactory, Parts
 from agentkeep.runtime.records import DEFAULT_ENDPOINT
-from agentkeep.runtime.replicas import Place
-from agentkeep.runtime.rules import check_settings
+from agentkeep.runtime.replicas.table import Place
 from agentkeep.runtime.settings import RuntimeSettings
-from agentkeep.runtime.tags import check_tags
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.wire.types import bedrock_agentcore as data
 from agentkeep.wire.types import bedrock_agentcore_control as control

@@ -14,41 +14,41 @@ from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.ports import Audit, Authorizers, Budget, Keys, MemorySessions, WorkloadTokens
 from agentkeep.runtime.admin import AdminApp, ArtifactsApp
-from agentkeep.runtime.artifacts import ArtifactStore
-from agentkeep.runtime.authorization import Authorization
-from agentkeep.runtime.bearers import RuntimeBearers
-from agentkeep.runtime.budgets import TaggedBudgets
-from agentkeep.runtime.bundles import Bundles
-from agentkeep.runtime.catalogue import Catalogue
-from agentkeep.runtime.dependencies import Dependencies, uv_environment
+from agentkeep.runtime.agents.artifacts import ArtifactStore
+from agentkeep.runtime.agents.budgets import TaggedBudgets
+from agentkeep.runtime.agents.bundles import Bundles
+from agentkeep.runtime.agents.catalogue import Catalogue
+from agentkeep.runtime.agents.dependencies import Dependencies, uv_environment
+from agentkeep.runtime.agents.endpoints import Endpoints
+from agentkeep.runtime.agents.policies import Policies
+from agentkeep.runtime.agents.prepared import PreparedVersions
+from agentkeep.runtime.agents.provisioning import Provisioning
+from agentkeep.runtime.agents.runtimes import Runtimes
+from agentkeep.runtime.agents.tags import Tags
+from agentkeep.runtime.agents.targets import Targets
 from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.drivers.patient import PatientDriver
-from agentkeep.runtime.endpoints import Endpoints
-from agentkeep.runtime.environment import platform_variables, session_environment
-from agentkeep.runtime.environments import Environments
-from agentkeep.runtime.forwarding import Forwarding
-from agentkeep.runtime.heartbeat import Heartbeat
-from agentkeep.runtime.invocations import RuntimeInvocations
-from agentkeep.runtime.logs import Logs
-from agentkeep.runtime.mcp_sessions import McpSessions
-from agentkeep.runtime.policies import Policies
-from agentkeep.runtime.prepared import PreparedVersions
-from agentkeep.runtime.protected_resources import ProtectedResourceApp
-from agentkeep.runtime.provisioning import Provisioning
-from agentkeep.runtime.reaper import Reaper
+from agentkeep.runtime.environments.making import Environments
+from agentkeep.runtime.environments.variables import platform_variables, session_environment
+from agentkeep.runtime.environments.warm_pools import WarmPools
+from agentkeep.runtime.invocations.authorization import Authorization
+from agentkeep.runtime.invocations.bearers import RuntimeBearers
+from agentkeep.runtime.invocations.invocations import RuntimeInvocations
+from agentkeep.runtime.invocations.mcp_sessions import McpSessions
+from agentkeep.runtime.invocations.protected_resources import ProtectedResourceApp
 from agentkeep.runtime.records import Version
-from agentkeep.runtime.recovery import Recovery
-from agentkeep.runtime.replicas import Place, Replicas
-from agentkeep.runtime.runtimes import Runtimes
-from agentkeep.runtime.session_endpoint import CredentialsApp, LivingSessionUsers
-from agentkeep.runtime.session_ends import SessionEnds
-from agentkeep.runtime.session_keys import SessionKeys
-from agentkeep.runtime.session_table import SessionTable
-from agentkeep.runtime.sessions import Sessions
+from agentkeep.runtime.replicas.forwarding import Forwarding
+from agentkeep.runtime.replicas.heartbeat import Heartbeat
+from agentkeep.runtime.replicas.recovery import Recovery
+from agentkeep.runtime.replicas.table import Place, Replicas
+from agentkeep.runtime.sessions.endpoint import CredentialsApp, LivingSessionUsers
+from agentkeep.runtime.sessions.ends import SessionEnds
+from agentkeep.runtime.sessions.keys import SessionKeys
+from agentkeep.runtime.sessions.logs import Logs
+from agentkeep.runtime.sessions.reaper import Reaper
+from agentkeep.runtime.sessions.sessions import Sessions
+from agentkeep.runtime.sessions.table import SessionTable
 from agentkeep.runtime.settings import RuntimeSettings
-from agentkeep.runtime.tags import Tags
-from agentkeep.runtime.targets import Targets
-from agentkeep.runtime.warm_pools import WarmPools
 from agentkeep.storage.interface import KeyValueStore
 
 __all__ = ["EndpointFactory", "Parts"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from agentkeep.runtime.warm_pool_sizes import pool_size
+from agentkeep.runtime.environments.warm_pool_sizes import pool_size
 
 __all__ = ["RuntimeSettings"]
 

@@ -13,7 +13,7 @@ import httptools
 from agentkeep.core.errors import RuntimeClientError
 from agentkeep.runtime.drivers.driver import Connection
 from agentkeep.runtime.pump.limits import PumpLimits
-from agentkeep.runtime.turn import Turn
+from agentkeep.runtime.sessions.turn import Turn
 
 __all__ = ["AgentConnection", "AgentPool", "Answered"]
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 
 from agentkeep.core.errors import ServiceError
-from agentkeep.runtime.refusals import McpSessionNotFound
+from agentkeep.runtime.invocations.refusals import McpSessionNotFound
 from agentkeep.service.answers import error_answer
 from agentkeep.wire.model import OperationModel
 

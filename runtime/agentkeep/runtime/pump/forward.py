@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from agentkeep.runtime.forwarding import ForwardedTurn
 from agentkeep.runtime.pump.agent import Fields
+from agentkeep.runtime.replicas.forwarding import ForwardedTurn
 
 __all__ = ["forwarded_answer", "forwarded_head", "forwarded_upgrade"]
 

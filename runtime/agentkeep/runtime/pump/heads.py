@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from agentkeep.core.errors import RuntimeClientError
-from agentkeep.runtime.forwarding import ForwardedTurn
-from agentkeep.runtime.headers import SESSION_HEADER
+from agentkeep.runtime.invocations.headers import SESSION_HEADER
 from agentkeep.runtime.pump.agent import Fields
 from agentkeep.runtime.pump.forward import forwarded_head, forwarded_upgrade
-from agentkeep.runtime.turn import Turn
+from agentkeep.runtime.replicas.forwarding import ForwardedTurn
+from agentkeep.runtime.sessions.turn import Turn
 
 __all__ = ["agent_refused", "answer_fields", "invocation_head", "upgrade_answer", "upgrade_head"]
 

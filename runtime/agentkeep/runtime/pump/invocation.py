@@ -26,8 +26,7 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.ports import AccessKey
-from agentkeep.runtime.forwarding import FORWARDED
-from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
+from agentkeep.runtime.invocations.headers import SESSION_HEADER, USER_HEADER
 from agentkeep.runtime.pump.envelopes import rpc_id
 from agentkeep.runtime.pump.pump import Pump
 from agentkeep.runtime.pump.run import Run
@@ -38,7 +37,8 @@ from agentkeep.runtime.pump.target import (
     parse_target,
     text_headers,
 )
-from agentkeep.runtime.turn import InvocationRequest, Reached
+from agentkeep.runtime.replicas.forwarding import FORWARDED
+from agentkeep.runtime.sessions.turn import InvocationRequest, Reached
 from agentkeep.service.authentication import Claim
 from agentkeep.service.direct import ClientConnection, Exchange, Head
 from agentkeep.service.spool import Spool

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from agentkeep.core.errors import InternalServerException, ServiceError
 from agentkeep.runtime.pump.agent import AgentConnection, Answered, Fields
-from agentkeep.runtime.turn import McpTurn
+from agentkeep.runtime.sessions.turn import McpTurn
 
 __all__ = ["McpAnswer", "passes"]
 

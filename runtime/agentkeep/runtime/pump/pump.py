@@ -9,7 +9,7 @@ from agentkeep.runtime.pump.agent import AgentPool
 from agentkeep.runtime.pump.envelopes import RpcId, error_envelope
 from agentkeep.runtime.pump.limits import PumpLimits
 from agentkeep.runtime.pump.runs import Runs
-from agentkeep.runtime.turn import Invocations
+from agentkeep.runtime.sessions.turn import Invocations
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.spool import Spools
 from agentkeep.wire.model import service

@@ -7,7 +7,7 @@ from agentkeep.runtime.pump.limits import PumpLimits
 from agentkeep.runtime.pump.pump import Pump
 from agentkeep.runtime.pump.run import Run
 from agentkeep.runtime.pump.tunnel import Tunnel
-from agentkeep.runtime.turn import Invocations
+from agentkeep.runtime.sessions.turn import Invocations
 from agentkeep.service.authentication import Authenticator
 from agentkeep.service.direct import ClientConnection, Exchange, Head
 

@@ -16,14 +16,14 @@ from enum import Enum
 from typing import Protocol
 
 from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError
-from agentkeep.runtime.forwarding import ForwardedTurn, OwnerChanged
 from agentkeep.runtime.pump.agent import AgentConnection, AgentPool, Fields
 from agentkeep.runtime.pump.forward import forwarded_answer
 from agentkeep.runtime.pump.heads import agent_refused, answer_fields, invocation_head
 from agentkeep.runtime.pump.limits import PumpLimits
 from agentkeep.runtime.pump.mcp import McpAnswer, passes
-from agentkeep.runtime.session_table import in_progress
-from agentkeep.runtime.turn import InvocationRequest, Invocations, Turn
+from agentkeep.runtime.replicas.forwarding import ForwardedTurn, OwnerChanged
+from agentkeep.runtime.sessions.table import in_progress
+from agentkeep.runtime.sessions.turn import InvocationRequest, Invocations, Turn
 from agentkeep.service.spool import Spool
 
 __all__ = ["AgentTooSlow", "Client", "Run", "RunState"]

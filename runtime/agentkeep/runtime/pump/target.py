@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import FieldError, UnauthorizedException, ValidationException
-from agentkeep.runtime.headers import CUSTOM_PREFIX, SESSION_HEADER, USER_HEADER
+from agentkeep.runtime.invocations.headers import CUSTOM_PREFIX, SESSION_HEADER, USER_HEADER
 from agentkeep.runtime.records import DEFAULT_ENDPOINT
 
 __all__ = ["Attempt", "Target", "attempt", "bearer_token", "parse_target", "query_headers", "text_headers"]

@@ -17,15 +17,15 @@ from agentkeep.core.errors import (
     UnauthorizedException,
 )
 from agentkeep.runtime.drivers.driver import Connection
-from agentkeep.runtime.forwarding import FORWARDED, ForwardedTurn, OwnerChanged
-from agentkeep.runtime.headers import SESSION_HEADER, USER_HEADER
-from agentkeep.runtime.protocols import WEB_SOCKET
+from agentkeep.runtime.invocations.headers import SESSION_HEADER, USER_HEADER
+from agentkeep.runtime.invocations.protocols import WEB_SOCKET
 from agentkeep.runtime.pump.agent import MOST_FRAMING
 from agentkeep.runtime.pump.heads import agent_refused, upgrade_answer, upgrade_head
 from agentkeep.runtime.pump.pump import Pump
 from agentkeep.runtime.pump.target import bearer_token, parse_target, query_headers, text_headers
-from agentkeep.runtime.session_table import in_progress
-from agentkeep.runtime.turn import InvocationRequest, Turn
+from agentkeep.runtime.replicas.forwarding import FORWARDED, ForwardedTurn, OwnerChanged
+from agentkeep.runtime.sessions.table import in_progress
+from agentkeep.runtime.sessions.turn import InvocationRequest, Turn
 from agentkeep.service.direct import ClientConnection, Exchange, Head
 
 __all__ = ["Tunnel"]
