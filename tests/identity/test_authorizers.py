@@ -146,7 +146,7 @@ async def test_rsa_keys_that_keep_a_verifier_busy_are_ignored(plane: IdentityPla
     for change in ({"e": huge}, {"n": base64.urlsafe_b64encode(b"\xff" * 2048).decode().rstrip("=")}):
         provider.jwks = lambda change=change: web.json_response({"keys": [{**provider.keys[0].jwk, **change}]})
         await refused(plane, provider, provider.token(), "does not publish")
-        plane._providers._providers.clear()
+        plane._parts.openid_providers._providers.clear()
 
 
 async def test_encryption_keys_are_ignored(plane: IdentityPlane, provider: Any) -> None:
@@ -162,7 +162,7 @@ async def test_encryption_keys_are_ignored(plane: IdentityPlane, provider: Any) 
             {"keys": [{**provider.keys[0].jwk, **change}, "x", None]}
         )
         await refused(plane, provider, provider.token(), "does not publish")
-        plane._providers._providers.clear()
+        plane._parts.openid_providers._providers.clear()
 
 
 @pytest.mark.parametrize("kind", ["logout+jwt", "secevent+jwt", "dpop+jwt", "JWE", ""])

@@ -7,39 +7,27 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from agentkeep.core.acting import ActingForUsers, LoggedAudit
 from agentkeep.core.call import Call, CallerKind, User, allow
 from agentkeep.core.clock import Clock
-from agentkeep.core.data_keys import DataKeys
 from agentkeep.core.errors import FieldError, ResourceNotFoundException, ValidationException
 from agentkeep.core.identifiers import Arn, Deployment
 from agentkeep.core.key_service import KeyService
-from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.ports import Audit
-from agentkeep.identity.access_keys.keys import AccessKeys
-from agentkeep.identity.inbound.authorizers import JwtAuthorizers
-from agentkeep.identity.inbound.jwt import JwtVerifier
-from agentkeep.identity.inbound.providers import OpenIdProviders
-from agentkeep.identity.inbound.trusted_issuers import TrustedIssuers
 from agentkeep.identity.master_key import MasterKey
-from agentkeep.identity.oauth2.parts import Oauth2
 from agentkeep.identity.oauth2.requests import Flow, TokenRequest
-from agentkeep.identity.roles.operators_app import RolesApp
-from agentkeep.identity.roles.roles import Roles
-from agentkeep.identity.roles.sessions import RoleSessions
-from agentkeep.identity.roles.sts_app import StsApp
+from agentkeep.identity.parts import Parts
 from agentkeep.identity.settings import IdentitySettings
-from agentkeep.identity.sts.setup import described, role_exchange
-from agentkeep.identity.trail import Attempt, Trail
-from agentkeep.identity.vault.credential_providers import CredentialProvider, CredentialProviders, ProviderKind
-from agentkeep.identity.vault.outbound import OutboundApiKeys
-from agentkeep.identity.vault.resource_credentials import ResourceCredentials
+from agentkeep.identity.shapes import (
+    api_key_provider_shape,
+    oauth2_provider_shape,
+    vault_shape,
+    workload_identity_shape,
+)
+from agentkeep.identity.trail import Attempt
+from agentkeep.identity.vault.credential_providers import CredentialProvider, ProviderKind
 from agentkeep.identity.vault.secret_sources import api_key
-from agentkeep.identity.vault.token_vault import VAULT, VAULT_KEYS, TokenVault, VaultKey
-from agentkeep.identity.workloads.identities import WorkloadIdentities, WorkloadIdentity
-from agentkeep.identity.workloads.tokens import WorkloadAccessTokens
-from agentkeep.service.authentication import Authenticator
+from agentkeep.identity.vault.token_vault import VAULT
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.wire.types import bedrock_agentcore as data
 from agentkeep.wire.types import bedrock_agentcore_control as control
@@ -86,53 +74,32 @@ class IdentityPlane:
         key_service: KeyService | None = None,
         key_settings: KeySettings | None = None,
     ) -> None:
-        self._providers = OpenIdProviders(clock, settings)
-        self._identities = WorkloadIdentities(store, deployment, clock)
-        verifier = JwtVerifier(clock, settings)
-        issuers = TrustedIssuers((*settings.trusted_issuers, *trusted_issuers), self._providers, verifier, settings)
-        exchange = role_exchange(settings, deployment, audit, clock)
-        logger.info(described(settings, deployment))
-        self.roles = Roles() if settings.roles is None else Roles.load(settings.roles, deployment)
-        self.keys = AccessKeys(store, master_key, deployment, clock, settings, exchange, self.roles)
-        recorded = audit or LoggedAudit()
-        sessions = RoleSessions(self.roles, self._providers, verifier, self.keys, recorded, clock, settings)
-        signatures = Authenticator(self.keys, clock, signing_names=(b"sts",))
-        self.sts_app = StsApp(sessions, signatures, deployment, clock, settings.role_exchanges)
-        self.roles_app = RolesApp(self.roles, self.keys, recorded, clock)
-        self.authorizers = JwtAuthorizers(self._providers, verifier, clock, settings)
-        self.acting = ActingForUsers(audit or LoggedAudit(), clock)
-        self._trail = trail = Trail(audit or LoggedAudit(), clock)
-        self.workload_tokens = WorkloadAccessTokens(
-            self._identities, issuers, master_key, clock, settings, self.acting, trail
-        )
-        wrapping = key_service or LocalKeyService(master_key.derive(VAULT_KEYS))
-        self._vault = TokenVault(store, master_key, DataKeys(wrapping, clock, key_settings), clock)
-        self._api_keys, oauth2 = (
-            CredentialProviders(kind, store, self._vault, deployment, clock, settings.credential_providers)
-            for kind in (ProviderKind.API_KEY, ProviderKind.OAUTH2)
-        )
-        self.outbound = OutboundApiKeys(self._api_keys, trail)
-        self._issuers = issuers
-        parts = Oauth2(store, oauth2, self._identities, self._vault, master_key, clock, settings, public_url, trail)
-        self._oauth2, self._federation, self.oauth2_callback = parts.providers, parts.federation, parts.callback
-        self._resource_credentials = ResourceCredentials(self.workload_tokens, self._api_keys, parts.tokens, trail)
-        self._closing = (
-            self._providers,
-            parts,
-            self.acting,
-            sessions,
-            trail,
-            *((exchange,) if exchange is not None else ()),
-        )
+        self._parts = parts = Parts(
+            store, master_key, deployment, clock, settings,
+            trusted_issuers, public_url, audit, key_service, key_settings,
+        )  # fmt: skip
+        self.roles, self.roles_app, self.sts_app = parts.roles, parts.roles_app, parts.sts_app
+        self.keys = parts.keys
+        self.authorizers = parts.authorizers
+        self.workload_tokens = parts.workload_tokens
+        self.outbound = parts.outbound
+        self.acting = parts.acting
+        self.oauth2_callback = parts.oauth2.callback
+        self._identities = parts.identities
+        self._issuers = parts.issuers
+        self._api_keys = parts.api_keys
+        self._oauth2, self._federation = parts.oauth2.providers, parts.oauth2.federation
+        self._resource_credentials = parts.resource_credentials
+        self._vault = parts.vault
+        self._trail = parts.trail
         self._tagged: Mapping[str, _Tagged] = {
-            "workload-identity": self._identities,
-            ProviderKind.API_KEY: self._api_keys,
-            ProviderKind.OAUTH2: oauth2,
+            "workload-identity": parts.identities,
+            ProviderKind.API_KEY: parts.api_keys,
+            ProviderKind.OAUTH2: parts.oauth2.providers.stored,
         }
 
     async def close(self) -> None:
-        for part in self._closing:
-            await part.close()
+        await self._parts.close()
 
     # Workload identities.
 
@@ -152,14 +119,14 @@ class IdentityPlane:
     async def get_workload_identity(
         self, call: Call, request: control.GetWorkloadIdentityRequest
     ) -> control.GetWorkloadIdentityResponse:
-        return _described(await self._identities.get(request["name"]))
+        return workload_identity_shape(await self._identities.get(request["name"]))
 
     async def update_workload_identity(
         self, call: Call, request: control.UpdateWorkloadIdentityRequest
     ) -> control.UpdateWorkloadIdentityResponse:
         urls = request.get("allowedResourceOauth2ReturnUrls")
         async with self._trail.change(call.caller, "workload identity", "update", request["name"]):
-            return _described(await self._identities.set_return_urls(request["name"], urls))
+            return workload_identity_shape(await self._identities.set_return_urls(request["name"], urls))
 
     async def delete_workload_identity(
         self, call: Call, request: control.DeleteWorkloadIdentityRequest
@@ -196,13 +163,13 @@ class IdentityPlane:
     async def get_api_key_credential_provider(
         self, call: Call, request: control.GetApiKeyCredentialProviderRequest
     ) -> control.GetApiKeyCredentialProviderResponse:
-        return _api_key_provider(await self._api_keys.get(request["name"]))
+        return api_key_provider_shape(await self._api_keys.get(request["name"]))
 
     async def update_api_key_credential_provider(
         self, call: Call, request: control.UpdateApiKeyCredentialProviderRequest
     ) -> control.UpdateApiKeyCredentialProviderResponse:
         async with self._trail.change(call.caller, self._api_keys.kind.noun, "update", request["name"]):
-            return _api_key_provider(await self._api_keys.update(request["name"], api_key(request)))
+            return api_key_provider_shape(await self._api_keys.update(request["name"], api_key(request)))
 
     async def delete_api_key_credential_provider(
         self, call: Call, request: control.DeleteApiKeyCredentialProviderRequest
@@ -294,24 +261,13 @@ class IdentityPlane:
         return answer
 
     def _oauth2_provider(self, provider: CredentialProvider) -> control.GetOauth2CredentialProviderResponse:
-        return {
-            "name": provider.name,
-            "credentialProviderArn": provider.arn,
-            "credentialProviderVendor": provider.details["vendor"],
-            "clientSecretArn": {"secretArn": provider.secret_arn},
-            "clientSecretSource": "MANAGED",
-            "callbackUrl": self._oauth2.callback_url(provider),
-            "oauth2ProviderConfigOutput": provider.details["output"],
-            "createdTime": provider.created,
-            "lastUpdatedTime": provider.updated,
-            "status": "READY",
-        }
+        return oauth2_provider_shape(provider, self._oauth2.callback_url(provider))
 
     # The token vault.
 
     async def get_token_vault(self, call: Call, request: control.GetTokenVaultRequest) -> control.GetTokenVaultResponse:
         vault = request.get("tokenVaultId", VAULT)
-        return _vault_shape(vault, await self._vault.key(vault))
+        return vault_shape(vault, await self._vault.key(vault))
 
     async def set_token_vault_cmk(
         self, call: Call, request: control.SetTokenVaultCMKRequest
@@ -324,7 +280,7 @@ class IdentityPlane:
         async with self._trail.change(call.caller, "token vault", "give another key to", vault):
             key = await self._vault.set_key(vault, arn)
         logger.info("token vault %s: secrets are sealed under %s from now on", vault, arn or "the deployment's own key")
-        return _vault_shape(vault, key)
+        return vault_shape(vault, key)
 
     @allow(CallerKind.SESSION)
     async def get_resource_api_key(
@@ -410,31 +366,3 @@ class IdentityPlane:
     ) -> data.GetWorkloadAccessTokenForUserIdResponse:
         token = await self.workload_tokens.for_user_id(call.caller, request["workloadName"], request["userId"])
         return {"workloadAccessToken": token}
-
-
-def _vault_shape(vault: str, key: VaultKey) -> control.GetTokenVaultResponse:
-    configuration: control.KmsConfiguration = {"keyType": "ServiceManagedKey"}
-    if key.arn is not None:
-        configuration = {"keyType": "CustomerManagedKey", "kmsKeyArn": key.arn}
-    return {"tokenVaultId": vault, "kmsConfiguration": configuration, "lastModifiedDate": key.modified}
-
-
-def _described(identity: WorkloadIdentity) -> control.GetWorkloadIdentityResponse:
-    return {
-        "name": identity.name,
-        "workloadIdentityArn": identity.arn,
-        "allowedResourceOauth2ReturnUrls": list(identity.return_urls),
-        "createdTime": identity.created,
-        "lastUpdatedTime": identity.updated,
-    }
-
-
-def _api_key_provider(provider: CredentialProvider) -> control.GetApiKeyCredentialProviderResponse:
-    return {
-        "name": provider.name,
-        "credentialProviderArn": provider.arn,
-        "apiKeySecretArn": {"secretArn": provider.secret_arn},
-        "apiKeySecretSource": "MANAGED",
-        "createdTime": provider.created,
-        "lastUpdatedTime": provider.updated,
-    }
