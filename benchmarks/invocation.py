@@ -47,6 +47,7 @@ from agentkeep.core import telemetry_export
 from agentkeep.core.call import Call, Caller, CallerKind
 from agentkeep.core.clock import SystemClock
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
@@ -198,6 +199,7 @@ async def serve(agent_port: int, folder: Path) -> None:
             lambda session: front.protocol(session),
             RuntimeSettings(),
             folder / "runtime",
+            key_service=LocalKeyService(secrets.token_bytes(32)),
         )
         authenticator = Authenticator(identity.keys, clock)
         application = Application(Router(), Switch(SelfBackend([runtime, identity])), authenticator)

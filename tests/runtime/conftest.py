@@ -27,6 +27,8 @@ from agentkeep.core.call import Call, Caller, CallerKind, Idempotency, SessionRe
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import CommandNotStarted, EnvironmentStartFailed, ServiceError
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.key_service import KeyService
+from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
@@ -335,6 +337,7 @@ class Platform:
     endpoint: Any = field(default=lambda session: asyncio.Protocol)
     place: Any = None
     memory: Any = None
+    key_service: KeyService = field(default_factory=lambda: LocalKeyService(b"a secret that only tests have..."))
     budgets: SessionBudgets = field(init=False)
     plane: RuntimePlane = field(init=False)
     deployment: ClassVar[Deployment] = DEPLOYMENT
@@ -364,6 +367,7 @@ class Platform:
             self.folder / "runtime",
             place=self.place,
             memory_sessions=self.memory,
+            key_service=self.key_service,
         )
 
     async def kill(self) -> None:

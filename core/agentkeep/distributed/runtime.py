@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from agentkeep.core.call import SessionRef
+from agentkeep.core.key_settings import KeySettings
 from agentkeep.distributed.readiness import Check
 from agentkeep.distributed.service import Composed, Service
 from agentkeep.distributed.settings import ServiceSettings, load
@@ -37,7 +38,7 @@ __all__ = ["SETTINGS", "compose"]
 
 _ANY: Final = ("0.0.0.0", "::", "")  # noqa: S104
 #: Checked before the service waits for anything.
-SETTINGS: Final = (RuntimeSettings, ProcessDriverSettings, DockerDriverSettings)
+SETTINGS: Final = (RuntimeSettings, ProcessDriverSettings, DockerDriverSettings, KeySettings)
 
 
 async def compose(service: Service) -> Composed:
@@ -54,6 +55,9 @@ async def compose(service: Service) -> Composed:
     def session_endpoint(session: SessionRef) -> Callable[[], asyncio.Protocol]:
         return service.front.protocol(session)
 
+    key_settings = load(KeySettings)
+    key_service = key_settings.services(service.secrets.data_key, service.data / "keys")
+    service.on_exit(key_service.close)
     keys = service.keys()
     plane = RuntimePlane(
         service.store,
@@ -74,6 +78,8 @@ async def compose(service: Service) -> Composed:
         lambda session: service.credentials.token(service.name, session),
         service.port(MEMORY_SESSIONS),
         service.audit,
+        key_service=key_service,
+        key_settings=key_settings,
     )
     relays: list[SessionRelay | ReplicaRelay] = []
 

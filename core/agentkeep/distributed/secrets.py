@@ -6,6 +6,7 @@
                      search-password   of OpenSearch's user, where there is one: put there by hand
            identity/master.key         what all other keys and tokens are derived from or sealed with
            memory/data.key             what memories' keys are wrapped with
+           runtime/data.key            what the keys of runtimes' environment variables are wrapped with
            observability/otlp-token    the Collector's bearer token; the same as collector/otlp-token
            valkey/valkey.conf          `requirepass ...`, and the password alone in valkey/password
            keycloak/admin-password, and those of the development realm's users
@@ -102,7 +103,7 @@ class Secrets:
 
     @property
     def data_key(self) -> bytes:
-        """The secret of the memory plane's local key service."""
+        """The secret of the plane's own local key service: the memory plane's, the runtime plane's."""
         return self._read(_DATA_KEY).strip()
 
     def _path(self, name: str) -> Path:
@@ -158,7 +159,8 @@ class _Maker:
             self._keep(plane, _STORE_PASSWORD, lambda: password)
             private = _key(self._keep(plane, _SERVICE_KEY, _new_key(plane)), self._folder / plane / _SERVICE_KEY)
             public.append({**private.as_dict(private=False), "kid": plane})
-        self._keep("memory", _DATA_KEY, _random)
+        for plane in ("memory", "runtime"):
+            self._keep(plane, _DATA_KEY, _random)
         master = self._consumer("identity") / _MASTER_KEY
         if not master.exists():
             master_key(master)

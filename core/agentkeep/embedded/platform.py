@@ -223,6 +223,9 @@ class EmbeddedPlatform:
             driver = DriverByArtifact(driver, DockerDriver(self.data_dir / "docker", clock=clock))
         on_exit(driver.close)
 
+        runtime_keys = key_settings.services(master_key.derive("runtime-keys"), self.data_dir / "keys")
+        on_exit(runtime_keys.close)
+
         def session_endpoint(session: SessionRef) -> Callable[[], asyncio.Protocol]:
             return front.protocol(session)
 
@@ -242,6 +245,8 @@ class EmbeddedPlatform:
             alarm,
             memory_sessions=memory.session_ends,
             audit=audit,
+            key_service=runtime_keys,
+            key_settings=key_settings,
         )
 
         # What serves them.

@@ -10,7 +10,10 @@ from typing import Any, Final, TypedDict
 from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import Call, CallerKind, SessionRef, allow
 from agentkeep.core.clock import Clock
+from agentkeep.core.data_keys import DataKeys
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.key_service import KeyService
+from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.pages import page
 from agentkeep.core.ports import Audit, Authorizers, Budget, Keys, MemorySessions, WorkloadTokens
 from agentkeep.runtime.agents.artifacts import ArtifactStore
@@ -62,12 +65,16 @@ class RuntimePlane:
         listener_token: Callable[[SessionRef], str] | None = None,
         memory_sessions: MemorySessions | None = None,
         audit: Audit | None = None,
+        *,
+        key_service: KeyService,
+        key_settings: KeySettings | None = None,
     ) -> None:
         """`data_dir`: a folder of this plane's own; a replica keeps its bundles there, and sessions' logs where
         there is no `logs_dir`, which replicas may share. `place`: of this replica among others; None: it is alone.
         `listener_token`: says to another through which session's listener a request came. `memory_sessions`: who is to
         know that a session has ended; None: nobody.
-        `audit`: where it is on record for whom operators invoke; None: the log alone."""
+        `audit`: where it is on record for whom operators invoke; None: the log alone.
+        `key_service`: wraps the keys of what is sealed; the same for all replicas."""
         self._parts = parts = Parts(
             store,
             deployment,
@@ -87,6 +94,7 @@ class RuntimePlane:
             listener_token,
             memory_sessions,
             audit,
+            DataKeys(key_service, clock, key_settings),
         )
         self._deployment = deployment
         self._settings = settings
@@ -155,7 +163,7 @@ class RuntimePlane:
     ) -> control.GetAgentRuntimeResponse:
         number = request.get("agentRuntimeVersion")
         runtime, version = await self._parts.runtimes.get(request["agentRuntimeId"], int(number) if number else None)
-        return self._documents.runtime(runtime, version)
+        return self._documents.runtime(runtime, version, await self._parts.variables.open(version))
 
     async def list_agent_runtimes(
         self, call: Call, request: control.ListAgentRuntimesRequest

@@ -11,6 +11,7 @@ from agentkeep.core.acting import ActingForUsers, LoggedAudit
 from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import SessionRef
 from agentkeep.core.clock import Clock
+from agentkeep.core.data_keys import DataKeys
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.ports import Audit, Authorizers, Budget, Keys, MemorySessions, WorkloadTokens
 from agentkeep.runtime.admin import AdminApp, ArtifactsApp
@@ -24,6 +25,7 @@ from agentkeep.runtime.agents.policies import Policies
 from agentkeep.runtime.agents.prepared import PreparedVersions
 from agentkeep.runtime.agents.provisioning import Provisioning
 from agentkeep.runtime.agents.runtimes import Runtimes
+from agentkeep.runtime.agents.sealed_variables import SealedVariables
 from agentkeep.runtime.agents.tags import Tags
 from agentkeep.runtime.agents.targets import Targets
 from agentkeep.runtime.drivers.driver import Driver
@@ -82,12 +84,14 @@ class Parts:
         listener_token: Callable[[SessionRef], str] | None,
         memory_sessions: MemorySessions | None,
         audit: Audit | None,
+        data_keys: DataKeys,
     ) -> None:
         self._clock = clock
         self._deployment = deployment
         self._settings = settings
         self._driver = driver = PatientDriver(driver, clock, settings.start_timeout)
         self.catalogue = Catalogue(store, deployment)
+        self.variables = SealedVariables(self.catalogue, data_keys, clock)
         self.policies = Policies(store)
         self.targets = Targets(self.catalogue, self.policies, clock)
         self.logs = Logs(logs_folder, settings.log_limit, settings.log_retention, clock)
@@ -138,6 +142,7 @@ class Parts:
         self.reaper = Reaper(self.sessions, self.logs, clock, settings)
         self.provisioning = Provisioning(
             self.catalogue,
+            self.variables,
             clock,
             self.replicas,
             prepared,
@@ -146,7 +151,7 @@ class Parts:
             self._end_runtime,
             self._came_to_rest,
         )
-        self.runtimes = Runtimes(self.catalogue, clock, self._changed)
+        self.runtimes = Runtimes(self.catalogue, self.variables, clock, self._changed)
         self.endpoints = Endpoints(self.catalogue, clock, self._changed)
         self.tags = Tags(self.catalogue, self.warm_pools.changed)
         authorization = Authorization(self.catalogue, authorizers, settings.public_url)
@@ -191,25 +196,26 @@ class Parts:
         """What a dead replica had to do is ours."""
         await self.provisioning.start()
 
-    def _variables(self, version: Version, endpoint: str) -> Mapping[str, str]:
+    async def _variables(self, version: Version, endpoint: str) -> Mapping[str, str]:
         settings = self._settings
         platform = platform_variables(
             self._deployment, settings.public_url, version.runtime_id, endpoint, settings.observability
         )
-        variables = version.settings.get("environmentVariables", {})
-        return session_environment(platform, variables, settings.public_url)
+        return session_environment(platform, await self.variables.open(version), settings.public_url)
 
     async def start(self) -> None:
         await self.recovery.recover()
         await self.bundles.collect(await self._digests_in_use())
         self.heartbeat.start()
         self.reaper.start()
+        await self.variables.start()
         await self.provisioning.start()
         self.warm_pools.start()
         self.session_ends.start()
 
     async def stop(self) -> None:
         await self.provisioning.stop()
+        await self.variables.stop()
         await self.reaper.stop()
         await self.sessions.close()
         await self.session_ends.stop()

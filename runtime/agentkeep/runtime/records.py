@@ -21,6 +21,7 @@ __all__ = [
     "Artifact",
     "EndReason",
     "Endpoint",
+    "Sealed",
     "SessionRecord",
     "SessionState",
     "Status",
@@ -80,8 +81,18 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Sealed:
+    """`key`: the wrapped data key that `data` is sealed under; both base64."""
+
+    key: str
+    data: str
+
+
+@dataclass(frozen=True)
 class Version:
-    """`settings` holds the request's members as the service model names them, never changed after creation."""
+    """`settings` holds the request's members as the service model names them, never changed after creation; but
+    environment variables are in `variables` (`SealedVariables`). Those of earlier releases are in `settings` until the
+    platform has sealed them."""
 
     runtime_id: str
     number: int
@@ -91,6 +102,7 @@ class Version:
     updated_at: datetime
     artifact: Artifact | None = None
     failure_reason: str | None = None
+    variables: Sealed | None = None
 
 
 #: The endpoint every runtime has, which follows its newest version: the qualifier where none is given.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, cast
 
 from agentkeep.runtime.agents.catalogue import Catalogue
+from agentkeep.runtime.agents.sealed_variables import VARIABLES
 from agentkeep.runtime.records import AgentRuntime, Endpoint, Version
 from agentkeep.wire.types import bedrock_agentcore_control as control
 
@@ -58,10 +60,14 @@ class Documents:
             answer["workloadIdentityDetails"] = {"workloadIdentityArn": runtime.workload_identity_arn}
         return answer
 
-    def runtime(self, runtime: AgentRuntime, version: Version) -> control.GetAgentRuntimeResponse:
-        """Of the newest version the status is the runtime's (it may be DELETING); of an older one its own."""
+    def runtime(
+        self, runtime: AgentRuntime, version: Version, variables: Mapping[str, str]
+    ) -> control.GetAgentRuntimeResponse:
+        """Of the newest version the status is the runtime's (it may be DELETING); of an older one its own.
+        `variables`: the version's, opened."""
         record = runtime if version.number == runtime.version else version
-        echoed = {name: version.settings[name] for name in ECHOED if name in version.settings}
+        settings = {**version.settings, VARIABLES: variables} if variables else version.settings
+        echoed = {name: settings[name] for name in ECHOED if name in settings}
         # What was stored is what the model let in, so it is what the model says.
         answer = cast(
             control.GetAgentRuntimeResponse,

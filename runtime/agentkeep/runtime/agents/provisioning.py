@@ -16,6 +16,8 @@ from agentkeep.core.errors import (
     ConditionFailed,
     DriverThrottled,
     EnvironmentStartFailed,
+    KeyRefused,
+    KeyServiceUnavailable,
     SandboxUnavailable,
     StoreUnavailable,
 )
@@ -23,6 +25,7 @@ from agentkeep.core.ports import WorkloadTokens
 from agentkeep.runtime.agents.artifacts import ArtifactError
 from agentkeep.runtime.agents.catalogue import POLICIES, TAGS, Catalogue
 from agentkeep.runtime.agents.prepared import PreparedVersions
+from agentkeep.runtime.agents.sealed_variables import SealedVariables
 from agentkeep.runtime.environments.making import Environments
 from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Artifact, Endpoint, Status, Version
 from agentkeep.runtime.replicas.table import Replicas
@@ -45,6 +48,7 @@ class Provisioning:
     def __init__(
         self,
         catalogue: Catalogue,
+        variables: SealedVariables,
         clock: Clock,
         replicas: Replicas,
         prepared: PreparedVersions,
@@ -54,6 +58,7 @@ class Provisioning:
         changed: Callable[[str], None],
     ) -> None:
         self._catalogue = catalogue
+        self._variables = variables
         self._store = catalogue.store
         self._clock = clock
         self._replicas = replicas
@@ -105,7 +110,7 @@ class Provisioning:
                     continue
                 await self._step(runtime_id)
                 await self._store.transact([Delete(AT_WORK, runtime_id)])
-            except (StoreUnavailable, ConditionFailed) as error:
+            except (StoreUnavailable, ConditionFailed, KeyServiceUnavailable) as error:
                 log.warning("agent runtime %s: %s; trying again", runtime_id, error)
                 await self._clock.sleep(RETRY_SECONDS)
                 continue
@@ -154,7 +159,7 @@ class Provisioning:
             identity = await self.identity(runtime)
             artifact = await self._prepare(version)
             await self._try_warm_up(version)
-        except StoreUnavailable:
+        except (StoreUnavailable, KeyServiceUnavailable):
             raise
         except Exception as error:
             reason = _reason(error)
@@ -223,8 +228,9 @@ class Provisioning:
             await self._end_sessions(runtime.id)
             async for version in self._catalogue.all_versions(runtime.id):
                 await self._prepared.retire(runtime.id, version.record.number)
+                await self._variables.erase(version.record)
             await self._workload_tokens.delete_for_service(runtime.id)
-        except StoreUnavailable:
+        except (StoreUnavailable, KeyServiceUnavailable):
             raise
         except Exception as error:
             log.exception("agent runtime %s cannot be deleted", runtime.id)
@@ -248,7 +254,7 @@ def _reason(error: Exception) -> str:
     """What the deployer may see: our own errors in full, of others only that they happened."""
     if isinstance(error, EnvironmentStartFailed) and error.logs:
         return f"{error}\n{error.logs}"[:REASON_LIMIT]
-    if isinstance(error, ArtifactError | DriverThrottled | EnvironmentStartFailed | SandboxUnavailable):
+    if isinstance(error, ArtifactError | DriverThrottled | EnvironmentStartFailed | KeyRefused | SandboxUnavailable):
         return str(error)[:REASON_LIMIT]
     log.error("provisioning failed", exc_info=error)
     return "An internal error; the platform's log has the details."

@@ -48,7 +48,6 @@ class Settings:
     lifetime: float
     authorizer: Mapping[str, Any] | None
     forwarded_headers: frozenset[str]  # lower case
-    environment: Mapping[str, str]
     entry_point: tuple[str, ...]
     role_arn: str
     storage: tuple[str, ...]  # where each session has a folder of its own
@@ -70,7 +69,6 @@ class Settings:
             lifetime=lifecycle["maxLifetime"],
             authorizer=document.get("authorizerConfiguration", {}).get("customJWTAuthorizer"),
             forwarded_headers=frozenset(header.lower() for header in allowed),
-            environment=document.get("environmentVariables", {}),
             entry_point=tuple(code.get("entryPoint", ())),
             role_arn=document["roleArn"],
             storage=tuple(

@@ -20,6 +20,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.identifiers import resource_id
 from agentkeep.runtime.agents.catalogue import TAGS, Catalogue
+from agentkeep.runtime.agents.sealed_variables import SealedVariables
 from agentkeep.runtime.records import DEFAULT_ENDPOINT, AgentRuntime, Endpoint, Status, Version
 from agentkeep.storage.interface import ABSENT, Once, Put, Write
 from agentkeep.storage.records import Stored, replayed
@@ -37,8 +38,11 @@ def once(clock: Clock, idempotency: Idempotency | None, reference: str) -> Once 
 class Runtimes:
     """`changed` is told a runtime's id when a transition begins that something must finish."""
 
-    def __init__(self, catalogue: Catalogue, clock: Clock, changed: Callable[[str], None]) -> None:
+    def __init__(
+        self, catalogue: Catalogue, variables: SealedVariables, clock: Clock, changed: Callable[[str], None]
+    ) -> None:
         self._catalogue = catalogue
+        self._variables = variables
         self._store = catalogue.store
         self._clock = clock
         self._changed = changed
@@ -47,10 +51,10 @@ class Runtimes:
         self, name: str, settings: dict[str, Any], tags: Mapping[str, str], token: Idempotency | None
     ) -> AgentRuntime:
         """A runtime in CREATING, with version 1 and the endpoint DEFAULT. Raises ConflictException: the name is
-        used."""
+        used; KeyServiceUnavailable and KeyRefused, where there are variables to seal."""
         now = self._clock.now()
         runtime = AgentRuntime(resource_id(name), name, Status.CREATING, 1, 2, now, now)
-        version = Version(runtime.id, 1, Status.CREATING, settings, now, now)
+        version = await self._variables.seal(Version(runtime.id, 1, Status.CREATING, settings, now, now))
         endpoint = Endpoint(
             runtime.id, DEFAULT_ENDPOINT, resource_id(DEFAULT_ENDPOINT), Status.CREATING, None, 1, now, now
         )
@@ -66,11 +70,13 @@ class Runtimes:
         try:
             done = await self._store.transact(writes, once=once(self._clock, token, runtime.id))
         except ConditionFailed as taken:
+            await self._variables.discard(version)
             owner = taken.current.decode() if taken.index == 0 and taken.current else "another"
             raise ConflictException(
                 f"An agent runtime named {name} exists ({owner}). Update that one, or choose another name."
             ) from None
         if done is not None:
+            await self._variables.discard(version)
             return (await self._catalogue.runtime(done.reference.decode())).record
         self._changed(runtime.id)
         return runtime
@@ -80,7 +86,8 @@ class Runtimes:
     ) -> tuple[AgentRuntime, int]:
         """A new version in UPDATING; returns the runtime and the version's number. Everything is replaced.
 
-        Raises ResourceNotFoundException; ConflictException while another change is going on.
+        Raises ResourceNotFoundException; ConflictException while another change is going on; KeyServiceUnavailable and
+        KeyRefused, where there are variables to seal.
         """
         stored = await self._catalogue.runtime(runtime_id)
         runtime = stored.record
@@ -96,21 +103,22 @@ class Runtimes:
         updating: AgentRuntime = stored.but(
             status=Status.UPDATING, version=number, next_version=number + 1, updated_at=now, failure_reason=None
         )
+        version = await self._variables.seal(Version(runtime_id, number, Status.UPDATING, settings, now, now))
         moving: Endpoint = endpoint.but(status=Status.UPDATING, target=number, updated_at=now, failure_reason=None)
         try:
             done = await self._store.transact(
                 [
                     self._catalogue.put_runtime(updating, stored.raw),
-                    self._catalogue.put_version(
-                        Version(runtime_id, number, Status.UPDATING, settings, now, now), ABSENT
-                    ),
+                    self._catalogue.put_version(version, ABSENT),
                     self._catalogue.put_endpoint(moving, endpoint.raw),
                 ],
                 once=spent,
             )
         except ConditionFailed:
+            await self._variables.discard(version)
             raise _busy(runtime) from None
         if done is not None:
+            await self._variables.discard(version)
             return await self._answer_again(done.reference)
         self._changed(runtime_id)
         return updating, number
@@ -171,6 +179,7 @@ class Runtimes:
             )
         except ConditionFailed:
             raise _busy(runtime.record) from None
+        await self._variables.discard(version.record)
 
     async def page(self, after: str | None, limit: int) -> list[Stored[AgentRuntime]]:
         return await self._catalogue.runtimes(after, limit)

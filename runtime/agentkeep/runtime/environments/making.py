@@ -6,9 +6,9 @@ Whose they are is not known here: a session's from the start, or nobody's yet (`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
-from agentkeep.core.errors import DriverError, EnvironmentStartFailed
+from agentkeep.core.errors import DependencyError, EnvironmentStartFailed, ServiceError
 from agentkeep.runtime.agents.prepared import PreparedVersion
 from agentkeep.runtime.drivers.driver import Driver, Environment, EnvironmentSpec, Limits
 from agentkeep.runtime.environments.health import ping, supports_ping
@@ -23,7 +23,7 @@ START_POLL_SECONDS = 0.02
 STILL_THERE_SECONDS = 1.0
 
 #: The environment variables of a session: of (version, endpoint name). Nothing of the session itself is in them.
-VariablesOf = Callable[[Version, str], Mapping[str, str]]
+VariablesOf = Callable[[Version, str], Awaitable[Mapping[str, str]]]
 
 
 class Environments:
@@ -40,7 +40,8 @@ class Environments:
         log: Callable[[bytes], None],
     ) -> Environment:
         """One that is ready for its first turn. Nothing is left of one that does not get there, or when this is
-        cancelled. Raises EnvironmentStartFailed, SandboxUnavailable, DriverThrottled."""
+        cancelled. Raises EnvironmentStartFailed, SandboxUnavailable, DriverThrottled; and KeyServiceUnavailable,
+        KeyRefused where its variables cannot be opened."""
         starting = asyncio.create_task(self.start(prepared, endpoint_name, endpoint, log))
         try:
             try:
@@ -76,10 +77,11 @@ class Environments:
         """One that need not listen yet. Not to be cancelled: what a driver has begun it finishes, and then it is
         stopped."""
         settings = self._settings
+        variables = await self._variables_of(prepared.version, endpoint_name)
         return await self._driver.start(
             EnvironmentSpec(
                 version=prepared.spec,
-                environment=self._variables_of(prepared.version, endpoint_name),
+                environment=variables,
                 endpoint=endpoint,
                 log=log,
                 limits=Limits(
@@ -129,6 +131,6 @@ class Environments:
 async def _undo(starting: asyncio.Task[Environment]) -> None:
     try:
         environment = await starting
-    except DriverError:
-        return  # then the driver has left nothing
+    except (DependencyError, ServiceError):
+        return  # then the driver has left nothing, or was not asked
     await environment.stop(0)

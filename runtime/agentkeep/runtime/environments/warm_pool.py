@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import AgentkeepError, DependencyError
+from agentkeep.core.errors import AgentkeepError, DependencyError, ServiceError
 from agentkeep.runtime.agents.artifacts import ArtifactError
 from agentkeep.runtime.agents.prepared import PreparedVersion, PreparedVersions
 from agentkeep.runtime.drivers.driver import Environment
@@ -151,7 +151,7 @@ class WarmPool:
         try:
             prepared = await self._prepared.get(self.version)
             environment = await self._environments.make(prepared, self.endpoint, binding.endpoint, binding.log)
-        except (DependencyError, ArtifactError) as error:
+        except (DependencyError, ServiceError, ArtifactError) as error:
             self._failed(str(error))
             return
         now = self._clock.monotonic()

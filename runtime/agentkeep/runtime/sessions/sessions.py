@@ -18,6 +18,7 @@ from agentkeep.core.clock import Clock
 from agentkeep.core.errors import (
     AccessDeniedException,
     DependencyError,
+    ServiceError,
     ServiceQuotaExceededException,
     ServiceUnavailableException,
 )
@@ -209,8 +210,8 @@ class Sessions:
         if session.environment is None and session.starting is not None:
             try:
                 session.environment = await session.starting
-            except DependencyError:
-                pass  # then the driver has left nothing
+            except (DependencyError, ServiceError):
+                pass  # then the driver has left nothing, or was not asked
         for task in (session.watching, session.checking, session.issuing_keys):
             if task is not None:
                 task.cancel()

@@ -18,6 +18,8 @@ from agentkeep.core.errors import (
     DependencyError,
     DriverThrottled,
     EnvironmentStartFailed,
+    KeyRefused,
+    KeyServiceUnavailable,
     RuntimeClientError,
     SandboxUnavailable,
     ServiceError,
@@ -134,6 +136,11 @@ class Starts:
             self._start_failed(session, str(error))
         except (ThrottlingException, _NoKeys) as error:
             session.fail_start(error.reason if isinstance(error, _NoKeys) else error)
+            self._end(session, EndReason.START_FAILED)
+        except (KeyServiceUnavailable, KeyRefused) as error:
+            log.warning("session %s: its agent's variables cannot be opened: %s", session.ref.session_id, error)
+            session.log.note(f"session {session.ref.session_id} does not begin: {error}")
+            session.fail_start(error)
             self._end(session, EndReason.START_FAILED)
         except DriverThrottled as error:
             log.warning("session %s: the driver was turned away for too long: %s", session.ref.session_id, error)
