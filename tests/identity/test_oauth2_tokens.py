@@ -331,6 +331,33 @@ async def test_an_outage_while_a_token_ends(stand: ConsentStand, exchange: Excha
         await stand.ask(token, "M2M")
 
 
+async def test_an_outage_of_the_metadata_while_a_users_token_ends(
+    stand: ConsentStand, exchange: ExchangeServer, make_plane: Any, clock: Any
+) -> None:
+    """The same of a user's, for a replica that has just begun and knows no metadata."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        tokens = {"access_token": "granted", "refresh_token": "r", "token_type": "Bearer", "expires_in": 300}
+        return web.json_response(tokens)
+
+    await stand.workload()
+    discovery = f"{exchange.url}/.well-known/openid-configuration"
+    await stand.credential_provider(discovery, exchange.client_id, exchange.client_secret)
+    exchange.answer = answer
+    token = await stand.token_of("alice")
+    begun = await stand.ask(token)
+    sent = query(begun["authorizationUrl"])
+    await stand.get(f"{sent['redirect_uri']}?{urlencode({'state': sent['state'], 'code': 'c0de'})}")
+    await stand.complete("alice", begun["sessionUri"])
+    exchange.published = {"issuer": None}
+    clock.move(299)
+    new = make_plane()
+    assert (await stand.ask(token, plane=new))["accessToken"] == "granted"
+    clock.move(1)
+    with pytest.raises(ServiceUnavailableException):
+        await stand.ask(token, plane=new)
+
+
 async def test_a_new_consent_is_not_overwritten_by_a_renewal(
     stand: ConsentStand, exchange: ExchangeServer, clock: Any
 ) -> None:

@@ -24,6 +24,7 @@ from agentkeep.core.errors import (
     AccessDeniedException,
     ProviderError,
     ResourceNotFoundException,
+    ServiceUnavailableException,
     ValidationException,
 )
 from agentkeep.identity.master_key import MasterKey
@@ -140,7 +141,12 @@ class UserFederation:
             return tokens
         if tokens.refresh_token is None:
             return tokens if tokens.good(self._clock.now()) else None
-        server = await self._servers.of(client.discovery)
+        try:
+            server = await self._servers.of(client.discovery)
+        except ServiceUnavailableException:
+            if tokens.good(self._clock.now()):
+                return tokens
+            raise
         await self._asks(by, client.provider, "refresh_token")
         parameters = [("refresh_token", tokens.refresh_token), *(("resource", one) for one in resources)]
         try:
