@@ -56,6 +56,22 @@ async def test_a_rotated_key_is_found(plane: IdentityPlane, provider: Any, new_s
     assert provider.fetches == 2
 
 
+async def test_a_rotated_key_without_an_id_is_found(
+    plane: IdentityPlane, provider: Any, new_signing_key: Any, clock: Any
+) -> None:
+    """Where keys have no ids, a signature by a new one is at first a wrong one; and bad ones do not hammer."""
+    provider.keys = [new_signing_key("ES256")]
+    await verify(plane, provider)
+    provider.keys = [new_signing_key("ES256")]
+    clock.move(11)
+    assert await verify(plane, provider) == "alice"
+    fetched = provider.fetches
+    for _ in range(10):
+        with pytest.raises(UnauthorizedException, match="signature is wrong"):
+            await verify(plane, provider, provider.token(new_signing_key("ES256")))
+    assert provider.fetches == fetched
+
+
 async def test_unknown_key_ids_do_not_hammer_the_provider(
     plane: IdentityPlane, provider: Any, new_signing_key: Any, clock: Any
 ) -> None:
@@ -172,12 +188,27 @@ async def test_an_endless_document_is_cut_off(plane: IdentityPlane, provider: An
 @pytest.mark.parametrize(
     "body",
     [b"", b"not json", b"[]", b"{}", b'{"keys": 1}', b'{"keys": {}}', b"[" * 100_000, b"\xff\xfe",
-     b'{"keys": [' + b",".join([b"{}"] * 101) + b"]}"],
+     b'{"keys": [' + b",".join([b"{}"] * 101) + b"]}", b'{"keys": [{"x": ' + b"[" * 500 + b"]" * 500 + b"}]}"],
 )  # fmt: skip
 async def test_broken_key_sets(plane: IdentityPlane, provider: Any, body: bytes) -> None:
     provider.jwks = lambda: web.Response(body=body)
     with pytest.raises(ServiceUnavailableException):
         await verify(plane, provider)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [None, 7, {}, {"kty": "RSA"}, {"kty": "RSA", "n": 7, "e": "AQAB"}, {"kty": "RSA", "n": "\u00e9", "e": "AQAB"},
+     {"kty": "EC", "crv": "P-256", "x": None, "y": "AA"}, {"kty": ["RSA"]}, {"kty": "OKP", "crv": 7, "x": "AA"},
+     {"key_ops": None}, {"key_ops": 7}, {"key_ops": [["verify"]]}, {"use": None}, {"use": ["sig"]}, {"kid": 7},
+     {"alg": {}}],
+    ids=str,
+)  # fmt: skip
+async def test_a_broken_key_does_not_spoil_the_others(plane: IdentityPlane, provider: Any, entry: Any) -> None:
+    good = provider.keys[0].jwk
+    broken = {**good, "kid": "broken", **entry} if isinstance(entry, dict) and "kty" not in entry else entry
+    provider.jwks = lambda: web.json_response({"keys": [broken, good]})
+    assert await verify(plane, provider) == "alice"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from joserfc.jws import CompactSignature, JWSRegistry
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import UnauthorizedException
-from agentkeep.identity.inbound.provider_documents import ALGORITHMS, ProviderKeys
+from agentkeep.identity.inbound.provider_documents import ALGORITHMS, ProviderKeys, VerificationKey
 from agentkeep.identity.inbound.providers import OpenIdProvider
 from agentkeep.identity.settings import IdentitySettings
 
@@ -66,12 +67,15 @@ class JwtVerifier:
         # The issuer first: another provider's tokens must not make us ask this one for their keys.
         keys = _of_issuer(await provider.keys(), claims)
         candidates = keys.candidates(key_id, algorithm)
-        if not candidates:
+        signed = _signed_with(signature, candidates)
+        if not signed and not any(key_id is not None and key.id == key_id for key in candidates):
+            # Perhaps by a key that was published since: no id says that it is one of these.
             keys = _of_issuer(await provider.newer(keys), claims)
             candidates = keys.candidates(key_id, algorithm)
+            signed = _signed_with(signature, candidates)
         if not candidates:
             raise UnauthorizedException("The token is signed with a key that its issuer does not publish")
-        if not any(_signed_with(signature, key.key) for key in candidates[:_MOST_CANDIDATES]):
+        if not signed:
             raise UnauthorizedException("The token's signature is wrong")
         expires = self._check_times(claims)
         subject = claims.get("sub")
@@ -132,7 +136,11 @@ def _of_issuer(keys: ProviderKeys, claims: dict[str, Any]) -> ProviderKeys:
     return keys
 
 
-def _signed_with(signature: CompactSignature, key: Any) -> bool:
+def _signed_with(signature: CompactSignature, candidates: Sequence[VerificationKey]) -> bool:
+    return any(_fits(signature, candidate.key) for candidate in candidates[:_MOST_CANDIDATES])
+
+
+def _fits(signature: CompactSignature, key: Any) -> bool:
     try:
         return jws.validate_compact(signature, key, registry=_REGISTRY)
     except _MALFORMED:

@@ -205,15 +205,20 @@ def parse_keys(issuer: str, document: bytes) -> ProviderKeys:
     if not isinstance(entries, list) or len(entries) > _MOST_KEYS:
         raise ProviderError(f"the key set has no list of at most {_MOST_KEYS} keys")
     keys = [key for entry in entries if (key := _verification_key(entry)) is not None]
-    fingerprint = hashlib.sha256(orjson.dumps([issuer, entries], option=orjson.OPT_SORT_KEYS)).digest()
+    try:
+        fingerprint = hashlib.sha256(orjson.dumps([issuer, entries], option=orjson.OPT_SORT_KEYS)).digest()
+    except orjson.JSONEncodeError as error:
+        raise ProviderError("the key set is nested too deeply") from error
     return ProviderKeys(issuer, tuple(keys), fingerprint)
 
 
 def _verification_key(entry: Any) -> VerificationKey | None:
-    if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
+    if not isinstance(entry, dict) or entry.get("use") not in (None, "sig"):
         return None
-    key_id, only = entry.get("kid"), entry.get("alg")
-    if not (key_id is None or isinstance(key_id, str)) or "verify" not in entry.get("key_ops", ("verify",)):
+    key_id, only, operations = entry.get("kid"), entry.get("alg"), entry.get("key_ops")
+    if not (key_id is None or isinstance(key_id, str)):
+        return None
+    if operations is not None and not (isinstance(operations, list) and "verify" in operations):
         return None
     # Only the public members: a provider that publishes more is not made our keeper of its private key.
     public = {name: entry[name] for name in ("kty", "n", "e", "crv", "x", "y") if name in entry}
