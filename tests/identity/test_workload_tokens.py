@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +23,7 @@ from agentkeep.core.errors import (
 )
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
+from agentkeep.identity.settings import IdentitySettings
 
 LINKED = "WorkloadIdentity is linked to a service and cannot retrieve an access token by the caller"
 
@@ -29,6 +32,16 @@ LINKED = "WorkloadIdentity is linked to a service and cannot retrieve an access 
 async def agent(plane: IdentityPlane, operator: Call) -> str:
     await plane.create_workload_identity(operator, {"name": "agent"})
     return "agent"
+
+
+@pytest.fixture
+async def impostor(provider: Any, new_signing_key: Any, clock: Any) -> AsyncIterator[Any]:
+    """Another provider that is trusted."""
+    impostor = type(provider)(clock)
+    impostor.keys = [new_signing_key("ES256", "impostor")]
+    await impostor.start()
+    yield impostor
+    await impostor.stop()
 
 
 @pytest.fixture
@@ -110,6 +123,38 @@ async def test_one_trusted_issuers_outage_is_not_anothers(
     request["userToken"] = provider.token(iss="http://127.0.0.1:1")
     with pytest.raises(ServiceUnavailableException):
         await plane.get_workload_access_token_for_jwt(operator, request)
+
+
+async def test_one_trusted_issuers_slowness_is_not_anothers(
+    make_plane: Any, operator: Call, agent: str, provider: Any, impostor: Any
+) -> None:
+    """Where the discovery URL says whose it is; and where it does not, once that is known."""
+    request: Any = {"workloadName": agent, "userToken": provider.token()}
+    impostor.delay = 30
+    urls = [impostor.discovery_url, provider.discovery_url]
+    plane = make_plane(trusted_issuers=urls)
+    async with asyncio.timeout(3):
+        assert await plane.get_workload_access_token_for_jwt(operator, request)
+    provider.metadata = {"issuer": "https://idp.example"}
+    request["userToken"] = provider.token(iss="https://idp.example")
+    plane = make_plane(IdentitySettings(provider_timeout=0.5), trusted_issuers=urls)
+    assert await plane.get_workload_access_token_for_jwt(operator, request)
+    async with asyncio.timeout(0.4):
+        assert await plane.get_workload_access_token_for_jwt(operator, request)
+
+
+async def test_no_trusted_issuer_passes_for_another(
+    make_plane: Any, operator: Call, agent: str, provider: Any, impostor: Any
+) -> None:
+    """Its metadata says that it is the other, and its tokens that they are of the other's alice; nor while that is away."""
+    impostor.metadata = {"issuer": provider.url}
+    request: Any = {"workloadName": agent, "userToken": impostor.token(iss=provider.url)}
+    urls = [impostor.discovery_url, provider.discovery_url]
+    with pytest.raises(UnauthorizedException, match="a key that its issuer does not publish"):
+        await make_plane(trusted_issuers=urls).get_workload_access_token_for_jwt(operator, request)
+    provider.up = False
+    with pytest.raises(ServiceUnavailableException):
+        await make_plane(trusted_issuers=urls).get_workload_access_token_for_jwt(operator, request)
 
 
 # Who may ask.

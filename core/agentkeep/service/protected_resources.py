@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-__all__ = ["advertised_scopes", "challenge", "metadata"]
+__all__ = ["advertised_scopes", "challenge", "issuer_url", "metadata"]
 
 _WELL_KNOWN: Final = "/.well-known/"
 
@@ -21,7 +21,7 @@ def metadata(resource: str, authorizer: Mapping[str, Any]) -> dict[str, Any]:
     """`resource`: the URL that clients call."""
     document: dict[str, Any] = {
         "resource": resource,
-        "authorization_servers": [_issuer_url(authorizer["discoveryUrl"])],
+        "authorization_servers": [issuer_url(authorizer["discoveryUrl"])],
         "bearer_methods_supported": ["header"],
     }
     if scopes := advertised_scopes(authorizer):
@@ -37,7 +37,7 @@ def challenge(place: str, scopes: Sequence[str] = (), error: str | None = None) 
     return "Bearer " + ", ".join([document, needed] if scopes else [document])
 
 
-def _issuer_url(discovery_url: str) -> str:
+def issuer_url(discovery_url: str) -> str:
     """The provider behind its discovery document: the well-known part comes last (OpenID Connect Discovery 4), or
     before the issuer's path (RFC 8414, 3.1)."""
     before, _, after = discovery_url.partition(_WELL_KNOWN)

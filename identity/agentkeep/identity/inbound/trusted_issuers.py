@@ -10,6 +10,7 @@ from agentkeep.identity.inbound.jwt import JwtVerifier, VerifiedToken, unverifie
 from agentkeep.identity.inbound.provider_documents import ProviderKeys
 from agentkeep.identity.inbound.providers import OpenIdProvider, OpenIdProviders
 from agentkeep.identity.settings import IdentitySettings
+from agentkeep.service.protected_resources import issuer_url
 
 __all__ = ["TrustedIssuers"]
 
@@ -34,18 +35,35 @@ class TrustedIssuers:
         """Raises UnauthorizedException, or ServiceUnavailableException where a provider that may be the token's cannot
         be reached."""
         issuer = unverified_issuer(token, self._token_limit)
-        providers = [self._providers.get(url) for url in self._urls]
-        found = await asyncio.gather(*(_keys(provider) for provider in providers))
-        for provider, keys in zip(providers, found, strict=True):
-            if isinstance(keys, ProviderKeys) and keys.issuer == issuer:
+        if issuer is not None:
+            providers = [self._providers.get(url) for url in self._urls]
+            # Where a discovery URL is the issuer's own, no other provider can say that the issuer's tokens are its.
+            own = next((one for one in providers if issuer_url(one.url) == issuer.rstrip("/")), None)
+            provider = own or _known(providers, issuer) or await self._found(providers, issuer)
+            if provider is not None:
                 return await self._verifier.verify(token, provider)
-        for keys in found:
-            if isinstance(keys, ServiceUnavailableException):
-                raise keys
         raise UnauthorizedException(
             "The user token cannot be verified: its issuer is not one this platform trusts. An operator can add the "
             "issuer's discovery URL to AGENTKEEP_IDENTITY_TRUSTED_ISSUERS"
         )
+
+    async def _found(self, providers: Sequence[OpenIdProvider], issuer: str) -> OpenIdProvider | None:
+        found = await asyncio.gather(*(_keys(provider) for provider in providers))
+        if (provider := _known(providers, issuer)) is not None:
+            return provider
+        for keys in found:
+            if isinstance(keys, ServiceUnavailableException):
+                raise keys
+        return None
+
+
+def _known(providers: Sequence[OpenIdProvider], issuer: str) -> OpenIdProvider | None:
+    """The one that is known to publish this issuer's metadata."""
+    for provider in providers:
+        keys = provider.current()
+        if keys is not None and keys.issuer == issuer:
+            return provider
+    return None
 
 
 async def _keys(provider: OpenIdProvider) -> ProviderKeys | ServiceUnavailableException:
