@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -338,6 +339,7 @@ class Platform:
     place: Any = None
     memory: Any = None
     key_service: KeyService = field(default_factory=lambda: LocalKeyService(b"a secret that only tests have..."))
+    key_settings: Any = None
     budgets: SessionBudgets = field(init=False)
     plane: RuntimePlane = field(init=False)
     deployment: ClassVar[Deployment] = DEPLOYMENT
@@ -368,6 +370,7 @@ class Platform:
             place=self.place,
             memory_sessions=self.memory,
             key_service=self.key_service,
+            key_settings=self.key_settings,
         )
 
     async def kill(self) -> None:
@@ -405,7 +408,7 @@ class Platform:
         name = "".join(part.capitalize() for part in operation.split("_"))
         idempotency = None
         if token is not None:
-            fingerprint = json.dumps(request, sort_keys=True, default=str).encode()
+            fingerprint = sha256(json.dumps(request, sort_keys=True, default=str).encode()).digest()
             idempotency = Idempotency(f"{caller.principal}:{name}:{token}", fingerprint)
         call = Call("bedrock-agentcore", name, caller, uuid.uuid4().hex, idempotency, headers or {})
         answer: dict[str, Any] = await getattr(self.plane, operation)(call, request)
