@@ -146,7 +146,7 @@ async def test_one_trusted_issuers_slowness_is_not_anothers(
 async def test_no_trusted_issuer_passes_for_another(
     make_plane: Any, operator: Call, agent: str, provider: Any, impostor: Any
 ) -> None:
-    """Its metadata says that it is the other, and its tokens that they are of the other's alice; nor while that is away."""
+    """Its metadata says that it is the other, its tokens that they are of the other's alice; nor while that is away."""
     impostor.metadata = {"issuer": provider.url}
     request: Any = {"workloadName": agent, "userToken": impostor.token(iss=provider.url)}
     urls = [impostor.discovery_url, provider.discovery_url]
