@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
 from consent_stand import OPERATOR, RETURN_URL, ConsentStand, session_call
 from exchange_server import EXCHANGE, ExchangeServer
 from openid_provider import OpenIdServer
@@ -104,17 +105,20 @@ async def test_a_consent_from_step_to_step(
     told = [
         record for record in await audit.told(user="alice") if record.kind.startswith(("consent", "oauth2"))
     ]  # fmt: skip
-    assert [(record.kind, record.details.get("grant")) for record in told] == [
-        ("consent-begun", None),
-        ("consent-given", None),
-        ("oauth2-exchange", "authorization_code"),
-        ("consent-completed", None),
-        ("oauth2-token-used", None),
-        ("oauth2-exchange", "refresh_token"),
-        ("oauth2-token-used", None),
-        ("oauth2-exchange", "refresh_token"),
-        ("consent-revoked", None),
-        ("consent-begun", None),
+    assert [(record.kind, *details(record, "grant", "outcome")) for record in told] == [
+        ("consent-begun", None, None),
+        ("consent-given", None, None),
+        ("oauth2-exchange", "authorization_code", None),
+        ("oauth2-exchange-ended", "authorization_code", "given"),
+        ("consent-completed", None, None),
+        ("oauth2-token-used", None, None),
+        ("oauth2-exchange", "refresh_token", None),
+        ("oauth2-exchange-ended", "refresh_token", "given"),
+        ("oauth2-token-used", None, None),
+        ("oauth2-exchange", "refresh_token", None),
+        ("oauth2-exchange-ended", "refresh_token", "refused"),
+        ("consent-revoked", None, None),
+        ("consent-begun", None, None),
     ]
     for record in told:
         assert details(record, "workload", "provider", "flow") == ["agent", "tickets", "USER_FEDERATION"], record
@@ -222,6 +226,7 @@ async def test_exchanges(stand: ConsentStand, exchange: ExchangeServer, audit: A
             assert "accessToken" in await stand.ask(token, flow, scopes=["read"], audiences=["tickets"])
     for kind, expected in (
         ("oauth2-exchange", [["M2M", "client_credentials"], ["ON_BEHALF_OF_TOKEN_EXCHANGE", EXCHANGE]]),
+        ("oauth2-exchange-ended", [["M2M", "client_credentials"], ["ON_BEHALF_OF_TOKEN_EXCHANGE", EXCHANGE]]),
         ("oauth2-token-used", [["M2M", None], ["ON_BEHALF_OF_TOKEN_EXCHANGE", None]]),
     ):
         told = await audit.told(kind=kind)
@@ -231,6 +236,40 @@ async def test_exchanges(stand: ConsentStand, exchange: ExchangeServer, audit: A
     with pytest.raises(ValidationException, match="invalid_client"):
         await stand.ask(token, "M2M", scopes=["read"])
     assert details(await audit.one("oauth2-token-refused"), "flow", "server") == ["M2M", "invalid_client"]
+    ended = await audit.told(kind="oauth2-exchange-ended")
+    assert details(ended[-1], "outcome", "server", "provider") == ["refused", "invalid_client", "tickets"]
+
+
+async def test_every_exchange_has_an_end(
+    stand: ConsentStand, exchange: ExchangeServer, audit: Audit, clock: Any
+) -> None:
+    """IDN-3: also where the agent goes on with the token it had, and hears of nothing; and a token that came is not
+    lost for want of a record of it."""
+    await stand.workload()
+    await stand.credential_provider(exchange.metadata, exchange.client_id, exchange.client_secret)
+    token = await stand.token_of("alice")
+    first = await stand.ask(token, "M2M", scopes=["read"])
+
+    async def broken(_: Any) -> web.Response:
+        return web.Response(status=500)
+
+    exchange.answer = broken
+    clock.move(250)  # of 300
+    assert await stand.ask(token, "M2M", scopes=["read"]) == first
+    ends = [details(one, "grant", "outcome") for one in await audit.told(kind="oauth2-exchange-ended")]
+    assert ends == [["client_credentials", "given"], ["client_credentials", "failed"]]
+
+    async def answered(_: Any) -> web.Response:
+        audit.away = True
+        return web.json_response({"access_token": "came-all-the-same", "token_type": "Bearer"})
+
+    exchange.answer = answered
+    # That she uses such tokens was on record a moment ago.
+    assert (await stand.ask(token, "M2M", scopes=["write"]))["accessToken"] == "came-all-the-same"
+    audit.away = False
+    assert (await stand.ask(token, "M2M", scopes=["write"]))["accessToken"] == "came-all-the-same"
+    assert len(exchange.requests) == 3
+    assert len(await audit.told(kind="oauth2-exchange-ended")) == 2
 
 
 async def test_without_a_record_nothing_is_given(

@@ -76,6 +76,13 @@ class Trail:
         key = (kind, *by.who, *details.values())
         await self._tally.note(key, lambda: self._record(kind, did, by, details))
 
+    async def ended(self, kind: str, did: str, by: Attempt, **details: str) -> None:
+        """How it came out, of what was on record before. Returns in any case: it has happened."""
+        try:
+            await self.repeats(kind, did, by, **details)
+        except StoreUnavailable as unavailable:
+            logger.warning("%s %s, which is not on record: %s", by.principal, did, unavailable)
+
     async def refused(self, kind: str, what: str, by: Attempt, code: str, **details: str) -> None:
         """Returns in any case: that a refusal cannot be put on record does not make it less of one."""
         if code == "ResourceNotFoundException":

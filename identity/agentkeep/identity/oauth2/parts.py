@@ -11,8 +11,10 @@ from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.oauth2.authorization_servers import AuthorizationServers
 from agentkeep.identity.oauth2.callback import Oauth2Callback
 from agentkeep.identity.oauth2.consents import Consents
+from agentkeep.identity.oauth2.exchanges import Exchanges
 from agentkeep.identity.oauth2.grants import Grants
 from agentkeep.identity.oauth2.providers import Oauth2Providers
+from agentkeep.identity.oauth2.renewal import RenewedGrants
 from agentkeep.identity.oauth2.single_flight import LeasedFlight
 from agentkeep.identity.oauth2.token_endpoint import TokenEndpoint
 from agentkeep.identity.oauth2.tokens import Oauth2Tokens
@@ -51,15 +53,17 @@ class Oauth2:
         )
         self._servers = AuthorizationServers(self._fetcher, clock, settings)
         self._flight = LeasedFlight(store, clock, _MOST_FETCHES * settings.provider_timeout)
-        endpoint = TokenEndpoint(self._fetcher, clock)
+        exchanges = Exchanges(TokenEndpoint(self._fetcher, clock), trail)
         grants = Grants(store, vault, clock, timedelta(seconds=settings.grant_life))
+        renewed = RenewedGrants(grants, self._servers, exchanges, self._flight, clock, trail)
         consents = Consents(store, vault, clock, timedelta(seconds=settings.consent_life))
         self.providers = Oauth2Providers(stored, grants, public_url)
         self.federation = UserFederation(
             self.providers,
             self._servers,
-            endpoint,
+            exchanges,
             grants,
+            renewed,
             consents,
             identities,
             self._flight,
@@ -68,7 +72,7 @@ class Oauth2:
             trail,
         )
         self.tokens = Oauth2Tokens(
-            self.providers, self._servers, endpoint, grants, self.federation, self._flight, clock, trail
+            self.providers, self._servers, exchanges, grants, self.federation, self._flight, clock
         )
         self.callback = Oauth2Callback(self.federation)
 

@@ -12,13 +12,14 @@ from agentkeep.core.call import User
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import AccessDeniedException, ProviderError, ServiceUnavailableException, ValidationException
 from agentkeep.identity.oauth2.authorization_servers import AuthorizationServer, AuthorizationServers
+from agentkeep.identity.oauth2.exchanges import Exchanges
 from agentkeep.identity.oauth2.grants import GrantKey, Grants, TokenSet
 from agentkeep.identity.oauth2.providers import Oauth2Client, Oauth2Providers
 from agentkeep.identity.oauth2.requests import Flow, TokenAnswer, TokenRequest, refusal, unreachable
 from agentkeep.identity.oauth2.single_flight import LeasedFlight
-from agentkeep.identity.oauth2.token_endpoint import Parameters, TokenEndpoint, TokenRefused
+from agentkeep.identity.oauth2.token_endpoint import Parameters, TokenRefused
 from agentkeep.identity.oauth2.user_federation import UserFederation
-from agentkeep.identity.trail import Attempt, Trail
+from agentkeep.identity.trail import Attempt
 from agentkeep.identity.workloads.tokens import WorkloadClaims
 
 __all__ = ["Oauth2Tokens"]
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 #: How long a token is handed out whose server did not say how long it lives; no user is there to ask again.
 _UNSAID: Final = timedelta(minutes=5)
+_OWN: Final = "client_credentials"
 _EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # RFC 8693
 _ASSERTION: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"  # RFC 7523
 _ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105
@@ -37,17 +39,15 @@ class Oauth2Tokens:
         self,
         providers: Oauth2Providers,
         servers: AuthorizationServers,
-        endpoint: TokenEndpoint,
+        exchanges: Exchanges,
         grants: Grants,
         federation: UserFederation,
         flight: LeasedFlight,
         clock: Clock,
-        trail: Trail,
     ) -> None:
-        self._trail = trail
         self._providers = providers
         self._servers = servers
-        self._endpoint = endpoint
+        self._exchanges = exchanges
         self._grants = grants
         self._federation = federation
         self._flight = flight
@@ -71,12 +71,12 @@ class Oauth2Tokens:
         parameters = [*request.scope, *request.targets, *request.custom_parameters.items()]
 
         async def ask(server: AuthorizationServer) -> TokenSet:
-            return await self._endpoint.request(server, client.credentials, "client_credentials", parameters)
+            return await self._exchanges.request(by, client.provider, server, client.credentials, _OWN, parameters)
 
         if client.credentials.id is None:
             raise ValidationException(f"Credential provider {client.provider} has no client id, which M2M needs")
         key = self._key(claims, client, request, None, {})
-        return await self._cached(by, key, client, request.force, "client_credentials", ask)
+        return await self._cached(key, client, request.force, ask)
 
     async def _exchanged(self, by: Attempt, claims: WorkloadClaims, client: Oauth2Client, request: TokenRequest) -> str:
         """A token of the user's at another service, for the one the user was proved with."""
@@ -100,12 +100,14 @@ class Oauth2Tokens:
             else:
                 parameters += [("subject_token", user_token), ("subject_token_type", _ACCESS_TOKEN)]
             if actor_scopes is not None:
-                actor = await self._endpoint.request(server, client.credentials, "client_credentials", actor_scopes)
+                actor = await self._exchanges.request(
+                    by, client.provider, server, client.credentials, _OWN, actor_scopes
+                )
                 parameters += [("actor_token", actor.access_token), ("actor_token_type", _ACCESS_TOKEN)]
-            return await self._endpoint.request(server, credentials, grant_type, parameters)
+            return await self._exchanges.request(by, client.provider, server, credentials, grant_type, parameters)
 
         key = self._key(claims, client, request, claims.user, others)
-        return await self._cached(by, key, client, request.force, grant_type, ask)
+        return await self._cached(key, client, request.force, ask)
 
     def _key(
         self,
@@ -126,11 +128,9 @@ class Oauth2Tokens:
 
     async def _cached(
         self,
-        by: Attempt,
         key: GrantKey,
         client: Oauth2Client,
         force: bool,
-        grant_type: str,
         ask: Callable[[AuthorizationServer], Awaitable[TokenSet]],
     ) -> str:
         """`force`: what is kept now is not good enough; what another call fetches meanwhile is."""
@@ -144,7 +144,7 @@ class Oauth2Tokens:
             if tokens is not None and good(tokens):
                 return tokens
             try:
-                asked = await self._asked(by, client, grant_type, ask)
+                asked = await self._asked(client, ask)
             except ServiceUnavailableException:
                 if tokens is None or force or not tokens.good(self._clock.now()):
                     raise
@@ -157,17 +157,8 @@ class Oauth2Tokens:
             tokens = await self._flight.share(key.name, fetch)
         return tokens.access_token
 
-    async def _asked(
-        self,
-        by: Attempt,
-        client: Oauth2Client,
-        grant_type: str,
-        ask: Callable[[AuthorizationServer], Awaitable[TokenSet]],
-    ) -> TokenSet:
+    async def _asked(self, client: Oauth2Client, ask: Callable[[AuthorizationServer], Awaitable[TokenSet]]) -> TokenSet:
         server = await self._servers.of(client.discovery)
-        await self._trail.repeats(
-            "oauth2-exchange", f"asked the authorization server of {client.provider} for a token", by, grant=grant_type
-        )
         try:
             tokens = await ask(server)
         except TokenRefused as error:

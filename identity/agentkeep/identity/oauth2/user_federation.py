@@ -24,17 +24,18 @@ from agentkeep.core.errors import (
     AccessDeniedException,
     ProviderError,
     ResourceNotFoundException,
-    ServiceUnavailableException,
     ValidationException,
 )
 from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.oauth2.authorization_servers import AuthorizationServers
 from agentkeep.identity.oauth2.consents import Consent, Consents, ConsentState, Kept
-from agentkeep.identity.oauth2.grants import GrantKey, Grants, TokenSet
+from agentkeep.identity.oauth2.exchanges import Exchanges
+from agentkeep.identity.oauth2.grants import GrantKey, Grants
 from agentkeep.identity.oauth2.providers import Oauth2Client, Oauth2Providers
+from agentkeep.identity.oauth2.renewal import RenewedGrants
 from agentkeep.identity.oauth2.requests import Flow, TokenAnswer, TokenRequest, refusal, unreachable
 from agentkeep.identity.oauth2.single_flight import LeasedFlight
-from agentkeep.identity.oauth2.token_endpoint import TokenEndpoint, TokenRefused
+from agentkeep.identity.oauth2.token_endpoint import TokenRefused
 from agentkeep.identity.sealing import Seal
 from agentkeep.identity.trail import BROWSER, Attempt, Trail
 from agentkeep.identity.workloads.identities import WorkloadIdentities
@@ -59,8 +60,9 @@ class UserFederation:
         self,
         providers: Oauth2Providers,
         servers: AuthorizationServers,
-        endpoint: TokenEndpoint,
+        exchanges: Exchanges,
         grants: Grants,
+        renewed: RenewedGrants,
         consents: Consents,
         identities: WorkloadIdentities,
         flight: LeasedFlight,
@@ -71,8 +73,9 @@ class UserFederation:
         self._trail = trail
         self._providers = providers
         self._servers = servers
-        self._endpoint = endpoint
+        self._exchanges = exchanges
         self._grants = grants
+        self._renewed = renewed
         self._consents = consents
         self._identities = identities
         self._flight = flight
@@ -95,7 +98,7 @@ class UserFederation:
         key = GrantKey.of(client.provider, client.revision, workload, claims.user, request.scopes, others)
         if request.session_uri is not None:
             return await self._poll(by, request.session_uri, workload, claims.user, key, client)
-        if not request.force and (tokens := await self._kept(by, key, client, request.resources)) is not None:
+        if not request.force and (tokens := await self._renewed.get(by, key, client, request.resources)) is not None:
             return TokenAnswer(tokens.access_token)
         return await self._ask(by, claims, claims.user, client, request, key)
 
@@ -114,59 +117,11 @@ class UserFederation:
                 "sessionUri: the session was begun with other scopes, resources or audiences; repeat its first ones"
             )
         if consent.state is ConsentState.COMPLETED:
-            tokens = await self._kept(by, consent.key, client, consent.resources) if consent.key == key else None
+            tokens = await self._renewed.get(by, consent.key, client, consent.resources) if consent.key == key else None
             return TokenAnswer(tokens.access_token) if tokens is not None else _failed(kept)
         if consent.state is ConsentState.FAILED or consent.key != key or self._consents.over(consent):
             return _failed(kept)
         return TokenAnswer(session_uri=kept.uri, authorization_url=consent.authorization_url or None)
-
-    async def _kept(
-        self, by: Attempt, key: GrantKey, client: Oauth2Client, resources: tuple[str, ...]
-    ) -> TokenSet | None:
-        """The token in the vault, renewed where it is about to end; None where the user has to be asked."""
-        tokens = await self._grants.get(key)
-        if tokens is None or tokens.fresh(self._clock.now()):
-            return tokens
-        # One at a time: a refresh token that is used twice looks stolen, and everything granted with it is revoked.
-        return await self._flight.share(key.name, lambda: self._renewed(by, key, client, resources))
-
-    async def _renewed(
-        self, by: Attempt, key: GrantKey, client: Oauth2Client, resources: tuple[str, ...]
-    ) -> TokenSet | None:
-        found = await self._grants.read(key)
-        if found is None:
-            return None
-        tokens, stored = found
-        if tokens.fresh(self._clock.now()):
-            return tokens
-        if tokens.refresh_token is None:
-            return tokens if tokens.good(self._clock.now()) else None
-        try:
-            server = await self._servers.of(client.discovery)
-        except ServiceUnavailableException:
-            if tokens.good(self._clock.now()):
-                return tokens
-            raise
-        await self._asks(by, client.provider, "refresh_token")
-        parameters = [("refresh_token", tokens.refresh_token), *(("resource", one) for one in resources)]
-        try:
-            renewed = await self._endpoint.request(server, client.credentials, "refresh_token", parameters)
-        except TokenRefused as error:
-            if not error.revoked:
-                logger.warning("credential provider %s refused to renew a token: %s", client.provider, error.error)
-                raise refusal(client.provider, error) from None
-            logger.info("a grant of credential provider %s was revoked, its user is asked again", client.provider)
-            did = f"was told by {client.provider} that its grant is gone"
-            await self._trail.happens("consent-revoked", did, by, server=error.error)
-            return None if await self._grants.change(key, stored, None) else await self._grants.get(key)
-        except ProviderError as error:
-            logger.warning("credential provider %s cannot renew a token: %s", client.provider, error)
-            if tokens.good(self._clock.now()):
-                return tokens
-            raise unreachable(client.provider) from error
-        if renewed.refresh_token is None:
-            renewed = TokenSet(renewed.access_token, renewed.issued, renewed.expires, tokens.refresh_token)
-        return renewed if await self._grants.change(key, stored, renewed) else await self._grants.get(key)
 
     async def _ask(
         self,
@@ -358,7 +313,6 @@ class UserFederation:
             await self._consents.change(kept, consent.to(ConsentState.FAILED, reason="the provider was changed"))
             raise ValidationException("The session has failed: the provider was changed. Ask for the token again")
         server = await self._servers.of(client.discovery)
-        await self._asks(by, client.provider, "authorization_code")
         parameters = [
             ("code", consent.code),
             ("redirect_uri", consent.callback_url),
@@ -366,7 +320,9 @@ class UserFederation:
             *(("resource", one) for one in consent.resources),
         ]
         try:
-            tokens = await self._endpoint.request(server, client.credentials, "authorization_code", parameters)
+            tokens = await self._exchanges.request(
+                by, client.provider, server, client.credentials, "authorization_code", parameters
+            )
         except TokenRefused as error:
             logger.warning("credential provider %s refused an authorization code: %s", client.provider, error.error)
             reason = f"the authorization server refused the code ({error.error})"
@@ -382,11 +338,6 @@ class UserFederation:
             "user %r of workload %s consented at credential provider %s",
             consent.user.id, consent.workload[0], client.provider,
         )  # fmt: skip
-
-    async def _asks(self, by: Attempt, provider: str, grant_type: str) -> None:
-        """On record before: neither a code nor a refresh token can be used again."""
-        did = f"asked the authorization server of {provider} for a token"
-        await self._trail.repeats("oauth2-exchange", did, by, grant=grant_type)
 
 
 def _of(consent: Consent, principal: str) -> Attempt:
