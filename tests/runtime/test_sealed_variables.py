@@ -26,6 +26,7 @@ from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.core.key_settings import KeySettings
 from agentkeep.runtime.agents.catalogue import _versions
 from agentkeep.runtime.agents.sealed_variables import RETRY_SECONDS, VARIABLES
+from agentkeep.runtime.environments.warm_pool_sizes import WARM_POOL_TAG
 from agentkeep.runtime.records import Version
 from agentkeep.storage.interface import Put
 from agentkeep.storage.records import encode
@@ -272,13 +273,30 @@ async def test_a_version_waits_for_the_key_service(
     runtime_id = made["agentRuntimeId"]
     async with asyncio.timeout(20):
         await failed.wait()
-    runtime = (await platform.plane._parts.catalogue.runtime(runtime_id)).record
-    assert runtime.status == "CREATING"
+    catalogue = platform.plane._parts.catalogue
+    assert (await catalogue.runtime(runtime_id)).record.status == "CREATING"
     await kms.start()
     async with asyncio.timeout(30):
-        while (runtime := (await platform.plane._parts.catalogue.runtime(runtime_id)).record).status == "CREATING":
+        while (await catalogue.runtime(runtime_id)).record.status == "CREATING":
             await platform.clock.move(RETRY_SECONDS)
-    assert runtime.failure_reason is None or "warm" in runtime.failure_reason
+    assert (await catalogue.runtime(runtime_id)).record.status == "READY"
+    assert platform.driver.agents[0].spec.environment["KEY"] == "secret"
+
+    await kms.stop()
+    pools, arn = platform.plane._parts.warm_pools, catalogue.runtime_arn(runtime_id)
+    await platform.call("tag_resource", resourceArn=arn, tags={WARM_POOL_TAG: "1"})
+    async with asyncio.timeout(30):
+        while not any(pool["problem"] for pool in pools.describe(runtime_id)):
+            await asyncio.sleep(0.01)
+    (pool,) = pools.describe(runtime_id)
+    assert "KMS" in pool["problem"] and pool["ready"] == 0
+    await kms.start()
+    async with asyncio.timeout(30):
+        while not pools.describe(runtime_id)[0]["ready"]:
+            await platform.clock.move(RETRY_SECONDS)
+            await asyncio.sleep(0.01)
+    assert pools.describe(runtime_id)[0]["problem"] is None
+    assert platform.driver.living[0].spec.environment["KEY"] == "secret"
 
 
 async def in_clear(platform: Any, runtime_id: str, variables: dict[str, str]) -> None:
