@@ -9,19 +9,13 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
+from agentkeep.core.addresses import Address, Standing, literal, standing
 from agentkeep.gateway.targets.errors import TargetFailed, TargetRefused
 
 __all__ = ["AllowedAddresses"]
-
-Address = IPv4Address | IPv6Address
-
-_NEVER: Final = tuple(map(ip_network, ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "0.0.0.0/8", "::/128")))
-#: NAT64's prefix (RFC 6052): an IPv4 address in the last 32 bits.
-_NAT64: Final = IPv6Network("64:ff9b::/96")
 
 
 class AllowedAddresses:
@@ -50,19 +44,19 @@ class AllowedAddresses:
             raise TargetRefused(f"{url!r} must be an https URL with a host")
         if parts.username or parts.password or parts.fragment:
             raise TargetRefused(f"The URL of {host} must have no user, password or fragment")
-        literal = _literal(host)
+        address = literal(host)
         encrypted = parts.scheme == "https"
-        if literal is not None:
-            self._check(literal, host, encrypted)
+        if address is not None:
+            self._check(address, host, encrypted)
         elif not encrypted and not self._networks and not self._named(host):
             raise _plain(host)
 
     async def resolve(self, host: str, port: int, *, encrypted: bool) -> str:
         """One address of `host` that may be connected to. Raises TargetRefused, TargetFailed."""
-        literal = _literal(host)
-        if literal is not None:
-            self._check(literal, host, encrypted)
-            return str(literal)
+        given = literal(host)
+        if given is not None:
+            self._check(given, host, encrypted)
+            return str(given)
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -81,12 +75,12 @@ class AllowedAddresses:
         return host.lower().rstrip(".") in self._hosts
 
     def _check(self, address: Address, host: str, encrypted: bool) -> None:
-        inner = _embedded(address)
-        if any(one in network for one in (address, inner) for network in _NEVER) or inner.is_multicast:
+        found = standing(address, self._networks)
+        if found is Standing.NEVER:
             raise TargetRefused(f"Targets may not be at {address}: link-local and metadata addresses are never called")
-        if self._named(host) or any(inner in network for network in self._networks):
+        if found is Standing.OPENED or self._named(host):
             return
-        if not inner.is_global:
+        if found is Standing.PRIVATE:
             raise TargetRefused(
                 f"{host} is at {address}, which is not a public address. Name the host or its network in "
                 "AGENTKEEP_GATEWAY_ALLOWED_TARGET_HOSTS if targets may be there"
@@ -100,19 +94,3 @@ def _plain(host: str) -> TargetRefused:
         f"{host} must be called over https: plain HTTP is for hosts and networks named in "
         "AGENTKEEP_GATEWAY_ALLOWED_TARGET_HOSTS"
     )
-
-
-def _literal(host: str) -> Address | None:
-    try:
-        return ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-
-
-def _embedded(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one leads to, where it does."""
-    if isinstance(address, IPv4Address):
-        return address
-    if address in _NAT64:
-        return IPv4Address(int(address) & 0xFFFF_FFFF)
-    return address.ipv4_mapped or address.sixtofour or address

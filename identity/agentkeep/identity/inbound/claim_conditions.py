@@ -8,19 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-__all__ = ["ClaimConditions", "Strict", "claim", "first_unmet"]
+from agentkeep.core.rules_file import Strict
+
+__all__ = ["ClaimConditions", "claim", "first_unmet"]
 
 _IN_WORDS: Final = ("scope", "scp")
 
 _Scalar = StrictStr | StrictBool | StrictInt
-
-
-class Strict(BaseModel):
-    """Part of a file whose every member is known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class _Contains(Strict):

@@ -24,15 +24,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
-from pydantic import Field, StrictInt, StrictStr, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictInt, StrictStr, field_validator, model_validator
 
 from agentkeep.core.call import Caller, CallerKind
 from agentkeep.core.errors import AgentkeepError, ValidationException
 from agentkeep.core.grants import Grant
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.policies import Policy
+from agentkeep.core.rules_file import RulesFile, Strict
 from agentkeep.identity.access_keys.records import RoleSession
-from agentkeep.identity.inbound.claim_conditions import ClaimConditions, Strict
+from agentkeep.identity.inbound.claim_conditions import ClaimConditions
 from agentkeep.identity.inbound.provider_documents import refuse_unsafe_url
 from agentkeep.identity.roles.policies import parse_permissions
 from agentkeep.identity.roles.shipped_policies import SHIPPED, shipped
@@ -42,7 +43,6 @@ __all__ = ["LONGEST", "SHORTEST", "Role", "Roles", "RolesInvalid", "Trust", "uni
 #: Seconds that keys of a role live; STS's own limits.
 SHORTEST: Final = 900
 LONGEST: Final = 43_200
-_LARGEST_FILE: Final = 1 << 20
 _NAME: Final = r"^[A-Za-z0-9_+=,.@-]{1,64}$"
 #: An agent runtime's id. Sessions' principals are assumed-role/<runtime id>/<session id>.
 _RUNTIME_ID: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,47}-[A-Za-z0-9]{10}")
@@ -189,31 +189,24 @@ class Roles:
     @classmethod
     def load(cls, path: Path, deployment: Deployment) -> Roles:
         """Does file I/O: call it while the platform starts. Raises RolesInvalid."""
-        try:
-            with path.open("rb") as file:
-                text = file.read(_LARGEST_FILE + 1)
-        except OSError as error:
-            raise RolesInvalid(
-                f"The roles, {path}, cannot be read: {error.strerror}. Put them there, or leave "
-                "AGENTKEEP_IDENTITY_ROLES out: then there are none"
-            ) from None
-        if len(text) > _LARGEST_FILE:
-            raise RolesInvalid(f"The roles, {path}, are larger than {_LARGEST_FILE} bytes")
-        return cls.parse(text, str(path), deployment)
+        return cls._of(_FILE.load(path), str(path), deployment)
 
     @classmethod
     def parse(cls, text: bytes, called: str, deployment: Deployment) -> Roles:
-        try:
-            written = _File.model_validate(orjson.loads(text))
-        except orjson.JSONDecodeError as error:
-            raise RolesInvalid(f"The roles, {called}, are not JSON: {error}") from None
-        except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg'].removeprefix('Value error, ')}"
-                for each in error.errors(include_input=False, include_url=False, include_context=False)
-            )
-            raise RolesInvalid(f"The roles, {called}, are wrong: {faults}. See docs/development/roles.md") from None
+        return cls._of(_FILE.parse(text, called), called, deployment)
+
+    @classmethod
+    def _of(cls, written: _File, called: str, deployment: Deployment) -> Roles:
         return cls([_role(role, called, deployment) for role in written.roles], deployment)
+
+
+_FILE: Final = RulesFile(
+    _File,
+    "The roles",
+    "leave AGENTKEEP_IDENTITY_ROLES out: then there are none",
+    "docs/development/roles.md",
+    RolesInvalid,
+)
 
 
 def _role(written: _Written, called: str, deployment: Deployment) -> Role:

@@ -23,16 +23,16 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
 import orjson
-from pydantic import Field, StrictStr, ValidationError, model_validator
+from pydantic import Field, StrictStr, model_validator
 
 from agentkeep.core.call import User
 from agentkeep.core.errors import AgentkeepError
-from agentkeep.identity.inbound.claim_conditions import ClaimConditions, Strict, first_unmet
+from agentkeep.core.rules_file import RulesFile, Strict
+from agentkeep.identity.inbound.claim_conditions import ClaimConditions, first_unmet
 
 __all__ = ["RoleRule", "StsRules", "StsRulesInvalid"]
 
 _LONGEST_POLICY: Final = 2048  # characters; the service model's
-_LARGEST_FILE: Final = 1 << 20
 _AGENT: Final = r"^(\*|[A-Za-z][A-Za-z0-9_]{0,47}(-[A-Za-z0-9]{10})?)$"
 _ROLE: Final = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[!-~]{1,512}$"
 _POLICY_ARN: Final = r"^arn:aws[a-z-]*:iam::([0-9]{12}|aws):policy/[!-~]{1,512}$"
@@ -115,33 +115,20 @@ class StsRules(Strict):
     @classmethod
     def load(cls, path: Path) -> StsRules:
         """Does file I/O: call it while the platform starts. Raises StsRulesInvalid."""
-        try:
-            with path.open("rb") as file:
-                text = file.read(_LARGEST_FILE + 1)
-        except OSError as error:
-            raise StsRulesInvalid(
-                f"The rules for STS, {path}, cannot be read: {error.strerror}. Put them there, or leave "
-                "AGENTKEEP_IDENTITY_STS_RULES out: sessions then get the platform's own keys"
-            ) from None
-        if len(text) > _LARGEST_FILE:
-            raise StsRulesInvalid(f"The rules for STS, {path}, are larger than {_LARGEST_FILE} bytes")
-        return cls.parse(text, str(path))
+        return _FILE.load(path)
 
     @classmethod
     def parse(cls, text: bytes, called: str) -> StsRules:
-        try:
-            return cls.model_validate(orjson.loads(text))
-        except orjson.JSONDecodeError as error:
-            raise StsRulesInvalid(f"The rules for STS, {called}, are not JSON: {error}") from None
-        except ValidationError as error:
-            raise StsRulesInvalid(
-                f"The rules for STS, {called}, are wrong: "
-                + "; ".join(
-                    f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg'].removeprefix('Value error, ')}"
-                    for each in error.errors(include_input=False, include_url=False, include_context=False)
-                )
-                + ". See docs/development/sts.md"
-            ) from None
+        return _FILE.parse(text, called)
+
+
+_FILE: Final = RulesFile(
+    StsRules,
+    "The rules for STS",
+    "leave AGENTKEEP_IDENTITY_STS_RULES out: sessions then get the platform's own keys",
+    "docs/development/sts.md",
+    StsRulesInvalid,
+)
 
 
 def agent_name(runtime_id: str) -> str:

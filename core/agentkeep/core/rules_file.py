@@ -1,0 +1,62 @@
+"""An operator's rules in a JSON file: read when the platform starts, which it does not with wrong ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agentkeep.core.errors import AgentkeepError
+
+__all__ = ["RulesFile", "Strict"]
+
+_LARGEST: Final = 1 << 20
+
+
+class Strict(BaseModel):
+    """Part of a file whose every member is known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+M = TypeVar("M", bound=Strict)
+
+
+@dataclass(frozen=True)
+class RulesFile(Generic[M]):
+    """`called`: what its rules are (`The rules for STS`); `without`: what to do to have none; `page`: of the
+    documentation; `error`: raised with every place that is wrong."""
+
+    model: type[M]
+    called: str
+    without: str
+    page: str
+    error: type[AgentkeepError]
+
+    def load(self, path: Path) -> M:
+        """Does file I/O: call it while the platform starts."""
+        try:
+            with path.open("rb") as file:
+                text = file.read(_LARGEST + 1)
+        except OSError as error:
+            raise self.error(
+                f"{self.called}, {path}, cannot be read: {error.strerror}. Put them there, or {self.without}"
+            ) from None
+        if len(text) > _LARGEST:
+            raise self.error(f"{self.called}, {path}, are larger than {_LARGEST} bytes")
+        return self.parse(text, str(path))
+
+    def parse(self, text: bytes, name: str) -> M:
+        try:
+            return self.model.model_validate(orjson.loads(text))
+        except orjson.JSONDecodeError as error:
+            raise self.error(f"{self.called}, {name}, are not JSON: {error}") from None
+        except ValidationError as error:
+            faults = "; ".join(
+                f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg'].removeprefix('Value error, ')}"
+                for each in error.errors(include_input=False, include_url=False, include_context=False)
+            )
+            raise self.error(f"{self.called}, {name}, are wrong: {faults}. See {self.page}") from None
