@@ -1,5 +1,5 @@
-"""Users' credentials in AWS where every plane is a process of its own: identity exchanges, runtime vends, memory
-verifies."""
+"""Both STSs where every plane is a process of its own. AWS's, for sessions: identity exchanges, runtime vends, memory
+verifies. And the platform's, for people and applications."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,9 @@ from botocore.credentials import Credentials
 from canaries import leaks
 from joserfc import jwt
 from joserfc.jwk import RSAKey
+from role_keys import LISTS, RoleKeys, refused_within, role_arn
 from service_processes import Services, running_services
-from sts_stand_in import ACCOUNT, running_sts
+from sts_stand_in import ACCOUNT, StsStandIn, running_sts
 
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(240)]
 
@@ -46,9 +49,9 @@ class Provider:
             return {"keys": [self.key.as_dict(private=False)]}
         return {"issuer": self.url, "jwks_uri": f"{self.url}/keys"}
 
-    def token(self, user: str) -> str:
+    def token(self, user: str, audience: str = "support") -> str:
         now = int(time.time())
-        claims = {"iss": self.url, "sub": user, "aud": "support", "iat": now, "exp": now + 600}
+        claims = {"iss": self.url, "sub": user, "aud": audience, "iat": now, "exp": now + 600}
         return jwt.encode({"alg": "RS256", "kid": "k1"}, claims, self.key)
 
 
@@ -123,21 +126,56 @@ def _deploy(services: Services, operator: dict[str, str], provider: Provider) ->
     return str(made["agentRuntimeArn"]), str(memory)
 
 
-def test_five_services_and_sts() -> None:
-    """IDN-1, IDN-4: the agent's boto3 has its user's role in AWS, signs with its keys for memory, another service, and
-    reaches that user's alone; where STS is away a session is refused so that clients try again; the exchange is on
-    record in the observability service, and no service has said a token or a key."""
+@dataclass
+class Place:
+    folder: Path
+    services: Services
+    provider: Provider
+    sts: StsStandIn
+    operator: dict[str, str]
+    arn: str
+    memory: str
+
+    def invoke(self, user: str, token: str, session: str | None = None, **payload: Any) -> httpx.Response:
+        session = session or str(uuid.uuid4())
+        return httpx.post(
+            f"{self.services['runtime'].url}/runtimes/{quote(self.arn, safe='')}/invocations",
+            headers={"authorization": f"Bearer {token}", "x-amzn-bedrock-agentcore-runtime-session-id": session},
+            json={"memory": self.memory, "user": user, "session": session, **payload},
+            timeout=60,
+        )
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        url = self.services["observability"].url + f"/audit-records?kind={kind}"
+        request = AWSRequest("GET", url)
+        keys = Credentials(self.operator["accessKeyId"], self.operator["secretAccessKey"])
+        SigV4Auth(keys, "bedrock-agentcore", "us-east-1").add_auth(request)
+        found: list[dict[str, Any]] = httpx.get(url, headers=dict(request.headers.items())).json()["records"]
+        return found
+
+    def said(self, secret: list[str]) -> list[Path]:
+        """The logs that have one of these."""
+        return [path for path in self.folder.rglob("*.log") if leaks(path.read_bytes(), secret)]
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
     folder = Path(tempfile.mkdtemp(prefix="agentkeep-services-sts-"))
     try:
         with running_provider() as provider, running_sts() as sts:
             sts.trust(provider.url, "support")
             role = sts.role("helper", provider.url, {"StringEquals": {"{idp}:aud": "support"}})
             rule = {"name": "helpers", "agents": ["helper"], "issuer": provider.url, "role": role}
-            rules = folder / "rules.json"
+            rules, roles = folder / "rules.json", folder / "roles.json"
             rules.write_text(json.dumps({"rules": [rule], "default": "refuse"}))
+            policy = {"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": [*LISTS], "Resource": "*"}}
+            # By the same tokens as agents' sessions: the worst there is to try.
+            trust = {"issuer": provider.url, "audiences": ["support"]}
+            roles.write_text(json.dumps({"roles": [{"name": "lister", "trust": [trust], "policy": policy}]}))
             settings = {
                 "AGENTKEEP_IDENTITY_STS_RULES": str(rules),
                 "AGENTKEEP_IDENTITY_STS_ENDPOINT": sts.url,
+                "AGENTKEEP_IDENTITY_ROLES": str(roles),
                 "AGENTKEEP_MEMORY_EMBEDDING": "none",
                 "AGENTKEEP_LOG_LEVEL": "DEBUG",
                 "AGENTKEEP_TELEMETRY_CONTENT": "false",
@@ -145,46 +183,68 @@ def test_five_services_and_sts() -> None:
             with running_services(folder, **settings) as services:
                 operator = services.operator()
                 arn, memory = _deploy(services, operator, provider)
-
-                def invoke(user: str, token: str) -> httpx.Response:
-                    session = str(uuid.uuid4())
-                    return httpx.post(
-                        f"{services['runtime'].url}/runtimes/{quote(arn, safe='')}/invocations",
-                        headers={
-                            "authorization": f"Bearer {token}",
-                            "x-amzn-bedrock-agentcore-runtime-session-id": session,
-                        },
-                        json={"memory": memory, "user": user, "session": session},
-                        timeout=60,
-                    )
-
-                secret = []
-                for user in ("alice", "bob"):
-                    token = provider.token(user)
-                    answer = invoke(user, token)
-                    assert answer.status_code == 200, answer.text
-                    document = answer.json()
-                    assert (document["own"], document["others"]) == (1, "AccessDeniedException")
-                    client = boto3.client(
-                        "sts", endpoint_url=sts.url, region_name="us-east-1",
-                        **dict(zip(("aws_access_key_id", "aws_secret_access_key", "aws_session_token"),
-                                   document["keys"], strict=True)),
-                    )  # fmt: skip
-                    name = client.get_caller_identity()["Arn"]
-                    assert name.startswith(f"arn:aws:sts::{ACCOUNT}:assumed-role/helper/{user}+helper+")
-                    secret += [*document["keys"][1:], token.rpartition(".")[2]]
-                sts.fails("Throttling")
-                away = invoke("alice", provider.token("alice"))
-                assert (away.status_code, away.headers["x-amzn-errortype"]) == (503, "ServiceUnavailableException")
-
-                url = services["observability"].url + "/audit-records?kind=sts-exchange"
-                request = AWSRequest("GET", url)
-                keys = Credentials(operator["accessKeyId"], operator["secretAccessKey"])
-                SigV4Auth(keys, "bedrock-agentcore", "us-east-1").add_auth(request)
-                records = httpx.get(url, headers=dict(request.headers.items())).json()["records"]
-                assert {record["user_id"] for record in records} == {"alice", "bob"}
-                logs = {path: path.read_bytes() for path in folder.rglob("*.log")}
-                assert any(b"users' credentials from" in log for log in logs.values())
-                assert [path for path, log in logs.items() if leaks(log, secret)] == []
+                yield Place(folder, services, provider, sts, operator, arn, memory)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_five_services_and_sts(place: Place) -> None:
+    """IDN-1, IDN-4: the agent's boto3 has its user's role in AWS, signs with its keys for memory, another service, and
+    reaches that user's alone; where STS is away a session is refused so that clients try again; the exchange is on
+    record in the observability service, and no service has said a token or a key."""
+    secret = []
+    for user in ("alice", "bob"):
+        token = place.provider.token(user)
+        answer = place.invoke(user, token)
+        assert answer.status_code == 200, answer.text
+        document = answer.json()
+        assert (document["own"], document["others"]) == (1, "AccessDeniedException")
+        client = boto3.client(
+            "sts", endpoint_url=place.sts.url, region_name="us-east-1",
+            **dict(zip(("aws_access_key_id", "aws_secret_access_key", "aws_session_token"),
+                       document["keys"], strict=True)),
+        )  # fmt: skip
+        name = client.get_caller_identity()["Arn"]
+        assert name.startswith(f"arn:aws:sts::{ACCOUNT}:assumed-role/helper/{user}+helper+")
+        secret += [*document["keys"][1:], token.rpartition(".")[2]]
+    place.sts.fails("Throttling")
+    try:
+        away = place.invoke("alice", place.provider.token("alice"))
+    finally:
+        place.sts.failure = None
+    assert (away.status_code, away.headers["x-amzn-errortype"]) == (503, "ServiceUnavailableException")
+    assert {"alice", "bob"} <= {record["user_id"] for record in place.records("sts-exchange")}
+    logs = [path.read_bytes() for path in place.folder.rglob("*.log")]
+    assert any(b"users' credentials from" in log for log in logs)
+    assert place.said(secret) == []
+
+
+def test_an_agent_learns_who_it_is_and_becomes_nobody_else(place: Place) -> None:
+    """IDN-1, IDN-4: in its sandbox, at its session's listener, which hands the question on to the identity service.
+    The keys it asks with are AWS's, its user's token is good for a role outside: inside it is for none."""
+    token, session = place.provider.token("carol"), str(uuid.uuid4())
+    role = {"RoleArn": role_arn("lister"), "RoleSessionName": "carol", "WebIdentityToken": token}
+    answer = place.invoke("carol", token, session, assume=role)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["arn"].endswith(f"/{session}")
+    assert answer.json()["refused"] == "AccessDenied"
+    assert RoleKeys(place.services["identity"].url).assume("lister", token, "carol")
+
+
+def test_a_roles_keys_are_good_in_five_services_until_they_are_revoked(place: Place) -> None:
+    """IDN-1, IDN-2: looked up by each service, and forgotten by each within AGENTKEEP_IDENTITY_KEY_CACHE seconds."""
+    people, token = RoleKeys(place.services["identity"].url), place.provider.token("dave")
+    keys = people.assume("lister", token, "dave")
+    asks = {plane: partial(ask, keys, place.services[plane].url) for plane, ask in people.reads().items()}
+    assert {plane: ask() for plane, ask in asks.items()} == dict.fromkeys(asks, 200)
+    operator = {
+        "AccessKeyId": place.operator["accessKeyId"],
+        "SecretAccessKey": place.operator["secretAccessKey"],
+        "SessionToken": None,
+    }
+    assert people.ask(operator, "POST", "/roles/lister/revoke").status_code == 200
+    print("revoked after", refused_within(asks, 15))
+    kinds = {kind: place.records(kind) for kind in ("role-assumed", "role-revoked")}
+    assert keys["AccessKeyId"] in {one["details"]["accessKeyId"] for one in kinds["role-assumed"]}
+    assert kinds["role-revoked"]
+    assert place.said([keys["SecretAccessKey"], keys["SessionToken"], token.rpartition(".")[2]]) == []

@@ -1,4 +1,5 @@
-"""An ordinary agent that says what its unmodified boto3 signs with, and uses it on its user's memory."""
+"""An ordinary agent that says what its unmodified boto3 signs with, and uses it on its user's memory; or, if asked,
+tries a role by the platform's STS."""
 
 import json
 import time
@@ -17,6 +18,8 @@ class Agent(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if "assume" in asked:
+            return self.say(assumed(asked["assume"]))
         keys = boto3.Session().get_credentials().get_frozen_credentials()
         client = boto3.client("bedrock-agentcore")
         place = {"memoryId": asked["memory"], "sessionId": asked["session"]}
@@ -29,7 +32,7 @@ class Agent(BaseHTTPRequestHandler):
 
         said = {"conversational": {"content": {"text": "hello"}, "role": "USER"}}
         client.create_event(actorId=asked["user"], eventTimestamp=int(time.time()), payload=[said], **place)
-        self.say(
+        return self.say(
             {
                 "keys": [keys.access_key, keys.secret_key, keys.token],
                 "own": events(asked["user"]),
@@ -44,6 +47,17 @@ class Agent(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def assumed(role: dict[str, str]) -> dict[str, Any]:
+    """Who the agent is to the platform, and how it is refused another role there."""
+    sts = boto3.client("sts", endpoint_url="http://169.254.170.2/sts")
+    found = {"arn": sts.get_caller_identity()["Arn"]}
+    try:
+        sts.assume_role_with_web_identity(**role)
+    except ClientError as refused:
+        found["refused"] = refused.response["Error"]["Code"]
+    return found
 
 
 if __name__ == "__main__":
