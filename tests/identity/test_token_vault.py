@@ -6,13 +6,24 @@ import base64
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from aiohttp import web
+from consent_stand import OPERATOR, ConsentStand
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from exchange_server import ExchangeServer
 from kms_stand_in import KmsStandIn, key_arn
+from openid_provider import query
 
 from agentkeep.core.call import Call
-from agentkeep.core.errors import KeyRefused, KeyServiceUnavailable, ResourceNotFoundException, ValidationException
+from agentkeep.core.errors import (
+    KeyRefused,
+    KeyServiceUnavailable,
+    ResourceNotFoundException,
+    ServiceUnavailableException,
+    ValidationException,
+)
 from agentkeep.core.key_settings import KeySettings
 from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
@@ -148,3 +159,72 @@ async def test_envelopes_from_before_there_were_key_services(
     assert (vault["kmsConfiguration"], vault["lastModifiedDate"].year) == (OURS, 2026)
     await plane.set_token_vault_cmk(operator, {"kmsConfiguration": THEIRS})
     assert await plane._api_keys.secret("old") == "as it was"
+
+
+# Consents while the key service is away.
+
+
+@pytest.fixture
+async def consents(
+    kms: KmsStandIn, make_plane: Callable[..., IdentityPlane], master_key: FileMasterKey, free_tcp_port: int,
+    exchange: ExchangeServer,
+) -> AsyncIterator[ConsentStand]:  # fmt: skip
+    """With a vault under a customer's key, and a provider whose tokens are renewed."""
+    url = f"http://127.0.0.1:{free_tcp_port}"
+    settings = KeySettings(kms_endpoint_url=kms.url, kms_timeout=2, cache=60, outage=6000)
+    service = settings.services(master_key.derive("vault"))
+    stand = ConsentStand(url, make_plane(key_service=service, key_settings=settings, public_url=url))
+    await stand.start()
+    await stand.plane.set_token_vault_cmk(OPERATOR, {"kmsConfiguration": THEIRS})
+    await stand.workload()
+    await stand.credential_provider(exchange.metadata, exchange.client_id, exchange.client_secret)
+    yield stand
+    await stand.stop()
+    await service.close()
+
+
+async def test_a_browser_that_comes_back_while_kms_is_away(consents: ConsentStand, kms: KmsStandIn) -> None:
+    """It is told to load the page again, and then all is well; nothing is sealed under a lesser key meanwhile."""
+    begun = await consents.ask(await consents.token_of("alice"))
+    sent = query(begun["authorizationUrl"])
+    back = f"{sent['redirect_uri']}?{urlencode({'state': sent['state'], 'code': 'c0de'})}"
+    await kms.stop()
+    page = await consents.get(back)
+    assert page.status_code == 503
+    assert page.headers["content-type"].startswith("text/plain")
+    assert "load this page again" in page.text and "c0de" not in page.text
+    assert page.headers["cache-control"] == "no-store" and page.headers["referrer-policy"] == "no-referrer"
+    await kms.start()
+    assert (await consents.get(back)).status_code == 302
+
+
+async def test_tokens_that_come_once_outlast_the_key_service(
+    consents: ConsentStand, kms: KmsStandIn, exchange: ExchangeServer, clock: Any
+) -> None:
+    """KMS goes away while the server answers: neither a code nor a refresh token can be used again, so what they gave
+    is kept all the same, under the key that was asked for before."""
+    shown: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        form = await request.post()
+        shown.append(str(form.get("refresh_token") or form["code"]))
+        await kms.stop()
+        count = len(shown)
+        tokens = {"access_token": f"access-{count}", "refresh_token": f"refresh-{count}", "expires_in": 300}
+        return web.json_response({**tokens, "token_type": "Bearer"})
+
+    exchange.answer = answer
+    token = await consents.token_of("alice")
+    begun = await consents.ask(token)
+    sent = query(begun["authorizationUrl"])
+    await consents.get(f"{sent['redirect_uri']}?{urlencode({'state': sent['state'], 'code': 'c0de'})}")
+    await consents.complete("alice", begun["sessionUri"])
+    for count in (1, 2, 3):
+        assert (await consents.ask(token))["accessToken"] == f"access-{count}"
+        await kms.start()
+        clock.move(300)
+    assert shown == ["c0de", "refresh-1", "refresh-2"]
+    await kms.stop()
+    with pytest.raises(ServiceUnavailableException):
+        await consents.ask(token)
+    assert len(shown) == 3, "without a key to keep it under, nothing is asked for"

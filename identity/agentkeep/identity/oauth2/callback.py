@@ -6,6 +6,7 @@ import logging
 from typing import Final
 from urllib.parse import parse_qsl
 
+from agentkeep.core.errors import ServiceError, StoreUnavailable
 from agentkeep.identity.oauth2.providers import CALLBACK_PATH
 from agentkeep.identity.oauth2.user_federation import CallbackRefused, UserFederation
 from agentkeep.service.asgi import Receive, Scope, Send, respond
@@ -27,6 +28,7 @@ _REFUSED: Final = (
     b"This sign-in cannot be finished: it took too long, was finished before, or did not begin here.\n"
     b"Go back to the application and start again.\n"
 )
+_UNAVAILABLE: Final = b"This sign-in cannot be finished at the moment. Wait a little, then load this page again.\n"
 
 
 class Oauth2Callback:
@@ -45,6 +47,11 @@ class Oauth2Callback:
         except CallbackRefused as error:
             logger.warning("a browser that came back from an authorization server was refused: %s", error)
             await _say(send, 400, _REFUSED)
+            return
+        except (ServiceError, StoreUnavailable) as error:
+            # Nothing has happened yet, so that the same address is good once the store or the key service is back.
+            logger.error("a browser that came back from an authorization server has to wait: %s", error)
+            await _say(send, 503, _UNAVAILABLE, (b"retry-after", b"5"))
             return
         await _say(send, 302, b"", (b"location", destination.encode("ascii")))
 

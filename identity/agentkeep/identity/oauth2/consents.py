@@ -163,10 +163,18 @@ class Consents:
     def over(self, consent: Consent) -> bool:
         return self._clock.now() >= consent.expires
 
-    async def change(self, kept: Kept, consent: Consent, *others: Write) -> bool:
+    async def change(self, kept: Kept, consent: Consent) -> bool:
         """False where it is no longer as it was read; then nothing is written."""
+        return await self.write(await self.becoming(kept, consent))
+
+    async def becoming(self, kept: Kept, consent: Consent) -> Write:
+        """The change, sealed but not written. Raises KeyServiceUnavailable and KeyRefused."""
+        return await self._put(kept.id, consent, kept.stored)
+
+    async def write(self, *change: Write) -> bool:
+        """As `change`; with what else is to be written, or not, at the same moment."""
         try:
-            await self._store.transact([await self._put(kept.id, consent, kept.stored), *others])
+            await self._store.transact(change)
         except ConditionFailed:
             return False
         return True

@@ -14,7 +14,7 @@ import orjson
 from agentkeep.core.call import User
 from agentkeep.core.clock import Clock, epoch_ms, from_epoch_ms
 from agentkeep.core.errors import ConditionFailed
-from agentkeep.identity.vault.token_vault import VAULT, TokenVault
+from agentkeep.identity.vault.token_vault import VAULT, Sealer, TokenVault
 from agentkeep.storage.interface import ANY, Delete, Expected, KeyValueStore, Put, Write, partition
 
 __all__ = ["GrantKey", "Grants", "TokenSet"]
@@ -130,21 +130,26 @@ class Grants:
             return None
         return TokenSet.load(text), envelope
 
-    async def put(self, key: GrantKey, tokens: TokenSet, expect: Expected = ANY) -> Write:
+    async def sealer(self, key: GrantKey) -> Sealer:
+        """For a grant that is still to come. To be had before a server is asked for what it gives only once: then no
+        key service is needed afterwards. Raises KeyServiceUnavailable and KeyRefused."""
+        return await self._vault.sealer(key.name)
+
+    async def put(self, key: GrantKey, tokens: TokenSet, expect: Expected = ANY, seal: Sealer | None = None) -> Write:
         ends = self._clock.now() + self._life
         if tokens.refresh_token is None and tokens.expires is not None:
             ends = min(ends, tokens.expires)
-        envelope = await self._vault.seal(tokens.dump(), key.name)
+        envelope = (seal or await self.sealer(key))(tokens.dump())
         return Put(_partition(key.provider, key.revision), key.digest, envelope, expect, epoch_ms(ends))
 
     async def keep(self, key: GrantKey, tokens: TokenSet) -> None:
         await self._store.transact([await self.put(key, tokens)])
 
-    async def change(self, key: GrantKey, stored: bytes, tokens: TokenSet | None) -> bool:
+    async def change(self, key: GrantKey, stored: bytes, tokens: TokenSet | None, seal: Sealer | None = None) -> bool:
         """Puts `tokens` in the place of what was read; None removes it. False where there is something else by now,
         which the user consented to since: then nothing is written."""
         place = _partition(key.provider, key.revision), key.digest
-        write = Delete(*place, stored) if tokens is None else await self.put(key, tokens, stored)
+        write = Delete(*place, stored) if tokens is None else await self.put(key, tokens, stored, seal)
         try:
             await self._store.transact([write])
         except ConditionFailed:

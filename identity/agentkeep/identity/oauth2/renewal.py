@@ -60,6 +60,7 @@ class RenewedGrants:
             return tokens if tokens.good(self._clock.now()) else None
         try:
             server = await self._servers.of(client.discovery)
+            seal = await self._grants.sealer(key)  # before the refresh token is shown, which may be good only once
         except ServiceUnavailableException:
             if tokens.good(self._clock.now()):
                 return tokens
@@ -84,4 +85,4 @@ class RenewedGrants:
             raise unreachable(client.provider) from error
         if renewed.refresh_token is None:
             renewed = TokenSet(renewed.access_token, renewed.issued, renewed.expires, tokens.refresh_token)
-        return renewed if await self._grants.change(key, stored, renewed) else await self._grants.get(key)
+        return renewed if await self._grants.change(key, stored, renewed, seal) else await self._grants.get(key)

@@ -313,6 +313,9 @@ class UserFederation:
             await self._consents.change(kept, consent.to(ConsentState.FAILED, reason="the provider was changed"))
             raise ValidationException("The session has failed: the provider was changed. Ask for the token again")
         server = await self._servers.of(client.discovery)
+        # A code is good once: all that it needs to be kept, but the store, is there before it is shown.
+        done = await self._consents.becoming(kept, consent.to(ConsentState.COMPLETED))
+        seal = await self._grants.sealer(consent.key)
         parameters = [
             ("code", consent.code),
             ("redirect_uri", consent.callback_url),
@@ -331,8 +334,7 @@ class UserFederation:
         except ProviderError as error:
             logger.warning("credential provider %s cannot take an authorization code: %s", client.provider, error)
             raise unreachable(client.provider) from error
-        done = consent.to(ConsentState.COMPLETED)
-        if not await self._consents.change(kept, done, await self._grants.put(consent.key, tokens)):
+        if not await self._consents.write(done, await self._grants.put(consent.key, tokens, seal=seal)):
             raise _no_session()  # another user tried to complete it meanwhile
         logger.info(
             "user %r of workload %s consented at credential provider %s",

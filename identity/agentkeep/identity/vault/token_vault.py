@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -25,7 +26,7 @@ from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.sealing import Seal
 from agentkeep.storage.interface import Ensure, KeyValueStore, Put, partition
 
-__all__ = ["VAULT", "VAULT_KEYS", "TokenVault", "VaultKey"]
+__all__ = ["VAULT", "VAULT_KEYS", "Sealer", "TokenVault", "VaultKey"]
 
 #: The only vault there is.
 VAULT = "default"
@@ -34,6 +35,9 @@ VAULT_KEYS: Final = "token-vault-data-keys"
 _VAULTS = partition("identity", "token-vaults")
 _NONCE: Final = 12  # bytes
 _ATTEMPTS: Final = 5
+
+#: From a secret to what may be stored of it.
+Sealer = Callable[[str], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,20 @@ class TokenVault:
     async def seal(self, secret: str, label: str) -> bytes:
         """The secret as it may be stored. `label` says whose it is: under another, it does not open. Raises
         KeyServiceUnavailable and KeyRefused; it is never sealed under a lesser key instead."""
+        return (await self.sealer(label))(secret)
+
+    async def sealer(self, label: str) -> Sealer:
+        """Seals one secret that is still to come, without asking a key service again. Raises as `seal`."""
         value = await self._store.get(_VAULTS, VAULT)
         arn = VaultKey.load(value).arn if value is not None else None
-        key, nonce = await self._keys.generate(_context(label), arn), secrets.token_bytes(_NONCE)
-        sealed = AESGCM(key.plain).encrypt(nonce, secret.encode(), label.encode())
-        return orjson.dumps({"wrapped": _text(key.wrapped), "secret": _text(nonce + sealed)})
+        key = await self._keys.generate(_context(label), arn)
+
+        def seal(secret: str) -> bytes:
+            nonce = secrets.token_bytes(_NONCE)
+            sealed = AESGCM(key.plain).encrypt(nonce, secret.encode(), label.encode())
+            return orjson.dumps({"wrapped": _text(key.wrapped), "secret": _text(nonce + sealed)})
+
+        return seal
 
     async def open(self, envelope: bytes, label: str) -> str | None:
         """The secret, or None where no key of this platform's sealed exactly this, under this label. Raises
