@@ -15,7 +15,8 @@ from agentkeep.core.clock import Clock
 from agentkeep.core.errors import FieldError, RetryableConflictException, RuntimeClientError, ServiceError
 from agentkeep.runtime.agents.rules import invalid
 from agentkeep.runtime.drivers.driver import Execution
-from agentkeep.runtime.invocations.invocations import RuntimeInvocations, SessionTurn
+from agentkeep.runtime.invocations.invocations import RuntimeInvocations
+from agentkeep.runtime.invocations.session_turn import SessionTurn
 from agentkeep.runtime.sessions.turn import InvocationRequest
 from agentkeep.wire.eventstream import CONTENT_TYPE
 from agentkeep.wire.types import bedrock_agentcore as data

@@ -13,7 +13,8 @@ from agentkeep.core.call import Call, CallerKind
 from agentkeep.core.errors import RuntimeClientError
 from agentkeep.runtime.invocations.exchange import AgentAnswer, AgentProtocolError, request
 from agentkeep.runtime.invocations.headers import SESSION_HEADER, USER_HEADER
-from agentkeep.runtime.invocations.invocations import RuntimeInvocations, SessionTurn
+from agentkeep.runtime.invocations.invocations import RuntimeInvocations
+from agentkeep.runtime.invocations.session_turn import SessionTurn
 from agentkeep.runtime.records import DEFAULT_ENDPOINT
 from agentkeep.runtime.sessions.turn import InvocationRequest
 from agentkeep.wire.types import bedrock_agentcore as data

@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from enum import Enum
-from typing import Protocol
 
 from agentkeep.core.errors import InternalServerException, RuntimeClientError, ServiceError
-from agentkeep.runtime.pump.agent import AgentConnection, AgentPool, Fields
+from agentkeep.runtime.pump.agent import AgentConnection, Fields
 from agentkeep.runtime.pump.forward import forwarded_answer
 from agentkeep.runtime.pump.heads import agent_refused, answer_fields, invocation_head
-from agentkeep.runtime.pump.limits import PumpLimits
 from agentkeep.runtime.pump.mcp import McpAnswer, passes
+from agentkeep.runtime.pump.parties import AgentTooSlow, Client, Means, RunState
 from agentkeep.runtime.replicas.forwarding import ForwardedTurn, OwnerChanged
 from agentkeep.runtime.sessions.table import in_progress
-from agentkeep.runtime.sessions.turn import InvocationRequest, Invocations, Turn
+from agentkeep.runtime.sessions.turn import InvocationRequest, Turn
 from agentkeep.service.spool import Spool
 
-__all__ = ["AgentTooSlow", "Client", "Run", "RunState"]
+__all__ = ["Run"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,70 +33,11 @@ _NEVER = float("inf")
 _TRIES = 5
 
 
-class AgentTooSlow(ServiceError):
-    """AgentCore answers 504 without an error type; clients see the code "504" and retry."""
-
-    status = 504
-
-    @property
-    def code(self) -> str:
-        return ""
-
-
-class RunState(Enum):
-    WAITING = "waiting"  # for a turn, a connection
-    SENDING = "sending"  # the request is on its way, or waits for its answer
-    ANSWERING = "answering"
-    COMPLETE = "complete"
-    FAILED = "failed"
-
-
-class Client(Protocol):
-    """Who waits for the answer: the exchange on a client's connection."""
-
-    def answer_started(self, status: int, fields: list[bytes], length: int | None) -> None: ...
-    def answer_data(self, data: bytes) -> None: ...
-    def answer_pause(self) -> None: ...
-    def answer_complete(self) -> None: ...
-    def answer_failed(self, error: ServiceError) -> None: ...
-    def take_body(self, ready: bool) -> None:
-        """Whether the agent takes more of the request's body now."""
-        ...
-
-    def superseded(self) -> None:
-        """A retry of the same client has taken the answer over."""
-        ...
-
-
-class Register(Protocol):
-    """Where a run is found again by its client's retries (`Runs`)."""
-
-    def add(self, run: Run) -> None: ...
-    def ended(self, run: Run) -> None: ...
-    def forget(self, run: Run) -> None: ...
-    def release(self, run: Run) -> None: ...
-
-
-class Means(Protocol):
-    """What a run works with (`Pump`)."""
-
-    @property
-    def invocations(self) -> Invocations: ...
-    @property
-    def limits(self) -> PumpLimits: ...
-    @property
-    def pool(self) -> AgentPool: ...
-    @property
-    def runs(self) -> Register: ...
-    @property
-    def now(self) -> float: ...
-
-
 class Run:
     """`client` sends the request, and receives the answer once the request is whole: nothing is answered to a caller
     whose signature is not proved yet. `key` names the invocation among its retries; None: there are none."""
 
-    def __init__(self, pump: Means, request: InvocationRequest, client: Client, key: object | None) -> None:
+    def __init__(self, pump: Means[Run], request: InvocationRequest, client: Client, key: object | None) -> None:
         self.state = RunState.WAITING
         self.digest: str | None = None  # of the body: a retry's must be the same
         self.deadline = _NEVER
