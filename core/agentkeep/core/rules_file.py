@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from agentkeep.core.errors import AgentkeepError
 
-__all__ = ["RulesFile", "Strict"]
+__all__ = ["Agents", "RulesFile", "Strict", "agent_name", "are_named"]
 
 _LARGEST: Final = 1 << 20
+_AGENT: Final = r"^(\*|[A-Za-z][A-Za-z0-9_]{0,47}(-[A-Za-z0-9]{10})?)$"
+
+#: Of a rule: names, or ids of agent runtimes; `*`: all.
+Agents = Annotated[tuple[Annotated[StrictStr, Field(pattern=_AGENT)], ...], Field(min_length=1)]
 
 
 class Strict(BaseModel):
@@ -60,3 +64,13 @@ class RulesFile(Generic[M]):
                 for each in error.errors(include_input=False, include_url=False, include_context=False)
             )
             raise self.error(f"{self.called}, {name}, are wrong: {faults}. See {self.page}") from None
+
+
+def are_named(agents: Agents, runtime_id: str) -> bool:
+    """Whether this agent is one of `agents`."""
+    return not {"*", runtime_id, agent_name(runtime_id)}.isdisjoint(agents)
+
+
+def agent_name(runtime_id: str) -> str:
+    """Of an agent runtime's id, which is its name and ten characters that tell it from earlier ones of that name."""
+    return runtime_id.rpartition("-")[0]

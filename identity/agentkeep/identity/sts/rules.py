@@ -27,13 +27,12 @@ from pydantic import Field, StrictStr, model_validator
 
 from agentkeep.core.call import User
 from agentkeep.core.errors import AgentkeepError
-from agentkeep.core.rules_file import RulesFile, Strict
+from agentkeep.core.rules_file import Agents, RulesFile, Strict, agent_name, are_named
 from agentkeep.identity.inbound.claim_conditions import ClaimConditions, first_unmet
 
 __all__ = ["RoleRule", "StsRules", "StsRulesInvalid"]
 
 _LONGEST_POLICY: Final = 2048  # characters; the service model's
-_AGENT: Final = r"^(\*|[A-Za-z][A-Za-z0-9_]{0,47}(-[A-Za-z0-9]{10})?)$"
 _ROLE: Final = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[!-~]{1,512}$"
 _POLICY_ARN: Final = r"^arn:aws[a-z-]*:iam::([0-9]{12}|aws):policy/[!-~]{1,512}$"
 _PLACEHOLDER: Final = re.compile(r"\$\{agentkeep:([^}]*)\}")
@@ -48,7 +47,7 @@ class RoleRule(Strict):
     """`role`, or `keys: platform`: the platform's own keys, with which the session is nobody to AWS."""
 
     name: StrictStr = Field(min_length=1, max_length=64, pattern=r"^[\w .,:-]+$")
-    agents: tuple[Annotated[StrictStr, Field(pattern=_AGENT)], ...] = Field(min_length=1)
+    agents: Agents
     issuer: StrictStr | None = Field(None, min_length=1, max_length=2048)
     claims: ClaimConditions = Field(default_factory=dict)
     role: StrictStr | None = Field(None, pattern=_ROLE)
@@ -80,7 +79,7 @@ class RoleRule(Strict):
 
     def matches(self, runtime_id: str, claims: Mapping[str, Any]) -> bool:
         """`claims`: those of the user's token; none where the user brought none."""
-        if not {"*", runtime_id, agent_name(runtime_id)}.intersection(self.agents):
+        if not are_named(self.agents, runtime_id):
             return False
         if self.issuer is not None and claims.get("iss") != self.issuer:
             return False
@@ -129,8 +128,3 @@ _FILE: Final = RulesFile(
     "docs/development/sts.md",
     StsRulesInvalid,
 )
-
-
-def agent_name(runtime_id: str) -> str:
-    """Of an agent runtime's id, which is its name and ten characters that tell it from earlier ones of that name."""
-    return runtime_id.rpartition("-")[0]

@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from agentkeep.core.call import User
-from agentkeep.identity.sts.rules import agent_name
+from agentkeep.core.rules_file import agent_name
 
 __all__ = ["revocation_policy", "role_session_name"]
 
