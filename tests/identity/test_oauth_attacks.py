@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import httpx
 import pytest
+from aiohttp import web
 from consent_stand import OPERATOR, ConsentStand, session_call
 from exchange_server import ExchangeServer
 from openid_provider import OpenIdServer, query
@@ -248,12 +249,49 @@ async def test_a_return_url_that_is_no_longer_allowed(connected: ConsentStand) -
     "parameters",
     [{"redirect_uri": "http://evil.example/"}, {"state": "s"}, {"code_challenge": "c"}, {"CLIENT_ID": "evil"},
      {"response_type": "token"}, {"request_uri": "http://evil.example/"}, {"request": "jwt"}, {"scope": "all"},
-     {"response_mode": "form_post"}],
+     {"response_mode": "form_post"}, {"redirect.uri": "http://evil.example/"}],
     ids=lambda parameters: next(iter(parameters)),
 )  # fmt: skip
 async def test_parameters_that_would_change_the_flow(connected: ConsentStand, parameters: dict[str, str]) -> None:
     with pytest.raises(ValidationException, match="is set by the flow itself"):
         await connected.ask(await connected.token_of("alice"), customParameters=parameters)
+
+
+async def test_what_was_consented_to_is_not_used_for_more(stand: ConsentStand, exchange: ExchangeServer) -> None:
+    """Other scopes, resources, audiences, and other parameters that say what is granted or by which account: the user
+    is asked, whether less is wanted than was granted, or more. How he is asked makes no difference."""
+    await stand.workload()
+    callback = await stand.credential_provider(exchange.metadata, exchange.client_id, exchange.client_secret)
+    token = await stand.token_of("alice")
+    count = 0
+
+    async def given(request: web.Request) -> web.StreamResponse:
+        answer = {"access_token": f"token-{count}", "refresh_token": "r", "token_type": "Bearer", "expires_in": 300}
+        return web.json_response(answer)
+
+    exchange.answer = given
+    asked: list[dict[str, Any]] = [
+        {"scopes": ["read", "write"]},
+        {"scopes": ["read"]},
+        {"scopes": ["read", "write", "admin"]},
+        {"scopes": []},
+        {"scopes": ["read"], "resources": ["https://a.example"]},
+        {"scopes": ["read"], "audiences": ["https://a.example"]},
+        {"scopes": ["read"], "customParameters": {"audience": "https://a.example"}},
+        {"scopes": ["read"], "customParameters": {"authorization_details": "[]"}},
+        {"scopes": ["read"], "customParameters": {"login_hint": "alice@work.example"}},
+    ]
+    for count, members in enumerate(asked):
+        begun = await stand.ask(token, **members)
+        assert "accessToken" not in begun, members
+        state = query(begun["authorizationUrl"])["state"]
+        await stand.get(f"{callback}?{urlencode({'state': state, 'code': 'c'})}")
+        await stand.complete("alice", begun["sessionUri"])
+        polled = {**members, "customParameters": None} if count % 2 else members
+        assert (await stand.ask(token, sessionUri=begun["sessionUri"], **polled))["accessToken"] == f"token-{count}"
+    for number, members in enumerate(asked):
+        custom = {**members.get("customParameters", {}), "prompt": "consent", "access_type": "offline"}
+        assert await stand.ask(token, **{**members, "customParameters": custom}) == {"accessToken": f"token-{number}"}
 
 
 # Whose consent it is.

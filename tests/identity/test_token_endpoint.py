@@ -87,11 +87,18 @@ async def test_redirects_are_not_followed(
     await elsewhere.stop()
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        *((status, "invalid_request") for status in (429, 500, 502, 503)),
+        *((400, error) for error in ("temporarily_unavailable", "server_error", "slow_down")),
+        (200, "temporarily_unavailable"),
+    ],
+)
 async def test_failures_that_pass_are_told_from_refusals(
-    stand: ConsentStand, exchange: ExchangeServer, token: str, status: int
+    stand: ConsentStand, exchange: ExchangeServer, token: str, status: int, error: str
 ) -> None:
-    answers(exchange, {"error": "temporarily_unavailable"}, status)
+    answers(exchange, {"error": error}, status)
     with pytest.raises(ServiceUnavailableException):
         await stand.ask(token, "M2M")
 

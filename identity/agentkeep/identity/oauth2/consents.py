@@ -53,7 +53,8 @@ _NEXT: Final = {
 @dataclass(frozen=True, slots=True)
 class Consent:
     """`workload`: name and incarnation. `issuer`: whom the answer must name, if it names anyone, or if `issuer_named`.
-    `code` is there only while CONSENTED; `reason` why it FAILED. `session` is the one that asked. `repr` hides all."""
+    `code` is there only while CONSENTED; `reason` why it FAILED. `session` is the one that asked,
+    `granting` the custom parameters that tell its grant from others. `repr` hides all."""
 
     state: ConsentState
     workload: tuple[str, str]
@@ -72,6 +73,7 @@ class Consent:
     code: str | None = None
     reason: str | None = None
     session: SessionRef | None = None
+    granting: tuple[tuple[str, str], ...] = ()
 
     def __repr__(self) -> str:
         return f"Consent({self.state}, {self.key.provider!r})"
@@ -99,6 +101,7 @@ class Consent:
         document["key"] = GrantKey(**document["key"])
         document["resources"] = tuple(document["resources"])
         document["expires"] = from_epoch_ms(document["expires"])
+        document["granting"] = tuple((name, value) for name, value in document.get("granting", ()))
         if document.get("session") is not None:
             document["session"] = SessionRef(*document["session"])
         return cls(**document)

@@ -42,6 +42,9 @@ _OURS: Final = frozenset(
         "requested_token_type",
     ]
 )
+#: Custom parameters that say how the user is asked, not what for; others may tell one grant from another (`audience`,
+#: `authorization_details`, `login_hint` where a user has two accounts).
+_MANNERS: Final = frozenset(["access_type", "claims_locales", "display", "id_token_hint", "prompt", "ui_locales"])
 
 
 class Flow(StrEnum):
@@ -70,7 +73,7 @@ class TokenRequest:
         faults = [
             FieldError(f"customParameters.{name}", "is set by the flow itself; leave it out")
             for name in custom
-            if name.lower() in _OURS
+            if name.lower().replace(".", "_") in _OURS  # PHP reads `redirect.uri` as `redirect_uri`
         ]
         faults += [
             FieldError(f"scopes.{number}.member", "must be one scope, without blanks")
@@ -96,6 +99,11 @@ class TokenRequest:
     def targets(self) -> Parameters:
         """For which services the token shall be (RFC 8707, RFC 8693; `audience` is Auth0's too)."""
         return [*(("resource", one) for one in self.resources), *(("audience", one) for one in self.audiences)]
+
+    @property
+    def granting(self) -> tuple[tuple[str, str], ...]:
+        """The custom parameters that may change what a user grants."""
+        return tuple(sorted(one for one in self.custom_parameters.items() if one[0].lower() not in _MANNERS))
 
     @property
     def scope(self) -> Parameters:

@@ -35,6 +35,9 @@ _FORM: Final = {"Content-Type": "application/x-www-form-urlencoded"}
 _BEARER: Final = frozenset({"bearer", "bot", "user"})
 _ACCESS_TOKEN: Final = re.compile(r"[\x20-\x7e]{1,131072}")
 _ERROR: Final = re.compile(r"[a-z_]{1,64}")
+#: Errors after which to try again, whatever the status says: they are the authorization endpoint's (RFC 6749, 4.1.2.1)
+#: and the device flow's, and servers use them here too.
+_PASSING: Final = ("server_error", "slow_down", "temporarily_unavailable")
 _LONGEST: Final = 10 * 365 * 86_400.0  # seconds
 
 
@@ -111,7 +114,7 @@ def _read(url: str, status: int, answer: bytes) -> dict[str, Any]:
     if isinstance(document, dict):
         # GitHub and Slack answer errors with status 200.
         error = document.get("error")
-        if (error is not None or 400 <= status < 500) and status < 500 and status != 429:
+        if (error is not None or 400 <= status < 500) and status < 500 and status != 429 and error not in _PASSING:
             raise TokenRefused(error if isinstance(error, str) and _ERROR.fullmatch(error) else "unknown")
         if status == 200:
             return document

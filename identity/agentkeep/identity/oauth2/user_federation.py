@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -93,28 +93,29 @@ class UserFederation:
                 "USER_FEDERATION is for a user, and the workload access token names none; get one with "
                 "GetWorkloadAccessTokenForJWT"
             )
-        others = {"flow": request.flow, "resources": request.resources, "audiences": request.audiences}
-        workload = (claims.workload, claims.incarnation)
-        key = GrantKey.of(client.provider, client.revision, workload, claims.user, request.scopes, others)
         if request.session_uri is not None:
-            return await self._poll(by, request.session_uri, workload, claims.user, key, client)
+            return await self._poll(by, claims, claims.user, client, request, request.session_uri)
+        key = _key(claims, client, request, request.granting)
         if not request.force and (tokens := await self._renewed.get(by, key, client, request.resources)) is not None:
             return TokenAnswer(tokens.access_token)
         return await self._ask(by, claims, claims.user, client, request, key)
 
     async def _poll(
-        self, by: Attempt, uri: str, workload: tuple[str, str], user: User, key: GrantKey, client: Oauth2Client
+        self, by: Attempt, claims: WorkloadClaims, user: User, client: Oauth2Client, request: TokenRequest, uri: str
     ) -> TokenAnswer:
         kept = await self._consents.get(uri)
         if kept is None or (kept.consent.workload, kept.consent.user, kept.consent.key.provider) != (
-            workload, user, client.provider,
+            (claims.workload, claims.incarnation), user, client.provider,
         ):  # fmt: skip
             # In the same words whether it is another's or was never there: nobody learns by guessing.
             raise _no_session()
         consent = kept.consent
+        # Custom parameters need not be repeated.
+        key = _key(claims, client, request, request.granting or consent.granting)
         if consent.key != key and consent.key.revision == key.revision:
             raise ValidationException(
-                "sessionUri: the session was begun with other scopes, resources or audiences; repeat its first ones"
+                "sessionUri: the session was begun with other scopes, resources, audiences or customParameters; repeat "
+                "its first ones"
             )
         if consent.state is ConsentState.COMPLETED:
             tokens = await self._renewed.get(by, consent.key, client, consent.resources) if consent.key == key else None
@@ -167,6 +168,7 @@ class UserFederation:
             self._consents.end(),
             url,
             session=by.session,
+            granting=request.granting,
         )
         uri = await self._consents.begin(id, consent)
         # Before the link is given: without it nobody can consent.
@@ -340,6 +342,16 @@ class UserFederation:
             "user %r of workload %s consented at credential provider %s",
             consent.user.id, consent.workload[0], client.provider,
         )  # fmt: skip
+
+
+def _key(
+    claims: WorkloadClaims, client: Oauth2Client, request: TokenRequest, granting: Sequence[tuple[str, str]]
+) -> GrantKey:
+    others: dict[str, object] = {"flow": request.flow, "resources": request.resources, "audiences": request.audiences}
+    if granting:
+        others["parameters"] = granting
+    workload = (claims.workload, claims.incarnation)
+    return GrantKey.of(client.provider, client.revision, workload, claims.user, request.scopes, others)
 
 
 def _of(consent: Consent, principal: str) -> Attempt:
