@@ -20,7 +20,7 @@ from agentkeep.core.errors import AccessDeniedException, ValidationException
 from agentkeep.core.grants import ACT_FOR_USER, Grant, user_arn
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.permissions import authorized
-from agentkeep.core.policies import Asked, Decision, Policy, Statement, decide
+from agentkeep.core.policies import Asked, Decision, Policy, Statement, decide, pattern
 from agentkeep.gateway.control.operations import GatewayControl
 from agentkeep.gateway.control.policy_operations import PolicyControl
 from agentkeep.gateway.plane import GatewayPlane
@@ -108,6 +108,20 @@ def test_a_session_policy_only_narrows(policies: list[Policy], session: list[Sta
     if narrowed.allows(name, thing):
         assert Grant(PRINCIPAL, HERE, tuple(policies)).allows(name, thing)
         assert decide([Policy(tuple(session))], Asked(name, thing)) is Decision.ALLOW
+
+
+@given(st.text("ab*?", max_size=12), st.text("ab", max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_wildcards(text: str, name: str) -> None:
+    assert (pattern(text).fullmatch(name) is not None) is fnmatch.fnmatchcase(name, text)
+
+
+def test_no_pattern_takes_long() -> None:
+    """Whoever may narrow a role, or put a resource policy, writes patterns; the platform goes on meanwhile."""
+    for text in ("*?" * 500 + "!", "*a" * 500 + "!", "a*" * 500 + "!", "*" * 1000 + "!", "?" * 900 + "*a" * 200 + "!"):
+        assert pattern(text).fullmatch("a" * 1000) is None
+    with pytest.raises(ValidationException, match="there is no action"):
+        policy({"Action": "*?" * 900 + "!"})
 
 
 def test_a_role_without_policies_may_call_nothing() -> None:

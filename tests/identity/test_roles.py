@@ -10,6 +10,7 @@ import pytest
 from role_stand import write_roles
 
 from agentkeep.core.call import CallerKind
+from agentkeep.core.errors import ValidationException
 from agentkeep.core.identifiers import Deployment
 from agentkeep.identity.access_keys.records import RoleSession
 from agentkeep.identity.roles.roles import Roles, RolesInvalid, unique_id
@@ -54,6 +55,22 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "roles").write_text("{")
     with pytest.raises(RolesInvalid, match="are not JSON"):
         Roles.load(tmp_path / "roles", HERE)
+
+
+def test_what_is_said_twice_is_refused() -> None:
+    """Of two conditions of one name, say, a reader sees the last and a parser may keep the first."""
+    twice = '{"StringEquals": {"bedrock-agentcore:actorId": "a"}, "StringEquals": {"bedrock-agentcore:sessionId": "s"}}'
+    action = '"Effect": "Allow", "Action": "bedrock-agentcore:CreateEvent", "Resource": "*"'
+    policy = f'{{"Version": "2012-10-17", "Statement": {{{action}, "Condition": {twice}}}}}'
+    trust = json.dumps(TRUST)
+    written = f'{{"roles": [{{"name": "ops", "trust": [{trust}], "policy": {policy}}}]}}'
+    with pytest.raises(RolesInvalid, match="'StringEquals' twice"):
+        Roles.parse(written.encode(), "roles.json", HERE)
+    roles = Roles.parse(json.dumps({"roles": [ROLE]}).encode(), "roles.json", HERE)
+    for text, message in ((policy, "'StringEquals' twice"), ("[" * 990, "not JSON"), ("[" * 1000 + "]" * 1000, "deep")):
+        with pytest.raises(ValidationException, match=message):
+            roles.session_policy(text)
+    assert roles.caller(RoleSession("ops", "olivia", "sub", "iss", policy), "ASIA") is None
 
 
 async def test_the_platform_does_not_start_with_it(make_plane: Any, tmp_path: Path) -> None:

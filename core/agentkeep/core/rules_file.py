@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Generic, TypeVar
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from agentkeep.core.errors import AgentkeepError
+from agentkeep.core.json_documents import parse_json
 
 __all__ = ["Agents", "RulesFile", "Strict", "agent_name", "are_named"]
 
@@ -55,9 +55,11 @@ class RulesFile(Generic[M]):
 
     def parse(self, text: bytes, name: str) -> M:
         try:
-            return self.model.model_validate(orjson.loads(text))
-        except orjson.JSONDecodeError as error:
-            raise self.error(f"{self.called}, {name}, are not JSON: {error}") from None
+            document = parse_json(text)
+        except ValueError as error:
+            raise self.error(f"{self.called}, {name}, are not JSON as it must be: {error}") from None
+        try:
+            return self.model.model_validate(document)
         except ValidationError as error:
             faults = "; ".join(
                 f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg'].removeprefix('Value error, ')}"

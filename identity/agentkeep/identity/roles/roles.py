@@ -23,13 +23,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
 from pydantic import Field, StrictInt, StrictStr, field_validator, model_validator
 
 from agentkeep.core.call import Caller, CallerKind
 from agentkeep.core.errors import AgentkeepError, ValidationException
 from agentkeep.core.grants import Grant
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.json_documents import parse_json
 from agentkeep.core.policies import Policy
 from agentkeep.core.rules_file import RulesFile, Strict
 from agentkeep.identity.access_keys.records import RoleSession
@@ -181,9 +181,9 @@ class Roles:
     def session_policy(self, text: str) -> Policy:
         """Raises ValidationException."""
         try:
-            document = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            raise ValidationException(f"The policy is not JSON: {error}") from None
+            document = parse_json(text)
+        except ValueError as error:
+            raise ValidationException(f"The policy is not JSON as it must be: {error}") from None
         return parse_permissions(document, self._deployment)
 
     @classmethod

@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from agentkeep.core.errors import ConditionFailed, ResourceNotFoundException, ValidationException
+from agentkeep.core.json_documents import parse_json
 from agentkeep.core.policies import Policy, Statement, statements, texts
 from agentkeep.runtime.agents.catalogue import POLICIES
 from agentkeep.storage.interface import PRESENT, Delete, KeyValueStore, Put
@@ -87,6 +88,10 @@ class Policies:
         self._store = store
 
     async def put(self, arn: str, text: str, *, jwt: bool) -> None:
+        try:
+            parse_json(text)
+        except ValueError as error:
+            raise ValidationException(f"The policy is not JSON as it must be: {error}") from None
         parse_policy(text, arn, jwt=jwt)
         await self._store.transact([Put(POLICIES, arn, text.encode())])
 
