@@ -13,7 +13,9 @@ from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 from service_stack import DEPLOYMENT, RUNTIME, Stack, invocation_path, status
 
-from agentkeep.core.call import CallerKind, SessionRef, User
+from agentkeep.core.call import Caller, CallerKind, SessionRef, User
+from agentkeep.service.idempotency import idempotency
+from agentkeep.wire import Router
 
 SESSION = SessionRef("demo-0123456789", "session-" + "0" * 32)
 OTHER = SessionRef("demo-0123456789", "other-" + "0" * 32)
@@ -68,6 +70,20 @@ async def test_client_tokens(stack: Stack) -> None:
     assert a.key == bob.key
     assert a.fingerprint != bob.fingerprint
     assert a.key != foreign.key
+
+
+def test_a_fingerprint_confirms_no_guess(router: Router) -> None:
+    """IDN-3: it is kept for a day, and the request may hold a password that is easy to guess. With the same key it is
+    the same after a restart."""
+    match = router.find("PUT", b"/runtimes/")
+    assert match is not None and match.operation.name == "CreateAgentRuntime"
+    caller = Caller(CallerKind.OPERATOR, "admin")
+    request = {"agentRuntimeName": "a", "environmentVariables": {"PASSWORD": "1234"}, "clientToken": "t" * 36}
+    ours, again, theirs = (idempotency(match.operation, request, caller, key) for key in (b"k" * 32, b"k" * 32, b""))
+    assert ours is not None and theirs is not None
+    assert ours == again
+    assert ours.key == theirs.key
+    assert ours.fingerprint != theirs.fingerprint
 
 
 async def test_event_streams(stack: Stack) -> None:

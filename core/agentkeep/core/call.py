@@ -80,8 +80,9 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A request's client token. `key` is scoped to principal, service and operation; `fingerprint` is a digest of
-    the request without the token. Handed to `KeyValueStore.transact(..., once=...)`, the one place that honours it."""
+    """A request's client token. `key` is scoped to principal, service and operation; `fingerprint` is a keyed
+    digest of the request without the token. Handed to `KeyValueStore.transact(..., once=...)`, the one place that
+    honours it."""
 
     key: str
     fingerprint: bytes

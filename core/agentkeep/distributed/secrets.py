@@ -27,6 +27,7 @@ from joserfc.jwk import OKPKey
 
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import AgentkeepError
+from agentkeep.core.sealing import derived
 from agentkeep.service.credentials import ServiceCredentials, TrustedServices
 from agentkeep.service.ownership import PLANES
 
@@ -105,6 +106,11 @@ class Secrets:
     def data_key(self) -> bytes:
         """The secret of the plane's own local key service: the memory plane's, the runtime plane's."""
         return self._read(_DATA_KEY).strip()
+
+    @property
+    def fingerprint_key(self) -> bytes:
+        """What the service makes fingerprints of requests with: derived from its own key, and replaced with it."""
+        return derived(self._read(_SERVICE_KEY), "request-fingerprints")
 
     def _path(self, name: str) -> Path:
         return self._folder / name

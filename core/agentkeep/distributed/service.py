@@ -103,6 +103,7 @@ class Service:
         self.search_password = secrets.search_password
         self._store_url = settings.store_url_with(secrets.store_password)
         self._trusted = secrets.trusted(self.clock)
+        self._fingerprint_key = secrets.fingerprint_key
         self._exit = AsyncExitStack()
         self._readiness = Readiness(self.checks)
         self._internal = InternalApplication(self._trusted, self._readiness.missing)
@@ -181,6 +182,7 @@ class Service:
                 composed.mounts,
                 composed.bearers,
                 self._readiness.missing,
+                self._fingerprint_key,
             )
         )
         self.front = Front(application, composed.routes(authenticator))

@@ -119,7 +119,8 @@ class _Request:
 
 class Application:
     """`mounts` are looked at before the operations, the longest prefix first; each is on one kind of listener only.
-    `missing` names the parts without which the platform cannot serve now (/readyz)."""
+    `missing` names the parts without which the platform cannot serve now (/readyz). `fingerprint_key`: what the
+    fingerprints of requests with a client token are made with; the same for all replicas, and after a restart."""
 
     def __init__(
         self,
@@ -129,6 +130,7 @@ class Application:
         mounts: Iterable[Mount] = (),
         bearers: Bearers | None = None,
         missing: Callable[[], Awaitable[Sequence[str]]] | None = None,
+        fingerprint_key: bytes = b"",
     ) -> None:
         self._router = router
         self._backend = backend
@@ -136,6 +138,7 @@ class Application:
         self._mounts = sorted(mounts, key=lambda mount: (mount.place is None, -len(mount.prefix)))
         self._bearers = bearers
         self._missing = missing
+        self._fingerprint_key = fingerprint_key
         self._spools = Spools(MAX_SPOOLED)
         self._memory = BodyMemory(MAX_HELD, MAX_HELD_OF_SESSION)
 
@@ -190,7 +193,7 @@ class Application:
             )
         operation, labels = request.match
         document = operation.parse(labels, request.query, request.headers, body.whole())
-        token = idempotency(operation, document, caller)
+        token = idempotency(operation, document, caller, self._fingerprint_key)
         call = Call(operation.service, operation.name, caller, request.id, token, request.headers)
         return operation.serialize(await self._backend.invoke(call, document))
 

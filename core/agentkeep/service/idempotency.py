@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hmac
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -20,17 +20,18 @@ __all__ = ["idempotency"]
 _OF_THE_ATTEMPT: Final = {"CreateEvent": frozenset({"eventTimestamp"})}
 
 
-def idempotency(operation: Operation, request: Mapping[str, Any], caller: Caller) -> Idempotency | None:
+def idempotency(operation: Operation, request: Mapping[str, Any], caller: Caller, key: bytes) -> Idempotency | None:
     """None where the operation has no token or the caller gave none. Tokens of two callers, or of two operations, are
-    two tokens."""
+    two tokens. `key`: for the request's fingerprint, which is kept: without it, whoever has the store could find out a
+    secret of few possibilities in a request of which he knows the rest."""
     member = operation.idempotency_member
     token = request.get(member) if member is not None else None
     if token is None:
         return None
-    key = "/".join(quote(part, safe="") for part in (caller.principal, operation.service, operation.name, token))
+    scoped = "/".join(quote(part, safe="") for part in (caller.principal, operation.service, operation.name, token))
     of_the_attempt = _OF_THE_ATTEMPT.get(operation.name, ())
     rest = {name: value for name, value in request.items() if name != member and name not in of_the_attempt}
-    return Idempotency(key, sha256(_canonical(rest)).digest())
+    return Idempotency(scoped, hmac.digest(key, _canonical(rest), "sha256"))
 
 
 def _canonical(request: dict[str, Any]) -> bytes:
