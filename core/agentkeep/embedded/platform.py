@@ -281,6 +281,7 @@ class EmbeddedPlatform:
             ],
             bearers=runtime.bearers,
             missing=lambda: _missing(store),
+            fingerprint_key=master_key.derive("request-fingerprints"),
         )
         invocations = InvocationRoute(runtime.invocations, authenticator)
         front = Front(application, [invocations])
