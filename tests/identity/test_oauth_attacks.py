@@ -28,6 +28,8 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.identity.operations import IdentityPlane
+from agentkeep.storage.interface import partition
+from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 URI = "urn:ietf:params:oauth:request_uri:"
 
@@ -519,6 +521,41 @@ async def test_a_name_that_another_provider_had(connected: ConsentStand, exchang
         await connected.complete("alice", begun["sessionUri"])
     assert (await connected.ask(token))["authorizationUrl"].startswith(f"{exchange.url}/authorize?")
     assert exchange.requests == []
+
+
+@pytest.mark.parametrize("grant", ["client_credentials", "authorization_code", "refresh_token"])
+@pytest.mark.parametrize("change", ["deleted", "updated"])
+async def test_a_provider_that_goes_while_its_server_is_asked(
+    stand: ConsentStand, exchange: ExchangeServer, store: ValkeyKeyValueStore, clock: Any, grant: str, change: str
+) -> None:
+    """Nothing is kept of what the server gives then."""
+    await stand.workload()
+    callback = await stand.credential_provider(exchange.metadata, exchange.client_id, exchange.client_secret)
+    revision = (await stand.plane._oauth2.client("tickets")).revision
+    token = await stand.token_of("alice")
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if (await request.post())["grant_type"] == grant:
+            if change == "deleted":
+                await stand.plane.delete_oauth2_credential_provider(OPERATOR, {"name": "tickets"})
+            else:
+                await stand.credential_provider(exchange.metadata, exchange.client_id, "an0ther")
+        tokens = {"access_token": "t0ken", "refresh_token": "r3fresh", "token_type": "Bearer", "expires_in": 300}
+        return web.json_response(tokens)
+
+    exchange.answer = answer
+    if grant == "client_credentials":
+        await stand.ask(token, "M2M")
+    else:
+        begun = await stand.ask(token)
+        state = query(begun["authorizationUrl"])["state"]
+        await stand.get(f"{callback}?{urlencode({'state': state, 'code': 'c'})}")
+        await stand.complete("alice", begun["sessionUri"])
+        if grant == "refresh_token":
+            clock.move(250)
+            await stand.ask(token)
+    grants = partition("identity", "token-vaults", "default", "grants", "tickets", revision)
+    assert await store.query(grants, limit=10) == []
 
 
 async def test_a_secret_does_not_go_to_other_endpoints(connected: ConsentStand) -> None:

@@ -142,8 +142,8 @@ class Grants:
         envelope = (seal or await self.sealer(key))(tokens.dump())
         return Put(_partition(key.provider, key.revision), key.digest, envelope, expect, epoch_ms(ends))
 
-    async def keep(self, key: GrantKey, tokens: TokenSet) -> None:
-        await self._store.transact([await self.put(key, tokens)])
+    async def keep(self, key: GrantKey, tokens: TokenSet, seal: Sealer) -> None:
+        await self._store.transact([await self.put(key, tokens, seal=seal)])
 
     async def change(self, key: GrantKey, stored: bytes, tokens: TokenSet | None, seal: Sealer | None = None) -> bool:
         """Puts `tokens` in the place of what was read; None removes it. False where there is something else by now,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agentkeep.core.errors import FieldError, ValidationException
+from agentkeep.core.errors import FieldError, ResourceNotFoundException, ValidationException
 from agentkeep.identity.oauth2.grants import Grants
 from agentkeep.identity.oauth2.token_endpoint import ClientCredentials
 from agentkeep.identity.oauth2.vendors import VENDORS, Discovery
@@ -100,6 +100,16 @@ class Oauth2Providers:
         provider = await self.stored.get(name)
         await self.stored.delete(name)
         await self._grants.drop_all(name, self.revision(provider))
+
+    async def granted(self, client: Oauth2Client) -> None:
+        """Something that a server gave `client` has just been kept: not for long, where the provider was changed or
+        deleted while the server was asked, and what is granted with it."""
+        try:
+            revision = self.revision(await self.stored.get(client.provider))
+        except ResourceNotFoundException:
+            revision = None
+        if revision != client.revision:
+            await self._grants.drop_all(client.provider, client.revision)
 
     async def client(self, name: str) -> Oauth2Client:
         """Raises ResourceNotFoundException, or InternalServerException where the vault cannot open the secret."""

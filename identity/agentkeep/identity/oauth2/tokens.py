@@ -144,12 +144,14 @@ class Oauth2Tokens:
             if tokens is not None and good(tokens):
                 return tokens
             try:
+                seal = await self._grants.sealer(key)
                 asked = await self._asked(client, ask)
             except ServiceUnavailableException:
                 if tokens is None or force or not tokens.good(self._clock.now()):
                     raise
                 return tokens
-            await self._grants.keep(key, asked)
+            await self._grants.keep(key, asked, seal)
+            await self._providers.granted(client)
             return asked
 
         tokens = await self._grants.get(key)

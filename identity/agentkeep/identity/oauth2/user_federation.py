@@ -338,6 +338,7 @@ class UserFederation:
             raise unreachable(client.provider) from error
         if not await self._consents.write(done, await self._grants.put(consent.key, tokens, seal=seal)):
             raise _no_session()  # another user tried to complete it meanwhile
+        await self._providers.granted(client)
         logger.info(
             "user %r of workload %s consented at credential provider %s",
             consent.user.id, consent.workload[0], client.provider,
