@@ -55,9 +55,9 @@ class Oauth2:
         self._flight = LeasedFlight(store, clock, _MOST_FETCHES * settings.provider_timeout)
         exchanges = Exchanges(TokenEndpoint(self._fetcher, clock), trail)
         grants = Grants(store, vault, clock, timedelta(seconds=settings.grant_life))
+        renewed = RenewedGrants(grants, self._servers, exchanges, self._flight, clock, trail)
         consents = Consents(store, vault, clock, timedelta(seconds=settings.consent_life))
         self.providers = Oauth2Providers(stored, grants, public_url)
-        renewed = RenewedGrants(self.providers, grants, self._servers, exchanges, self._flight, clock, trail)
         self.federation = UserFederation(
             self.providers,
             self._servers,

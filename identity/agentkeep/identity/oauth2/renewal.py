@@ -9,7 +9,7 @@ from agentkeep.core.errors import ProviderError, ServiceUnavailableException
 from agentkeep.identity.oauth2.authorization_servers import AuthorizationServers
 from agentkeep.identity.oauth2.exchanges import Exchanges
 from agentkeep.identity.oauth2.grants import GrantKey, Grants, TokenSet
-from agentkeep.identity.oauth2.providers import Oauth2Client, Oauth2Providers
+from agentkeep.identity.oauth2.providers import Oauth2Client
 from agentkeep.identity.oauth2.requests import refusal, unreachable
 from agentkeep.identity.oauth2.single_flight import LeasedFlight
 from agentkeep.identity.oauth2.token_endpoint import TokenRefused
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 class RenewedGrants:
     def __init__(
         self,
-        providers: Oauth2Providers,
         grants: Grants,
         servers: AuthorizationServers,
         exchanges: Exchanges,
@@ -31,7 +30,6 @@ class RenewedGrants:
         clock: Clock,
         trail: Trail,
     ) -> None:
-        self._providers = providers
         self._grants = grants
         self._servers = servers
         self._exchanges = exchanges
@@ -87,7 +85,4 @@ class RenewedGrants:
             raise unreachable(client.provider) from error
         if renewed.refresh_token is None:
             renewed = TokenSet(renewed.access_token, renewed.issued, renewed.expires, tokens.refresh_token)
-        if not await self._grants.change(key, stored, renewed, seal):
-            return await self._grants.get(key)
-        await self._providers.granted(client)
-        return renewed
+        return renewed if await self._grants.change(key, stored, renewed, seal) else await self._grants.get(key)
