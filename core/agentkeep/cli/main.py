@@ -7,7 +7,21 @@ import sys
 import typer
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from agentkeep.cli import agents, audit, catalogue, commands, keys, memory, platform, roles, sts, trace, users, verify
+from agentkeep.cli import (
+    agents,
+    audit,
+    catalogue,
+    commands,
+    egress,
+    keys,
+    memory,
+    platform,
+    roles,
+    sts,
+    trace,
+    users,
+    verify,
+)
 from agentkeep.cli.output import CommandError
 
 app = typer.Typer(
@@ -41,6 +55,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(memory.app, name="memory")
 app.add_typer(verify.app, name="verify")
 app.add_typer(sts.app, name="sts")
+app.add_typer(egress.app, name="egress")
 app.add_typer(roles.app, name="roles")
 
 

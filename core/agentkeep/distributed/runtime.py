@@ -30,6 +30,7 @@ from agentkeep.runtime.replicas.table import Place
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.service.asgi import App
 from agentkeep.service.authentication import Authenticator
+from agentkeep.service.direct import DirectRoute
 from agentkeep.service.mounts import Access, Mount
 from agentkeep.service.ports.catalogue import BUDGET, MEMORY_SESSIONS, SESSION_USERS, WORKLOAD_TOKENS
 from agentkeep.service.relay import SessionRelay
@@ -89,10 +90,10 @@ async def compose(service: Service) -> Composed:
         relays.extend((to_replicas, relay))
         return relay
 
-    def routes(authenticator: Authenticator) -> list[InvocationRoute]:
+    def routes(authenticator: Authenticator) -> list[DirectRoute]:
         route = InvocationRoute(plane.invocations, authenticator)
         service.on_exit_call(route.close)
-        return [route]
+        return [route, plane.egress]
 
     async def start() -> None:
         for relay in relays:

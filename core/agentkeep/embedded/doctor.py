@@ -20,6 +20,8 @@ from agentkeep.runtime.drivers.by_artifact import DriverByArtifact
 from agentkeep.runtime.drivers.docker.driver import DockerDriver
 from agentkeep.runtime.drivers.driver import Driver, Finding, Severity
 from agentkeep.runtime.drivers.process.driver import ProcessDriver
+from agentkeep.runtime.egress.rules import EgressRulesInvalid
+from agentkeep.runtime.egress.setup import described as described_egress
 from agentkeep.runtime.settings import RuntimeSettings
 
 __all__ = ["examine"]
@@ -34,7 +36,7 @@ def examine(data_dir: Path) -> list[Finding]:
 
 
 async def _examine(data_dir: Path) -> list[Finding]:
-    findings = [_python(), _disk(data_dir), _aws()]
+    findings = [_python(), _disk(data_dir), _aws(), _egress()]
     with tempfile.TemporaryDirectory(prefix="agentkeep-doctor-") as folder:
         findings.append(await _valkey(Path(folder)))
         driver: Driver = ProcessDriver(Path(folder))
@@ -72,6 +74,13 @@ def _aws() -> Finding:
     except StsRulesInvalid as error:
         return Finding("AWS", Severity.ERROR, str(error), "`agentkeep sts check-rules FILE` reads them again.")
     return Finding("AWS", Severity.OK, said)
+
+
+def _egress() -> Finding:
+    try:
+        return Finding("egress", Severity.OK, described_egress(RuntimeSettings()))
+    except EgressRulesInvalid as error:
+        return Finding("egress", Severity.ERROR, str(error), "`agentkeep egress check-rules FILE` reads them again.")
 
 
 async def _valkey(folder: Path) -> Finding:

@@ -284,7 +284,7 @@ class EmbeddedPlatform:
             fingerprint_key=master_key.derive("request-fingerprints"),
         )
         invocations = InvocationRoute(runtime.invocations, authenticator)
-        front = Front(application, [invocations])
+        front = Front(application, [invocations, runtime.egress])
         self._exit.callback(invocations.close)
         on_exit(front.close)
         await front.start()

@@ -21,8 +21,9 @@ __all__ = ["ClientConnection", "DirectRoute", "Exchange", "Head"]
 
 
 class Head:
-    """A request's head, as sent. `path` and `query` are raw (percent-encoded); `headers` have lower-case names,
-    repeated fields joined by a comma; `length` is None for a chunked body. `session`: the listener's, if it is one."""
+    """A request's head, as sent. `path` and `query` are raw (percent-encoded), of a CONNECT `path` is its target;
+    `headers` have lower-case names, repeated fields joined by a comma; `length` is None for a chunked body. `session`:
+    the listener's, if it is one."""
 
     __slots__ = ("headers", "keep_alive", "length", "method", "path", "query", "session", "version", "websocket")
 
@@ -71,7 +72,8 @@ class ClientConnection(Protocol):
 
 class DirectRoute(Protocol):
     def matches(self, method: bytes, path: bytes, websocket: bool) -> bool:
-        """Whether this request is the route's. `path` is raw. Called for every request: must be cheap."""
+        """Whether this request is the route's. `path` is raw; CONNECT comes from sessions only, with its target for a
+        path. Called for every request: must be cheap."""
         ...
 
     def open(self, head: Head, connection: ClientConnection) -> Exchange:
@@ -138,7 +140,7 @@ class Exchange:
         """The client left, or broke the protocol. Called at most once, and never after the answer was complete."""
 
     def on_upgrade(self, rest: bytes) -> None:
-        """The head of a WebSocket upgrade ended; `rest` came behind it."""
+        """The head of a WebSocket upgrade, or of a CONNECT, ended; `rest` came behind it."""
 
     def on_tunnel_data(self, data: bytes) -> None: ...
 

@@ -29,6 +29,7 @@ from agentkeep.service.request_id import new_request_id
 __all__ = ["FrontProtocol", "Shared"]
 
 _NEVER = float("inf")
+_NO_CONNECT = "CONNECT is not served here"
 
 
 class _Refused(Exception):
@@ -179,16 +180,19 @@ class FrontProtocol(HttpToolsProtocol):
         )
         fields = self.checked_fields(method, version, upgrade and method == b"GET")
         websocket = upgrade and method == b"GET" and fields.get(b"upgrade", b"").lower() == b"websocket"
+        tunnel = websocket or method == b"CONNECT"
         path, _, query = url.partition(b"?")
         for route in self.front.routes:
             if route.matches(method, path, websocket):
                 break
         else:
+            if method == b"CONNECT":
+                raise self.refused(_NO_CONNECT)
             self.declining = upgrade
             if not upgrade:
                 self.take_by_asgi(fields)
             return
-        if upgrade and not websocket:
+        if upgrade and not tunnel:
             self.declining = True
             return
         if self.cycle is not None and not self.cycle.response_complete:
@@ -198,9 +202,9 @@ class FrontProtocol(HttpToolsProtocol):
         length: int | None = None
         if b"transfer-encoding" not in fields:
             length = int(fields.get(b"content-length", b"0"))
-        if websocket and length != 0:
+        if tunnel and length != 0:
             raise self.refused("A WebSocket upgrade has no body")
-        self.upgrading = websocket
+        self.upgrading = tunnel
         self.deadline = self.front.now + self.front.limits.body_grace
         keep_alive = version == "1.1" and parser.should_keep_alive()
         head = Head(method, path, query, fields, length, version, keep_alive, websocket, self.session)
@@ -252,6 +256,9 @@ class FrontProtocol(HttpToolsProtocol):
                 fields = joined(headers, handshake)
             except RepeatedField as error:
                 raise self.refused(f"The field {error} is given more than once") from None
+        if method == b"CONNECT":
+            self.check_connect(fields)
+            return fields
         if not fields.get(b"host"):
             raise self.refused("A request names one Host")
         if not self.url.startswith(b"/") or b"#" in self.url:
@@ -262,9 +269,21 @@ class FrontProtocol(HttpToolsProtocol):
         expected = fields.get(b"expect")
         if expected is not None and expected.lower() != b"100-continue":
             raise self.refused("The only expectation is 100-continue", 417)
-        if method == b"CONNECT":
-            raise self.refused("CONNECT is not served")
         return fields
+
+    def check_connect(self, fields: dict[bytes, bytes]) -> None:
+        """A CONNECT is a session's alone, and all that follows its head is the other end's. Python's own client before
+        3.12 sends no Host with it, which would say nothing that the target does not."""
+        if self.session is None:
+            raise self.refused(_NO_CONNECT)
+        if any(name in fields for name in (b"content-length", b"transfer-encoding", b"expect")):
+            raise self.refused("CONNECT has no body")
+        target = self.url.lower()
+        if any(mark in target for mark in b"/?#@"):
+            raise self.refused("The target of CONNECT is host:port")
+        host = fields.get(b"host", b"").lower()
+        if host and host not in (target, target.rpartition(b":")[0]):
+            raise self.refused("The Host of a CONNECT is its target")
 
     def take_by_asgi(self, fields: dict[bytes, bytes]) -> None:
         url, headers = self.url, self.headers

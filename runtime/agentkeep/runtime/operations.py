@@ -40,7 +40,8 @@ _NOT_SETTINGS: Final = frozenset({"agentRuntimeName", "agentRuntimeId", "clientT
 class RuntimePlane:
     """Beside the operations: `invocations` for the pump, `bearers` for the service, `credentials_app` for session
     listeners (at `environment.CREDENTIALS_PATH`), and for operators `admin_app` (/sessions, /logs) and `artifacts_app`
-    (/artifacts); `protected_resources` for everybody (at `protected_resources.PLACE`)."""
+    (/artifacts); `protected_resources` for everybody (at `protected_resources.PLACE`). `egress`: a route of the front,
+    by which sessions reach hosts outside."""
 
     name: Final = "runtime"
     arn_kinds: Final = frozenset({"runtime", "runtime-endpoint"})
@@ -105,6 +106,7 @@ class RuntimePlane:
         self._commands = Commands(parts.invocations, clock, settings.session_commands)
         self.bearers = parts.bearers
         self.credentials_app = parts.credentials_app
+        self.egress = parts.egress
         self.session_users = parts.session_users
         self.admin_app = parts.admin_app
         self.artifacts_app = parts.artifacts_app

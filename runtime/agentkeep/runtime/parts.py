@@ -30,6 +30,8 @@ from agentkeep.runtime.agents.tags import Tags
 from agentkeep.runtime.agents.targets import Targets
 from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.drivers.patient import PatientDriver
+from agentkeep.runtime.egress.route import EgressRoute
+from agentkeep.runtime.egress.setup import egress_route
 from agentkeep.runtime.environments.making import Environments
 from agentkeep.runtime.environments.variables import platform_variables, session_environment
 from agentkeep.runtime.environments.warm_pools import WarmPools
@@ -46,6 +48,7 @@ from agentkeep.runtime.replicas.table import Place, Replicas
 from agentkeep.runtime.sessions.endpoint import CredentialsApp, LivingSessionUsers
 from agentkeep.runtime.sessions.ends import SessionEnds
 from agentkeep.runtime.sessions.keys import SessionKeys
+from agentkeep.runtime.sessions.living import LivingSessions
 from agentkeep.runtime.sessions.logs import Logs
 from agentkeep.runtime.sessions.reaper import Reaper
 from agentkeep.runtime.sessions.sessions import Sessions
@@ -170,7 +173,9 @@ class Parts:
             alarm,
         )
         self.bearers = RuntimeBearers(self.targets, authorization, deployment.account)
-        self.credentials_app = CredentialsApp(self.sessions, session_keys)
+        living = LivingSessions(self.sessions, session_keys)
+        self.egress: EgressRoute = egress_route(settings, living, audit or LoggedAudit(), clock, deployment)
+        self.credentials_app = CredentialsApp(living)
         self.session_users = LivingSessionUsers(self.sessions, self.table)
         self.admin_app = AdminApp(self.table, self.logs, self.warm_pools)
         self.protected_resources = ProtectedResourceApp(self.targets, settings.public_url)
@@ -199,7 +204,12 @@ class Parts:
     async def _variables(self, version: Version, endpoint: str) -> Mapping[str, str]:
         settings = self._settings
         platform = platform_variables(
-            self._deployment, settings.public_url, version.runtime_id, endpoint, settings.observability
+            self._deployment,
+            settings.public_url,
+            version.runtime_id,
+            endpoint,
+            settings.observability,
+            self.egress.egress.serves(version.runtime_id),
         )
         return session_environment(platform, await self.variables.open(version), settings.public_url)
 
@@ -218,6 +228,7 @@ class Parts:
         await self.variables.stop()
         await self.reaper.stop()
         await self.sessions.close()
+        await self.egress.close()
         await self.session_ends.stop()
         await self.acting.close()
         await self.warm_pools.stop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -92,6 +94,20 @@ class RuntimeSettings(BaseSettings):
         description="Agents given as container images run in this machine's Docker engine; needs root. Off: they are "
         "refused, and code bundles only are run.",
     )
+
+    # Egress.
+    egress_rules: Path | None = Field(
+        None,
+        description="A file of rules: which agents may reach which hosts outside, over TLS, by the proxy at the "
+        "session endpoint (docs/development/egress.md). None: sessions reach nothing but their endpoint.",
+    )
+    egress_connections_of_session: int = Field(
+        64, ge=1, le=200, description="To hosts outside, of one session at once."
+    )
+    egress_connections: int = Field(2000, ge=1, description="Of all sessions of this replica at once.")
+    egress_connect_timeout: float = Field(10, gt=0, description="To find a host's addresses and connect to one.")
+    egress_idle: float = Field(300, gt=0, description="A connection on which nothing passes for so long is ended.")
+    egress_life: float = Field(3600, gt=0, description="And any one after so long.")
 
     # Code bundles.
     bundle_limit: int = Field(250 * _MB, ge=1, description="Of the zip file.")

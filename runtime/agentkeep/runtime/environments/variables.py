@@ -30,9 +30,10 @@ _DEFAULTS: Final = {"PYTHONUNBUFFERED": "1"}
 
 
 def platform_variables(
-    deployment: Deployment, public_url: str, runtime_id: str, endpoint: str, observability: bool
+    deployment: Deployment, public_url: str, runtime_id: str, endpoint: str, observability: bool, egress: bool = False
 ) -> dict[str, str]:
-    """What the platform sets, and nobody else. `endpoint`: the qualifier under which the session was opened."""
+    """What the platform sets, and nobody else. `endpoint`: the qualifier under which the session was opened. `egress`:
+    whether there are hosts outside that the agent may reach."""
     arn = deployment.arn(f"runtime/{runtime_id}")
     log_group = f"/aws/bedrock-agentcore/runtimes/{runtime_id}-{endpoint}"
     service = f"{runtime_id.rsplit('-', 1)[0]}.{endpoint}"
@@ -75,6 +76,10 @@ def platform_variables(
                 )
             ),
         }
+    if egress:
+        # Of HTTP clients in general; in both cases, since each is all that some of them look at.
+        proxied = {"https_proxy": SESSION_ENDPOINT, "no_proxy": "169.254.170.2,localhost,127.0.0.1"}
+        variables |= proxied | {name.upper(): value for name, value in proxied.items()}
     return variables
 
 
@@ -94,4 +99,4 @@ def _from_inside(value: str, public_url: str) -> str:
     return SESSION_ENDPOINT + value[len(outside) :] if value.startswith(f"{outside}/") else value
 
 
-_PLATFORM_NAMES: Final = frozenset(platform_variables(Deployment(), "", "-", "", observability=True))
+_PLATFORM_NAMES: Final = frozenset(platform_variables(Deployment(), "", "-", "", observability=True, egress=True))

@@ -20,7 +20,8 @@ from agentkeep.core.errors import (
 from agentkeep.core.ports import SessionCredentials
 from agentkeep.runtime.environments.variables import CREDENTIALS_PATH
 from agentkeep.runtime.records import SessionState
-from agentkeep.runtime.sessions.keys import SessionKeys, session_ended
+from agentkeep.runtime.sessions.keys import session_ended
+from agentkeep.runtime.sessions.living import LivingSessions
 from agentkeep.runtime.sessions.session import Session
 from agentkeep.runtime.sessions.sessions import Sessions
 from agentkeep.runtime.sessions.table import SessionTable
@@ -32,9 +33,8 @@ __all__ = ["CredentialsApp", "LivingSessionUsers"]
 class CredentialsApp:
     """ASGI application for `CREDENTIALS_PATH`, to be served on session listeners only; elsewhere it refuses."""
 
-    def __init__(self, sessions: Sessions, keys: SessionKeys) -> None:
-        self._sessions = sessions
-        self._keys = keys
+    def __init__(self, living: LivingSessions) -> None:
+        self._living = living
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,7 +46,7 @@ class CredentialsApp:
             await respond(send, 405, {"code": "MethodNotAllowed", "message": "Credentials are read with GET."})
         else:
             try:
-                session, credentials = await self._credentials(ref)
+                session, credentials = await self._living.credentials(ref)
             except ServiceUnavailableException as error:
                 # SDKs ask again.
                 await respond(send, 503, {"code": error.code, "message": error.message})
@@ -59,20 +59,6 @@ class CredentialsApp:
                 await respond(send, 503, {"code": "ServiceUnavailable", "message": "Keys cannot be issued now."})
                 return
             await respond(send, 200, _document(session, credentials), ((b"cache-control", b"no-store"),))
-
-    async def _credentials(self, ref: SessionRef) -> tuple[Session, SessionCredentials]:
-        await self._sessions.table.replicas.confirm()  # it may be another replica's by now
-        session = self._living(ref)
-        credentials = await self._keys.of(session)
-        if session.state is SessionState.STOPPING:
-            raise session_ended()  # these die with it, and nobody need see them
-        return session, credentials
-
-    def _living(self, ref: SessionRef) -> Session:
-        session = self._sessions.live(ref)
-        if session is None or session.state is SessionState.STOPPING or not session.claimed.done():
-            raise session_ended()
-        return session
 
 
 class LivingSessionUsers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from agentkeep.core.call import Idempotency, SessionRef, User
 from agentkeep.core.errors import EnvironmentStartFailed
@@ -17,7 +17,7 @@ from agentkeep.runtime.environments.warm_pool import Pooled
 from agentkeep.runtime.records import SESSION_MOVES, EndReason, SessionRecord, SessionState
 from agentkeep.runtime.sessions.logs import SessionLog
 
-__all__ = ["IssuedKeys", "KeysRefused", "Session", "TrackedConnection"]
+__all__ = ["Cuttable", "IssuedKeys", "KeysRefused", "Session", "TrackedConnection"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,14 @@ class KeysRefused:
     error: Exception
     until: float
     user_token: str | None
+
+
+class Cuttable(Protocol):
+    """What is open in a session's name."""
+
+    def cut(self) -> None:
+        """Ends it at once. It may be over already."""
+        ...
 
 
 class Session:
@@ -79,7 +87,7 @@ class Session:
         self.keys_refused: KeysRefused | None = None
         self._last_activity = now
         self._status_changed = now
-        self._connections: set[TrackedConnection] = set()
+        self._connections: set[Cuttable] = set()
         self.commands = 0  # that run, or are about to
         self._executions: set[Execution] = set()
         self._killing: set[asyncio.Task[None]] = set()
@@ -142,8 +150,15 @@ class Session:
             raise EnvironmentStartFailed("the session is ending")
         return TrackedConnection(connection, self._connections)
 
+    def track(self, connection: Cuttable) -> None:
+        """It ends with the session, unless it is untracked before."""
+        self._connections.add(connection)
+
+    def untrack(self, connection: Cuttable) -> None:
+        self._connections.discard(connection)
+
     def cut_connections(self) -> None:
-        """Ends every stream to and from the agent at once, and every command."""
+        """Ends every stream to and from the agent at once, every one of its own to elsewhere, and every command."""
         for connection in list(self._connections):
             connection.cut()
         for execution in self._executions:
@@ -181,7 +196,7 @@ class TrackedConnection:
 
     __slots__ = ("_all", "_connection")
 
-    def __init__(self, connection: Connection, all_of_session: set[TrackedConnection]) -> None:
+    def __init__(self, connection: Connection, all_of_session: set[Cuttable]) -> None:
         self._connection = connection
         self._all = all_of_session
         all_of_session.add(self)
