@@ -9,24 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import boto3
 import httpx
 import pytest
-from botocore import UNSIGNED
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.config import Config
-from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 from platform_process import PlatformProcess, running_platform
+from role_keys import ACCOUNT, RoleKeys
 
 pytestmark = pytest.mark.slow
 
-ACCOUNT = "000000000000"
-
 
 @dataclass
-class People:
+class People(RoleKeys):
     platform: PlatformProcess
     issuer: str
 
@@ -46,34 +39,7 @@ class People:
         return str(answer.raise_for_status().json()["access_token"])
 
     def role(self, name: str, subject: str) -> dict[str, Any]:
-        sts = boto3.client(
-            "sts",
-            endpoint_url=f"{self.platform.endpoint}/sts",
-            region_name="us-east-1",
-            config=Config(signature_version=UNSIGNED),
-        )
-        answer = sts.assume_role_with_web_identity(
-            RoleArn=f"arn:aws:iam::{ACCOUNT}:role/{name}", RoleSessionName=subject, WebIdentityToken=self.token(subject)
-        )
-        found: dict[str, Any] = answer["Credentials"]
-        return found
-
-    def client(self, service: str, keys: dict[str, Any]) -> Any:
-        return boto3.client(
-            service,
-            endpoint_url=self.platform.endpoint + ("/sts" if service == "sts" else ""),
-            region_name="us-east-1",
-            aws_access_key_id=keys["AccessKeyId"],
-            aws_secret_access_key=keys["SecretAccessKey"],
-            aws_session_token=keys["SessionToken"],
-        )
-
-    def ask(self, keys: dict[str, Any], method: str, path: str, body: bytes = b"") -> httpx.Response:
-        """A signed request to what has no operation."""
-        request = AWSRequest(method, self.platform.endpoint + path, data=body)
-        signing = Credentials(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"])
-        SigV4Auth(signing, "bedrock-agentcore", "us-east-1").add_auth(request)
-        return httpx.request(method, str(request.url), content=body, headers=dict(request.headers), trust_env=False)
+        return self.assume(name, self.token(subject), subject)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +67,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
     with running_platform(
         folder / "data", port, AGENTKEEP_IDENTITY_ROLES=str(folder / "roles.json"), AGENTKEEP_LOG_LEVEL="DEBUG"
     ) as platform:
-        yield People(platform, issuer)
+        yield People(platform.endpoint, platform, issuer)
 
 
 def test_each_may_what_its_role_says(people: People) -> None:
