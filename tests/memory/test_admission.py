@@ -20,8 +20,10 @@ from agentkeep.core.errors import (
     StoreUnavailable,
     ValidationException,
 )
+from agentkeep.core.grants import ACT_FOR_USER, Grant, user_arn
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.ports import AuditRecord
+from agentkeep.identity.roles.policies import parse_permissions
 from agentkeep.memory.admission import Admitted
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.memory.settings import MemorySettings
@@ -165,6 +167,70 @@ async def test_what_cannot_be_put_on_record_does_not_happen(make_backend: MakeBa
             await operation
     seen = Client(make_backend(), OPERATOR)
     assert (await seen.list_actors(memoryId=memory))["actorSummaries"] == []
+
+
+def role(*users: str, key: str = "ASIAONE") -> Caller:
+    """A role that may everything, for these users."""
+    here = Deployment()
+    acting = [{"Effect": "Allow", "Action": ACT_FOR_USER, "Resource": user_arn(here.account, user)} for user in users]
+    calling = {"Effect": "Allow", "Action": "bedrock-agentcore:*", "Resource": "*"}
+    policy = parse_permissions({"Version": "2012-10-17", "Statement": [calling, *acting]}, here)
+    principal = "arn:aws:sts::000000000000:assumed-role/crm/one-name"
+    return Caller(CallerKind.ROLE, principal, key, grant=Grant(principal, here, (policy,)))
+
+
+async def records_of(operator: Client, memory: str, *namespaces: str) -> list[str]:
+    made = [
+        {"requestIdentifier": str(index), "namespaces": [one], "content": {"text": f"tea {index}"}, "timestamp": NOON}
+        for index, one in enumerate(namespaces)
+    ]
+    answer = await operator.batch_create_memory_records(memoryId=memory, records=made)
+    return [one["memoryRecordId"] for one in answer["successfulRecords"]]
+
+
+async def test_each_record_of_a_batch_says_whose_it_is(make_backend: MakeBackend) -> None:
+    """IDN-2: that one of them is a user's whom a role acts for opens none of the others."""
+    backend = make_backend()
+    operator, crm = Client(backend, OPERATOR), Client(backend, role("alice"))
+    memory = await new_memory(operator)
+    hers, his = await records_of(operator, memory, FACTS, "/facts/bob/")
+    own = {"memoryRecordId": hers, "timestamp": NOON, "namespaces": [FACTS]}
+    other = {"memoryRecordId": his, "timestamp": NOON, "content": {"text": "poison"}}
+    with pytest.raises(AccessDeniedException, match=f"{ACT_FOR_USER} on resource: .*which BatchUpdateMemoryRecords"):
+        await crm.batch_update_memory_records(memoryId=memory, records=[own, other])
+    with pytest.raises(AccessDeniedException, match="which BatchDeleteMemoryRecords needs"):
+        await crm.batch_delete_memory_records(
+            memoryId=memory, records=[{"memoryRecordId": hers, "namespace": FACTS}, {"memoryRecordId": his}]
+        )
+    assert (await crm.batch_update_memory_records(memoryId=memory, records=[own]))["successfulRecords"]
+    kept = await operator.get_memory_record(memoryId=memory, memoryRecordId=his)
+    assert kept["memoryRecord"]["content"] == {"text": "tea 1"}
+
+
+async def test_a_role_sees_nobody_beneath_the_path_of_its_user(make_backend: MakeBackend) -> None:
+    """IDN-2: ids may have slashes, and `alice/work` is another user than `alice`."""
+    backend = make_backend()
+    operator = Client(backend, OPERATOR)
+    memory = await new_memory(operator)
+    hers, _ = await records_of(operator, memory, FACTS, f"{FACTS}work/")
+    asked = {"memoryId": memory, "namespacePath": FACTS}
+    found = {"searchCriteria": {"searchQuery": "tea", "topK": 5}}
+    for users, seen in ((("alice",), 1), (("alice*",), 1), (("*",), 2)):
+        crm = Client(backend, role(*users))
+        listed = (await crm.list_memory_records(**asked))["memoryRecordSummaries"]
+        retrieved = (await crm.retrieve_memory_records(**asked, **found))["memoryRecordSummaries"]
+        assert len(listed) == len(retrieved) == seen, users
+        assert hers in {one["memoryRecordId"] for one in listed}
+
+
+async def test_two_keys_of_one_name_are_each_on_record(make_backend: MakeBackend, audit: KeyValueAudit) -> None:
+    """IDN-2: who assumes a role may call the session as another did: the key tells them apart."""
+    backend = make_backend()
+    memory = await new_memory(Client(backend, OPERATOR))
+    for key in ("ASIAONE", "ASIATWO", "ASIAONE"):
+        await Client(backend, role("alice", key=key)).list_sessions(memoryId=memory, actorId="alice")
+    records, _ = await audit.page(AuditFilter(user="alice"), 10)
+    assert sorted(record.details["access-key"] for record in records) == ["ASIAONE", "ASIATWO"]
 
 
 async def test_no_operation_on_data_is_outside(make_backend: MakeBackend) -> None:

@@ -1,6 +1,6 @@
 """Operators who act for users that nobody but they themselves vouch for: only with a key issued for it, and on record.
 
-The first use by one principal of one operation on one user's data is on record before it is answered; further ones are
+The first use by one key of one operation on one user's data is on record before it is answered; further ones are
 counted, and told once a minute together. So whoever serves users all day writes a record a minute, and none is unseen.
 """
 
@@ -155,7 +155,7 @@ class ActingForUsers:
         """Whether it may go on without waiting; False: `admit` it. Raises AccessDeniedException."""
         _require_acting_for(caller, operation, user_id)
         return self._tally.again(
-            (caller.principal, operation, resource, user_id),
+            (caller.principal, caller.access_key_id, operation, resource, user_id),
             lambda: self._record(caller, operation, resource, user_id),
         )
 
@@ -164,7 +164,7 @@ class ActingForUsers:
         when it returns. Raises AccessDeniedException, and StoreUnavailable where it cannot be put on record."""
         _require_acting_for(caller, operation, user_id)
         await self._tally.note(
-            (caller.principal, operation, resource, user_id),
+            (caller.principal, caller.access_key_id, operation, resource, user_id),
             lambda: self._record(caller, operation, resource, user_id),
         )
 

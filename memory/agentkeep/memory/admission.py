@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Final, Protocol
 
@@ -128,6 +128,17 @@ class Admission:
             issuers = (await self._bind(memory_id, user.issuer),)
         _refuse_issuer(call, memory_id, user, issuers)
 
+    def narrowed(self, call: Call, request: Mapping[str, Any]) -> Call:
+        """The admitted call as operations are to know it: of a role that does not act for everyone, as the user it was
+        admitted for. A path that is one user's may have others' beneath it (`a` and `a/b`)."""
+        caller = call.caller
+        rules = self._rules.get(self._memories.id_of(request["memoryId"])) if caller.grant is not None else None
+        if rules is None or caller.acts_for(None):
+            return call
+        users = _users(request, rules.layout)
+        named = next(iter(users)) if len(users) == 1 else None
+        return call if named is None else replace(call, caller=replace(caller, user=User(named)))
+
     async def would_admit(self, memory_id: str, session: SessionRef, user: User) -> bool:
         """Whether that session could have used the memory: for what is done to it because of a session. The first user
         of a memory does not decide by this whose it is."""
@@ -200,6 +211,7 @@ class Admitted:
         async def admitted(call: Call, request: Any) -> Any:
             if not self._admission.admitted(call, request):
                 await self._admission.admit(call, request)
+            call = self._admission.narrowed(call, request)
             given = request
             if (token := request.get("nextToken")) is not None:
                 given = {**request, "nextToken": unbound(token, call.operation, request)}
@@ -226,11 +238,11 @@ def _users(request: Mapping[str, Any], layout: Layout) -> Collection[str | None]
     actor = request.get("actorId") or request.get("filter", {}).get("actorId")
     if actor is not None:
         return (actor,)
-    named = [request, *records] if isinstance(records := request.get("records"), list) else [request]
-    paths = [one[member] for one in named for member in ("namespace", "namespacePath") if member in one]
-    paths += [path for one in named for path in one.get("namespaces", ())]
-    return {_owner(path, layout) for path in paths} or (None,)
+    return {owner for one in request.get("records", (request,)) for owner in _owners(one, layout)}
 
 
-def _owner(path: str, layout: Layout) -> str | None:
-    return None if "*" in path else layout.owner(normalised(path))
+def _owners(named: Mapping[str, Any], layout: Layout) -> Collection[str | None]:
+    """Of a request, or of one of a batch's records: what one record names says nothing about the others."""
+    paths = [named[member] for member in ("namespace", "namespacePath") if member in named]
+    paths += named.get("namespaces", ())
+    return {None if "*" in path else layout.owner(normalised(path)) for path in paths} or (None,)

@@ -126,7 +126,7 @@ def authorize(call: Call, memory_id: str, actor_id: str) -> ActorPartition:
 
 
 def authorize_records(call: Call, memory_id: str) -> RecordScope:
-    """All records for operators, for sessions those of the user they were proved to act for. Raises
+    """All records for operators, for sessions and roles those of the user they were proved, or let, to act for. Raises
     AccessDeniedException."""
     return RecordScope(memory_id, authorized_actor(call), _KEY)
 
@@ -160,11 +160,11 @@ def foreign_agent(call: Call, memory_id: str) -> CrossAgentAccess:
 
 def authorized_actor(call: Call) -> str | None:
     """The one actor the caller may act as; None: any. Raises AccessDeniedException for an agent without a user, and for
-    an operator whose key does not act for users."""
+    an operator whose key does not act for users. An operator with a user is a role's caller, admitted for this one."""
     caller: Caller = call.caller
     if caller.kind is CallerKind.OPERATOR:
         require_acting(caller, call.operation)
-        return None
+        return None if caller.user is None else caller.user.id
     if caller.user is None:
         raise AccessDeniedException(
             f"{caller.principal} is not authorized to perform {call.operation}: "
