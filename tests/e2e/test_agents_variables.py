@@ -41,7 +41,12 @@ class Agent(http.server.BaseHTTPRequestHandler):
 
 http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Agent).serve_forever()
 """
-FAILING = "import os\nconnected_with = os.environ['API_KEY']\nraise SystemExit('the database is away')\n"
+FAILING = """
+import os
+
+connected_with = os.environ["API_KEY"]
+raise SystemExit("no login with " + connected_with if "TALKATIVE" in os.environ else "the database is away")
+"""
 CONTROL = "found-if-it-is-looked-for"
 
 
@@ -210,8 +215,10 @@ def _lives(operator: Operator, secrets: dict[str, str], sessions: list[str]) -> 
     request = {"agentRuntimeArn": operator.arn(failing), "runtimeSessionId": str(uuid.uuid4()), "payload": b"{}"}
     assert operator.refused(operator.data.invoke_agent_runtime, **request) == 424
     hook = {"build": {"warmup": {"action": {"httpPost": {"path": "/"}}}}}
-    operator.update(failing, {"API_KEY": secrets["broken"]}, hooksConfiguration=hook)
-    operator.said.append(operator.settle(failing, "UPDATE_FAILED")["failureReason"])
+    operator.update(failing, {"API_KEY": secrets["broken"], "TALKATIVE": "yes"}, hooksConfiguration=hook)
+    reason = operator.settle(failing, "UPDATE_FAILED")["failureReason"]
+    assert "no login with ***" in reason
+    operator.said.append(reason)
 
     secret = secrets["refused"]
     found = control.get_agent_runtime(agentRuntimeId=runtime_id)

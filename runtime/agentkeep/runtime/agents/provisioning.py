@@ -162,7 +162,7 @@ class Provisioning:
         except (StoreUnavailable, KeyServiceUnavailable):
             raise
         except Exception as error:
-            reason = _reason(error)
+            reason = _reason(await self._masked(error, version.record))
             log.warning("agent runtime %s, version %d: %s", runtime.id, runtime.version, reason)
         failed = reason is not None
         outcome = runtime.status.failed if failed else Status.READY
@@ -191,6 +191,15 @@ class Provisioning:
         prepared = await self._prepared.get(version.record)
         if prepared.settings.warm_up is not None:
             await self._environments.try_warm_up(prepared)
+
+    async def _masked(self, error: Exception, version: Version) -> Exception:
+        """It may hold what the agent wrote; that is stored and logged without the variables it was given."""
+        if not isinstance(error, EnvironmentStartFailed) or not error.logs:
+            return error
+        try:
+            return EnvironmentStartFailed(str(error), await self._variables.mask(version, error.logs))
+        except KeyRefused:
+            return EnvironmentStartFailed(str(error))
 
     async def _move_endpoint(self, stored: Stored[Endpoint]) -> None:
         endpoint = stored.record

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 #: The member of a version's settings.
 VARIABLES: Final = "environmentVariables"
+LEAST_MASKED: Final = 8
 RETRY_SECONDS: Final = 60.0
 _ATTEMPTS: Final = 5
 
@@ -69,6 +70,14 @@ class SealedVariables:
         key = SealingKey(await self._keys.unwrap(_bytes(sealed.key), _context(version)))
         variables: dict[str, str] = orjson.loads(key.open(_bytes(sealed.data), _label(version)))
         return variables
+
+    async def mask(self, version: Version, text: str) -> str:
+        """What the version's agent wrote, to be stored or logged by the platform, without their values. Short ones
+        stay: they are words like any other, and no secrets. Raises as `open`."""
+        values = (value for value in (await self.open(version)).values() if len(value) >= LEAST_MASKED)
+        for value in sorted(values, key=len, reverse=True):
+            text = text.replace(value, "***")
+        return text
 
     async def erase(self, version: Version) -> None:
         """What was sealed for the version can nowhere be opened any more: not even in copies of the store, where the
