@@ -164,9 +164,32 @@ def test_the_same_resource_in_every_form() -> None:
     for given_ in ("notes-0123456789", MEMORY):
         assert not may(all_but_one, "GetMemory", {"memoryId": given_}, "bedrock-agentcore-control")
     assert may(all_but_one, "GetMemory", {"memoryId": "other-0123456789"}, "bedrock-agentcore-control")
-    for odd in ("x/notes-0123456789", "", MEMORY.replace("123456789012", "210987654321"), f"{MEMORY}/x", "a\nb", "*"):
+    elsewhere, another = MEMORY.replace("123456789012", "210987654321"), MEMORY.replace("memory/", "runtime/")
+    for odd in ("x/notes-0123456789", "", elsewhere, another, f"{MEMORY}/x", "a\nb", "*"):
         with pytest.raises(AccessDeniedException, match="names no resource of this deployment"):
             called(all_but_one, "GetMemory", {"memoryId": odd}, "bedrock-agentcore-control")
+
+
+def test_a_model_is_what_bedrock_will_be_asked_for() -> None:
+    """An ARN is itself, not a model that is called like its end: that may be somebody's profile, which costs others."""
+    model = "arn:aws:bedrock:us-west-2::foundation-model/small-1"
+    profile = "arn:aws:bedrock:us-west-2:123456789012:application-inference-profile/small-1"
+    guard = "arn:aws:bedrock:us-west-2:210987654321:guardrail/g1"
+    small = role({"Action": "bedrock:InvokeModel", "Resource": model})
+    profiles = role({"Action": "bedrock:InvokeModel", "Resource": "arn:aws:bedrock:*:123456789012:*-profile/*"})
+    guards = role({"Action": "bedrock:ApplyGuardrail", "Resource": guard.replace("210987654321", "123456789012")})
+    for caller, operation, request, allowed in (
+        (small, "Converse", {"modelId": "small-1"}, True),
+        (small, "Converse", {"modelId": model}, True),
+        (small, "Converse", {"modelId": profile}, False),
+        (small, "Converse", {"modelId": model.replace("us-west-2", "eu-west-1")}, False),
+        (small, "Converse", {"modelId": "arn:aws:sagemaker:us-west-2:123456789012:endpoint/small-1"}, False),
+        (profiles, "InvokeModel", {"modelId": profile}, True),
+        (profiles, "InvokeModel", {"modelId": model}, False),
+        (guards, "ApplyGuardrail", {"guardrailIdentifier": "g1"}, True),
+        (guards, "ApplyGuardrail", {"guardrailIdentifier": guard}, False),
+    ):
+        assert may(caller, operation, request, "bedrock-runtime") is allowed, request
 
 
 def test_an_endpoint_is_its_runtimes_too() -> None:

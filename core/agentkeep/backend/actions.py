@@ -9,7 +9,7 @@ authorization reference; the developer guide's notes on condition keys of memory
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
@@ -51,6 +51,8 @@ RESOURCES: Final = (
 _ANY: Final = "resourceArn"
 _MODELS: Final = "arn:aws:bedrock:*::foundation-model/*"
 _GUARDRAILS: Final = "arn:aws:bedrock:*:*:guardrail/*"
+#: Inference profiles, provisioned throughput and the like, of whatever account: known by their ARN only.
+_OF_BEDROCK: Final = "arn:aws:bedrock:*:*:*"
 #: Nothing in particular.
 _NONE: Final = "*"
 
@@ -85,6 +87,7 @@ _MEMBER_OF_KEY: Final = {"userid": "userId"}
 
 _NAME: Final = re.compile(r"[\w.-]{1,255}", re.ASCII)
 _MODEL: Final = re.compile(r"[\w.:/-]{1,256}", re.ASCII)
+_BEDROCK_ARN: Final = re.compile(r"arn:aws:bedrock:[a-z0-9-]*:[0-9]*:[\w.:/-]{1,256}", re.ASCII)
 
 
 def action(service_name: str, operation: str) -> str:
@@ -126,10 +129,12 @@ def resources(call: Call, request: Mapping[str, Any], deployment: Deployment) ->
                 found.append(_arn(str(request[_ANY]), deployment))
         elif form in (_MODELS, _GUARDRAILS):
             found.append(_bedrock(form, str(request[members[0]]), deployment))
+        elif form == _OF_BEDROCK:
+            continue  # another form of the same
         else:
             given = [request.get(member, _DEFAULTS.get(member)) for member in members]
             if None not in given:
-                names = [_name(str(one), RESOURCES, deployment) for one in given]
+                names = [_name(str(one), form, deployment) for one in given]
                 found.append(deployment.arn(form.format(*names)))
     return tuple(found)
 
@@ -140,7 +145,8 @@ def _plan(service_name: str, operation: str) -> tuple[tuple[str, tuple[str, ...]
     model = service(service_name).operation(operation).input
     members = model.members if model is not None else {}
     if service_name == "bedrock-runtime":
-        return ((_MODELS, ("modelId",)),) if "modelId" in members else ((_GUARDRAILS, ("guardrailIdentifier",)),)
+        form, member = (_MODELS, "modelId") if "modelId" in members else (_GUARDRAILS, "guardrailIdentifier")
+        return ((form, (member,)), (_OF_BEDROCK, (member,)))
     if _ANY in members:
         return tuple((form, (_ANY,)) for form in RESOURCES)
     named = next((form for kind, form in _NAMED if operation.endswith(kind)), None)
@@ -157,13 +163,13 @@ def _plan(service_name: str, operation: str) -> tuple[tuple[str, tuple[str, ...]
     return ((_NONE, ()),)
 
 
-def _name(given: str, of: Iterable[str], deployment: Deployment) -> str:
-    """Of a resource that is given by its name, or by its ARN of one of these forms."""
-    if not given.startswith("arn:"):
-        if _NAME.fullmatch(given):
-            return given
-    elif any(_form(deployment.arn(form)).fullmatch(given) for form in of if form.count("{}") == 1):
+def _name(given: str, form: str, deployment: Deployment) -> str:
+    """Of a resource of this form, or of the one it is in, that is given by its name or its ARN."""
+    whole = deployment.arn(form.partition("{}")[0] + "{}")
+    if _form(whole).fullmatch(given):
         return given.rpartition("/")[2]
+    if _NAME.fullmatch(given):
+        return given
     raise AccessDeniedException(f"{given!r} names no resource of this deployment")
 
 
@@ -180,11 +186,13 @@ def _form(arn: str) -> re.Pattern[str]:
 
 
 def _bedrock(form: str, given: str, deployment: Deployment) -> str:
-    name = given.rpartition("/")[2] if given.startswith("arn:") else given
-    if not _MODEL.fullmatch(name):
+    """By the ARN that is given, or that a name has here: what is given is what Bedrock will be asked for."""
+    if not (_BEDROCK_ARN if given.startswith("arn:") else _MODEL).fullmatch(given):
         raise AccessDeniedException(f"{given!r} names no model or guardrail")
+    if given.startswith("arn:"):
+        return given
     account = "" if form == _MODELS else deployment.account
-    return f"arn:aws:bedrock:{deployment.region}:{account}:{form.rpartition(':')[2][:-1]}{name}"
+    return f"arn:aws:bedrock:{deployment.region}:{account}:{form.rpartition(':')[2][:-1]}{given}"
 
 
 def _context(operation: str, request: Mapping[str, Any]) -> dict[str, str]:

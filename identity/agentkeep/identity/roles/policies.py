@@ -158,6 +158,8 @@ class _Reading:
             return self._deployment.arn(kind)
         if kind.startswith("arn:aws:agentkeep:"):
             return user_arn(self._deployment.account, "{}")
+        if kind.endswith(":*"):
+            return kind  # of any region and account
         return kind.replace("bedrock:*", f"bedrock:{self._deployment.region}").replace(
             ":*:", f":{self._deployment.account}:"
         )
