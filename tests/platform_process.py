@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import command_server
 from botocore.config import Config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -34,13 +35,7 @@ class PlatformProcess:
 
     def run(self, *arguments: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """`agentkeep ARGUMENTS --data-dir ...`"""
-        done = subprocess.run(
-            [*COMMAND, *arguments, "--data-dir", str(self.data_dir)],
-            capture_output=True,
-            text=True,
-            env=clean_environment(),
-            timeout=timeout,
-        )
+        done = command_server.run((*arguments, "--data-dir", str(self.data_dir)), clean_environment(), timeout)
         if check and done.returncode:
             raise AssertionError(f"agentkeep {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
@@ -82,13 +77,8 @@ def running_platform(data_dir: Path, port: int = 0, **settings: str) -> Iterator
     """`agentkeep up --detach` on `port` (0: a free one), `agentkeep down` at the end. `settings`: AGENTKEEP_...
     variables."""
     platform = PlatformProcess(data_dir)
-    started = subprocess.run(
-        [*COMMAND, "up", "--detach", "--port", str(port), "--data-dir", str(data_dir)],
-        capture_output=True,
-        text=True,
-        env=clean_environment() | settings,
-        timeout=90,
-    )
+    arguments = ("up", "--detach", "--port", str(port), "--data-dir", str(data_dir))
+    started = command_server.run(arguments, clean_environment() | settings, 90)
     assert started.returncode == 0, started.stdout + started.stderr
     try:
         yield platform
