@@ -7,10 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
+import httpx
 import pytest
 from botocore.exceptions import ClientError
 from role_stand import ACCOUNT, REGION, RoleStand, role_arn, write_roles
@@ -80,7 +83,7 @@ async def test_a_token_becomes_keys_that_work_and_say_whose_they_are(stand: Role
 
 
 async def test_the_exchange_is_on_record_without_the_token(stand: RoleStand, provider: Any) -> None:
-    """And so is each refusal, which names nothing that anybody may make up."""
+    """And so is each refusal: whose token it was, if that is proved, and nothing that anybody may make up."""
     text = token(provider)
     answer = await stand.assume("deployer", text)
     [record] = await stand.recorded("role-assumed")
@@ -90,9 +93,9 @@ async def test_the_exchange_is_on_record_without_the_token(stand: RoleStand, pro
     await refusal(stand, "deployer", token(provider, groups=["guests"]))
     await refusal(stand, "deployer", token(provider, iss="https://made.up"))
     refused = await stand.recorded("role-refusal")
-    assert {(one.details["code"], one.details["issuer"]) for one in refused} == {
-        ("AccessDenied", provider.url),
-        ("InvalidIdentityToken", "unknown"),
+    assert {(one.details["code"], one.details["issuer"], one.details["subject"]) for one in refused} == {
+        ("AccessDenied", provider.url, "alice"),
+        ("InvalidIdentityToken", "unknown", "not proved"),
     }
     everything = repr([record, *refused])
     assert text not in everything and answer["Credentials"]["SecretAccessKey"] not in everything
@@ -132,6 +135,37 @@ async def test_limits_of_what_is_asked(stand: RoleStand, provider: Any) -> None:
     narrowed = {"Version": "2012-10-17", "Statement": {"Effect": "Allow", "NotAction": "x", "Resource": "*"}}
     code, _, message = await refusal(stand, "keys", text, Policy=json.dumps(narrowed))
     assert (code, "NotAction is not evaluated here" in message) == ("MalformedPolicyDocument", True)
+
+
+async def test_what_is_asked_in_odd_ways(stand: RoleStand, provider: Any) -> None:
+    """Said twice, in two places, as something else, or too long: refused, and always in STS's own form."""
+    asked = {
+        "Action": "AssumeRoleWithWebIdentity", "Version": "2011-06-15", "RoleArn": role_arn("deployer"),
+        "RoleSessionName": "olivia", "WebIdentityToken": token(provider),
+    }  # fmt: skip
+    form = urlencode(asked)
+    kind = {"content-type": "application/x-www-form-urlencoded"}
+
+    async def chunked(text: str) -> AsyncIterator[bytes]:
+        yield text.encode()
+
+    async with httpx.AsyncClient(base_url=stand.url, headers=kind) as client:
+        assert (await client.post("/sts", content=form)).status_code == 200
+        assert (await client.post("/sts", content=chunked(form))).status_code == 200
+        for query, body, code in (
+            ("", f"{form}&RoleArn={role_arn('keys')}", "MalformedQueryString"),
+            ("", f"{form}&DurationSeconds=00090000", "ValidationError"),
+            ("", f"{form}&DurationSeconds=%D9%A9%D9%A0%D9%A0", "ValidationError"),
+            (form, "", "MissingAction"),
+            (form, "Action=GetCallerIdentity&Version=2011-06-15", "MissingAuthenticationToken"),
+            ("", json.dumps(asked), "MissingAction"),
+            ("", chunked(f"{form}&x={'x' * 70_000}"), "ValidationException"),
+            ("", form.replace("olivia", "a%2Fb"), "ValidationError"),
+            ("", form.replace("2011-06-15", "%3C%2FError%3E"), "InvalidAction"),
+        ):
+            answer = await client.post("/sts", params=query or None, content=body)
+            error = ElementTree.fromstring(answer.content).find("{*}Error/{*}Code")
+            assert answer.status_code >= 400 and error is not None and error.text == code, (code, answer.text)
 
 
 async def test_a_role_may_what_its_policies_allow(stand: RoleStand, provider: Any) -> None:

@@ -38,11 +38,12 @@ _NOT_AUTHORIZED: Final = "Not authorized to perform sts:AssumeRoleWithWebIdentit
 
 
 class StsFault(AgentkeepError):
-    """A refusal by one of STS's codes."""
+    """A refusal by one of STS's codes. `refused`: whose token it was, once that is verified."""
 
     def __init__(self, code: str, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.code, self.message, self.status = code, message, status
+        self.refused: VerifiedToken | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,13 @@ class RoleSessions:
 
     async def _assume(self, request: AssumeRequest) -> Assumed:
         verified = await self._verified(request.token)
+        try:
+            return await self._assume_by(verified, request)
+        except StsFault as fault:
+            fault.refused = verified
+            raise
+
+    async def _assume_by(self, verified: VerifiedToken, request: AssumeRequest) -> Assumed:
         role = self._roles.by_arn(request.role_arn)
         if role is None:
             # The same words as where the role is not for this token: whoever tries learns of no role.
@@ -177,12 +185,13 @@ class RoleSessions:
     # On record.
 
     async def _note(self, request: AssumeRequest, fault: StsFault) -> None:
-        """Counted by code and role, so that whoever tries all day fills no store. That it cannot be recorded does not
-        make it less of a refusal."""
+        """Counted by code, role and whose token it was, so that whoever tries all day fills no store. That it cannot be
+        recorded does not make it less of a refusal."""
         role = self._roles.by_arn(request.role_arn)
         named = role.name if role is not None else "no role of this deployment"
         logger.warning("nobody gets keys of role %s: %s", named, fault.code)
-        details = {"role": named, "code": fault.code, "issuer": self._known_issuer(request.token)}
+        subject = "not proved" if fault.refused is None else fault.refused.subject[:256]
+        details = {"role": named, "code": fault.code, "issuer": self._known_issuer(request.token), "subject": subject}
         record = self._record(REFUSED, f"was refused keys of role {named!r}", "-", details)
         try:
             await self._refusals.note(tuple(details.values()), lambda: record)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from agentkeep.core.call import CallerKind
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import StoreUnavailable, UnauthorizedException, ValidationException
+from agentkeep.core.errors import ServiceError, StoreUnavailable, UnauthorizedException, ValidationException
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.ports import AccessKey
 from agentkeep.identity.roles.roles import LONGEST, SHORTEST, unique_id
@@ -44,6 +44,7 @@ _LENGTHS: Final = {
     "Policy": (1, 2048),
 }
 _REQUIRED: Final = ("RoleArn", "RoleSessionName", "WebIdentityToken")
+_SECONDS: Final = re.compile(r"[0-9]{1,9}")
 _SESSION_NAME: Final = re.compile(r"[\w+=,.@-]*", re.ASCII)
 
 
@@ -69,6 +70,8 @@ class StsApp:
         except StsFault as fault:
             status = fault.status
             answer = write_error(fault.code, fault.message, status, _NAMESPACE, request_id)
+        except ServiceError as error:  # what was sent cannot be taken in, or not now
+            status, answer = error.status, write_error(error.code, error.message, error.status, _NAMESPACE, request_id)
         except StoreUnavailable as error:
             logger.error("request %s (STS) met a store that is not available: %s", request_id, error)
             status, message = 503, "A store that this needs is not available now: try again"
@@ -162,7 +165,7 @@ def _parsed(fields: Mapping[str, str]) -> AssumeRequest:
             _fault("RoleSessionName", f"Member must satisfy regular expression pattern: {_SESSION_NAME.pattern}")
         )
     seconds = fields.get("DurationSeconds", str(SHORTEST))
-    if not (seconds.isascii() and seconds.isdigit() and SHORTEST <= int(seconds[:6]) <= LONGEST):
+    if not (_SECONDS.fullmatch(seconds) and SHORTEST <= int(seconds) <= LONGEST):
         faults.append(_fault("DurationSeconds", f"Member must have value between {SHORTEST} and {LONGEST}"))
     if "ProviderId" in fields or any(name.startswith("PolicyArns.") for name in fields):
         faults.append(
