@@ -485,10 +485,19 @@ def settings() -> RuntimeSettings:
 
 
 @pytest.fixture
+def identity_settings() -> IdentitySettings:
+    return IdentitySettings()
+
+
+@pytest.fixture
 async def platform(
-    store: ValkeyKeyValueStore, clock: ManualClock, settings: RuntimeSettings, tmp_path: Path
+    store: ValkeyKeyValueStore,
+    clock: ManualClock,
+    settings: RuntimeSettings,
+    identity_settings: IdentitySettings,
+    tmp_path: Path,
 ) -> AsyncIterator[Platform]:
-    identity = IdentityPlane(store, FileMasterKey(b"k" * 32), DEPLOYMENT, clock, IdentitySettings())
+    identity = IdentityPlane(store, FileMasterKey(b"k" * 32), DEPLOYMENT, clock, identity_settings)
     platform = Platform(store, clock, tmp_path, identity, settings)
     await platform.plane.start()
     yield platform

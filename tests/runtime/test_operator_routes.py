@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agentkeep.core.call import Caller, CallerKind, SessionRef, User
+from agentkeep.identity.settings import IdentitySettings
 from agentkeep.runtime.sessions.logs import Logs
 
 OPERATOR = Caller(CallerKind.OPERATOR, "arn:aws:iam::123456789012:user/olivia", "AKIAOPERATOR")
@@ -44,6 +45,11 @@ def _id() -> str:
 # Credentials.
 
 
+@pytest.fixture
+def identity_settings() -> IdentitySettings:
+    return IdentitySettings(session_key_life=180)
+
+
 async def test_a_session_gets_keys_of_its_own(platform: Any, clock: Any) -> None:
     """IDN-4. Bound to agent, user and session; dead when the session ends."""
     runtime_id, session_id = await platform.create(), _id()
@@ -63,7 +69,7 @@ async def test_a_session_gets_keys_of_its_own(platform: Any, clock: Any) -> None
     again = [await _ask(app, "GET", "/credentials", **{"agentkeep.session": ref}) for _ in range(20)]
     assert {json.loads(body)["AccessKeyId"] for _, body in again} == {document["AccessKeyId"]}
     await platform.begin(runtime_id, session_id, user_id="alice")  # stays busy
-    await clock.move(1900)
+    await clock.move(95)  # of 180 seconds
     renewed = json.loads((await _ask(app, "GET", "/credentials", **{"agentkeep.session": ref}))[1])
     assert renewed["AccessKeyId"] != document["AccessKeyId"]
 

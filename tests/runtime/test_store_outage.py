@@ -27,7 +27,7 @@ def own_valkey(tmp_path: Path) -> Any:
 
 @pytest.fixture
 async def store(own_valkey: EmbeddedValkey) -> AsyncIterator[ValkeyKeyValueStore]:
-    store = ValkeyKeyValueStore(own_valkey.url)
+    store = ValkeyKeyValueStore(own_valkey.url, time_limit=1)
     yield store
     await store.close()
 
