@@ -28,9 +28,10 @@ class TlsFront:
 
 
 @asynccontextmanager
-async def tls_front(name: str, port: int, folder: Path) -> AsyncIterator[TlsFront]:
-    """Answers for `name`, and hands every connection's bytes to 127.0.0.1:`port`."""
-    certificate = _certificate(name, folder)
+async def tls_front(name: str, port: int, folder: Path, certificate: Path | None = None) -> AsyncIterator[TlsFront]:
+    """Answers for `name`, and hands every connection's bytes to 127.0.0.1:`port`. `certificate`: another front's, of
+    the same name; None: one of its own is made, `folder`/tls.pem."""
+    certificate = certificate or _certificate(name, folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     pipes: set[asyncio.Task[None]] = set()

@@ -77,8 +77,8 @@ def platform_variables(
             ),
         }
     if egress:
-        # Of HTTP clients in general; in both cases, since each is all that some of them look at.
-        proxied = {"https_proxy": SESSION_ENDPOINT, "no_proxy": "169.254.170.2,localhost,127.0.0.1"}
+        # In both cases, since each is all that some clients look at; with the port, or Python's own takes 443.
+        proxied = {"https_proxy": f"{SESSION_ENDPOINT}:80", "no_proxy": "169.254.170.2,localhost,127.0.0.1"}
         variables |= proxied | {name.upper(): value for name, value in proxied.items()}
     return variables
 
