@@ -170,6 +170,15 @@ async def test_tokens_for_other_purposes_are_refused(plane: IdentityPlane, provi
     await refused(plane, provider, provider.token(header={"typ": kind}), "another purpose")
 
 
+async def test_logout_tokens_are_refused(plane: IdentityPlane, provider: Any) -> None:
+    """OpenID Connect Back-Channel Logout, 2.4: each client of a user's gets one, signed, for its own audience; older
+    providers do not say so in the header."""
+    events = {"http://schemas.openid.net/event/backchannel-logout": {}}
+    await refused(plane, provider, provider.token(events=events), "it tells of events")
+    for harmless in (["concert"], {"next": "concert"}, "x"):
+        await plane.authorizers.verify(authorizer(provider), provider.token(events=harmless))
+
+
 @pytest.mark.parametrize("header", [{"crit": ["exp"]}, {"b64": False}, {"crit": ["b64"], "b64": False}, {"crit": []}])
 async def test_critical_extensions_are_refused(plane: IdentityPlane, provider: Any, header: dict[str, Any]) -> None:
     await refused(plane, provider, provider.token(header=header), "token (demands extensions|is not a signed)")

@@ -249,7 +249,7 @@ async def test_a_user_who_says_no(stand: ConsentStand, openid: OpenIdServer) -> 
     assert query(back) == {"tab": "1", "session_id": asked["sessionUri"]}
     failed = {"sessionUri": asked["sessionUri"], "sessionStatus": "FAILED"}
     assert await stand.ask(token, sessionUri=asked["sessionUri"]) == failed
-    with pytest.raises(ValidationException, match=r"has failed.*Ask for the token again"):
+    with pytest.raises(ValidationException, match=r"server answered access_denied\. Ask for the token again"):
         await stand.complete("alice", asked["sessionUri"])
     assert (await stand.ask(token))["sessionUri"] != asked["sessionUri"]
 

@@ -193,6 +193,11 @@ async def test_nothing_of_a_request_comes_back(connected: ConsentStand) -> None:
         assert response.headers["cache-control"] == "no-store"
         assert response.headers["x-content-type-options"] == "nosniff"
     assert not {"code", "iss", "error"} & query(sent.headers["location"]).keys()
+    begun = await connected.ask(await connected.token_of("alice"))
+    back = await answer_for(connected, "alice", begun["authorizationUrl"])
+    assert (await connected.get(changed(back, code=None, error=script))).status_code == 302
+    with pytest.raises(ValidationException, match="server answered unknown"):
+        await connected.complete("alice", begun["sessionUri"])
 
 
 # Where the browser goes then.

@@ -24,7 +24,7 @@ from agentkeep.identity.inbound.provider_documents import DocumentFetcher
 from agentkeep.identity.oauth2.authorization_servers import AuthorizationServer
 from agentkeep.identity.oauth2.grants import TokenSet
 
-__all__ = ["ClientCredentials", "Parameters", "TokenEndpoint", "TokenRefused"]
+__all__ = ["ClientCredentials", "Parameters", "TokenEndpoint", "TokenRefused", "error_code"]
 
 #: Names may repeat.
 Parameters = Sequence[tuple[str, str]]
@@ -115,10 +115,15 @@ def _read(url: str, status: int, answer: bytes) -> dict[str, Any]:
         # GitHub and Slack answer errors with status 200.
         error = document.get("error")
         if (error is not None or 400 <= status < 500) and status < 500 and status != 429 and error not in _PASSING:
-            raise TokenRefused(error if isinstance(error, str) and _ERROR.fullmatch(error) else "unknown")
+            raise TokenRefused(error_code(error))
         if status == 200:
             return document
     raise ProviderError(f"{url} answered {status}" + (" without a JSON object" if status == 200 else ""))
+
+
+def error_code(error: object) -> str:
+    """What a server calls an error, where that is in the form of RFC 6749; anything else may be what it was sent."""
+    return error if isinstance(error, str) and _ERROR.fullmatch(error) else "unknown"
 
 
 def _access_token(url: str, document: dict[str, Any]) -> str:

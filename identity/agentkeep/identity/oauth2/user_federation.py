@@ -35,7 +35,7 @@ from agentkeep.identity.oauth2.providers import Oauth2Client, Oauth2Providers
 from agentkeep.identity.oauth2.renewal import RenewedGrants
 from agentkeep.identity.oauth2.requests import Flow, TokenAnswer, TokenRequest, refusal, unreachable
 from agentkeep.identity.oauth2.single_flight import LeasedFlight
-from agentkeep.identity.oauth2.token_endpoint import TokenRefused
+from agentkeep.identity.oauth2.token_endpoint import TokenRefused, error_code
 from agentkeep.identity.sealing import Seal
 from agentkeep.identity.trail import BROWSER, Attempt, Trail
 from agentkeep.identity.workloads.identities import WorkloadIdentities
@@ -219,7 +219,8 @@ class UserFederation:
             if changed.state is ConsentState.CONSENTED:
                 await self._trail.happens("consent-given", f"came from {by.provider} with a code", by)
             else:
-                await self._trail.happens("consent-denied", f"came from {by.provider} with an error", by)
+                said = error_code(answer.get("error"))
+                await self._trail.happens("consent-denied", f"came from {by.provider} with an error", by, server=said)
             if not await self._consents.change(kept, changed):
                 raise CallbackRefused("it came back twice at once")
         except CallbackRefused as refused:
@@ -239,7 +240,8 @@ class UserFederation:
         await self._check_still_allowed(consent)
         code = answer.get("code", "")
         if "error" in answer:
-            return consent.to(ConsentState.FAILED, reason="the authorization server answered an error")
+            answered = f"the authorization server answered {error_code(answer['error'])}"
+            return consent.to(ConsentState.FAILED, reason=answered)
         if 0 < len(code) <= _LONGEST_CODE:
             return consent.to(ConsentState.CONSENTED, code=code)
         raise CallbackRefused("the answer has neither code nor error")
