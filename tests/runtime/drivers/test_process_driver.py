@@ -40,6 +40,7 @@ class TestCold(DriverContract):
         await driver.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root: the tests above ran as an ordinary user already")
 def test_everything_holds_for_an_ordinary_user(request: pytest.FixtureRequest) -> None:
     """The same tests, run by another user. The platform's own interpreter may be out of that user's reach (under
