@@ -17,6 +17,7 @@ __all__ = ["AGENT", "Application", "until"]
 AGENT = b"""
 import os, time, uuid
 import boto3
+from botocore.exceptions import ClientError
 from bedrock_agentcore import BedrockAgentCoreApp
 
 app = BedrockAgentCoreApp()
@@ -30,7 +31,20 @@ def invoke(payload, context):
     if "memory" in payload:
         memory = boto3.client("bedrock-agentcore")
         found["events"] = len(memory.list_events(**payload["memory"])["events"])
+    if "assume" in payload:
+        sts = boto3.client("sts", endpoint_url="http://169.254.170.2/sts")
+        found["arn"] = sts.get_caller_identity()["Arn"]
+        try:
+            sts.assume_role_with_web_identity(**payload["assume"])
+        except ClientError as refused:
+            found["refused"] = refused.response["Error"]["Code"]
     return found
+
+@app.websocket
+async def talk(websocket, context):
+    await websocket.accept()
+    async for message in websocket.iter_text():
+        await websocket.send_text(message.upper())
 
 def pieces(number):
     for each in range(number):
@@ -60,9 +74,10 @@ class Application:
             config=Config(retries={"max_attempts": 1}, read_timeout=180, max_pool_connections=50, **settings),
         )
 
-    def deploy(self, image: str, **settings: Any) -> str:
+    def deploy(self, image: str, beginning: str = "agent", **settings: Any) -> str:
+        """Its ARN. `beginning`: of its name."""
         made = self.control.create_agent_runtime(
-            agentRuntimeName=f"agent_{uuid.uuid4().hex[:8]}",
+            agentRuntimeName=f"{beginning}_{uuid.uuid4().hex[:8]}",
             agentRuntimeArtifact={"containerConfiguration": {"containerUri": image}},
             roleArn="arn:aws:iam::123456789012:role/agent",
             networkConfiguration={"networkMode": "PUBLIC"},

@@ -1,5 +1,8 @@
 """The compose deployment, up for real: in an engine of the tests' own, from images made here.
 
+It is up once for all tests of it (e2e/conftest.py), since that takes a minute or more. So each test uses names of its
+own, puts back what it kills, and asks for the number of replicas that it needs: `replicated` and `single`.
+
 Our own image is built when what it is made of has changed, and kept with the engine between runs, as the others are.
 """
 
@@ -14,7 +17,7 @@ import sysconfig
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -24,7 +27,7 @@ from urllib.request import urlopen
 import boto3
 import pytest
 from botocore.config import Config
-from docker_engine import DockerEngine
+from docker_engine import DockerEngine, running_engine
 from images.build import load, public_images
 from images.engine import ImagesUnavailable
 
@@ -43,13 +46,18 @@ DEMONSTRATION = {
 _PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 
 
-@dataclass(frozen=True)
+REPLICAS = "docker-compose.replicas.yml"
+
+
+@dataclass
 class ComposeStack:
+    """`identity_folder`: for roles.json and sts-rules.json. `files`: Compose's, for the next command."""
+
     engine: DockerEngine
     port: int
     keycloak_port: int
-    settings: dict[str, str] = field(default_factory=dict)
-    overrides: tuple[str, ...] = ()
+    identity_folder: Path
+    files: tuple[str, ...] = ("docker-compose.yml", "infra/compose/demo.yml")
 
     @property
     def url(self) -> str:
@@ -73,13 +81,12 @@ class ComposeStack:
             "AGENTKEEP_DOCKER_SOCKET": str(self.engine.socket),
             "AGENTKEEP_PORT": str(self.port),
             "KEYCLOAK_PORT": str(self.keycloak_port),
-            **self.settings,
+            "AGENTKEEP_IDENTITY_FOLDER": str(self.identity_folder),
         }
 
     def compose(self, *arguments: str, timeout: float = 900) -> str:
         """What it prints. AssertionError with what it said, where it fails."""
-        names = ("docker-compose.yml", "infra/compose/demo.yml", *self.overrides)
-        files = [part for name in names for part in ("-f", name)]
+        files = [part for name in self.files for part in ("-f", name)]
         ran = subprocess.run(
             [COMPOSE, "--ansi", "never", "--progress", "plain", *files, *arguments],
             cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=timeout,
@@ -102,8 +109,24 @@ class ComposeStack:
                 raise AssertionError(f"{first}\n{second}\n{self.troubles()}") from None
         return time.monotonic() - began
 
-    def down(self, *, volumes: bool = False) -> None:
-        self.compose("down", "--timeout", "60", *(("--volumes",) if volumes else ()))
+    def replicated(self) -> None:
+        """Several of each plane."""
+        if REPLICAS not in self.files:
+            self.files = (*self.files, REPLICAS)
+            print(f"replicas up in {self.up():.0f} s")
+
+    def single(self) -> None:
+        """One of each plane."""
+        if REPLICAS in self.files:
+            self.files = tuple(name for name in self.files if name != REPLICAS)
+            print(f"replicas gone in {self.up():.0f} s")
+
+    def down(self) -> None:
+        self.compose("down", "--timeout", "60")
+
+    def remove(self) -> None:
+        """With its volumes, and at once: nothing of it is needed any more."""
+        self.compose("down", "--timeout", "0", "--volumes")
 
     def troubles(self) -> str:
         """What services that are not healthy wrote last."""
@@ -140,10 +163,10 @@ class ComposeStack:
             config=Config(retries={"max_attempts": 1}, read_timeout=120),
         )
 
-    def token(self, user: str) -> str:
+    def token(self, user: str, client: str = "demo") -> str:
         """An access token of the realm, got as the demonstration gets it."""
         password = self.compose("exec", "-T", "keycloak", "cat", f"/run/secrets/agentkeep/{user}-password").strip()
-        form = {"grant_type": "password", "client_id": "demo", "username": user, "password": password}
+        form = {"grant_type": "password", "client_id": client, "username": user, "password": password}
         try:
             with urlopen(
                 f"{self.issuer}/protocol/openid-connect/token", urlencode(form).encode(), timeout=30
@@ -154,21 +177,24 @@ class ComposeStack:
 
 
 @contextmanager
-def compose_stack(engine: DockerEngine, overrides: tuple[str, ...] = (), **settings: str) -> Iterator[ComposeStack]:
-    """Its images are there; nothing runs yet. At the end all is removed, volumes too."""
-    try:
-        load(engine.socket, public_images())
-    except (ImagesUnavailable, LookupError) as error:
-        pytest.skip(f"NOT SHOWN: the compose deployment; its images cannot be made here: {error}")
-    build(engine, IMAGE, REPOSITORY, SOURCES)
-    for image, folder in DEMONSTRATION.items():
-        build(engine, image, REPOSITORY / "examples" / folder, ("",))
-    stack = ComposeStack(engine, _free_port(), _free_port(), settings, overrides)
-    stack.down(volumes=True)
-    try:
-        yield stack
-    finally:
-        stack.down(volumes=True)
+def compose_stack(identity_folder: Path) -> Iterator[ComposeStack]:
+    """Up, in an engine of its own. At the end all is removed, volumes too."""
+    with running_engine() as engine:
+        try:
+            load(engine.socket, public_images())
+        except (ImagesUnavailable, LookupError) as error:
+            pytest.skip(f"NOT SHOWN: the compose deployment; its images cannot be made here: {error}")
+        build(engine, IMAGE, REPOSITORY, SOURCES)
+        for image, folder in DEMONSTRATION.items():
+            build(engine, image, REPOSITORY / "examples" / folder, ("",))
+        identity_folder.chmod(0o755)
+        stack = ComposeStack(engine, _free_port(), _free_port(), identity_folder)
+        stack.remove()
+        try:
+            print(f"up in {stack.up():.0f} s")
+            yield stack
+        finally:
+            stack.remove()
 
 
 def build(engine: DockerEngine, image: str, folder: Path, sources: Iterable[str]) -> None:

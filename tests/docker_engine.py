@@ -18,6 +18,7 @@ import sysconfig
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -138,7 +139,13 @@ def _libraries(programs: Iterable[Path]) -> set[Path]:
 
 @pytest.fixture(scope="module")
 def docker_engine() -> Iterator[DockerEngine]:
-    """A daemon that this fixture starts and stops. Skipped, loudly, where none can run."""
+    with running_engine() as engine:
+        yield engine
+
+
+@contextmanager
+def running_engine() -> Iterator[DockerEngine]:
+    """A daemon, started and stopped here. Skips the test, loudly, where none can run."""
     _require()
     PLACE.mkdir(parents=True, exist_ok=True)
     with (PLACE / "lock").open("w") as lock:

@@ -21,6 +21,7 @@ from agentkeep.service.ownership import PLANES
 __all__ = ["ACCOUNT", "LISTS", "REGION", "RoleKeys", "refused_within", "role_arn"]
 
 ACCOUNT, REGION = "000000000000", "us-east-1"
+_MCP = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
 #: What `reads` needs, all of it on "*".
 LISTS = (
     "bedrock-agentcore:ListAgentRuntimes", "bedrock-agentcore:ListGateways", "bedrock-agentcore:ListMemories",
@@ -73,7 +74,7 @@ class RoleKeys:
         self, keys: dict[str, Any], method: str, path: str, body: bytes = b"", endpoint: str | None = None
     ) -> httpx.Response:
         request = self.signed(keys, method, path, body, endpoint)
-        headers = dict(request.headers.items())
+        headers = {**_MCP, **dict(request.headers.items())}
         return httpx.request(method, str(request.url), content=body, headers=headers, timeout=60, trust_env=False)
 
     def reads(self) -> dict[str, Callable[[dict[str, Any], str | None], int]]:

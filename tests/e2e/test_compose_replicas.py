@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from compose_application import Application, until
-from compose_stack import PLANES, ComposeStack, compose_stack
-from docker_engine import SDK, DockerEngine, docker_engine  # noqa: F401 -- a fixture
+from compose_roles import ComposeRoles
+from compose_stack import PLANES, ComposeStack
+from docker_engine import SDK
 from platform_process import PlatformProcess
+from role_keys import refused_within
 
 from agentkeep.cli.deployment import Running, write_credentials
 from agentkeep.verify.bundle import probe_files
@@ -26,6 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(1200), 
 
 RUNTIMES = 3
 SESSIONS = 10
+SLACK = 10  # seconds, of a loaded machine
 AGENT = b"""
 import json, os, socket, uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -52,21 +55,14 @@ app.run()
 
 
 @pytest.fixture(scope="module")
-def stack(docker_engine: DockerEngine) -> Iterator[ComposeStack]:  # noqa: F811
-    overrides = ("docker-compose.replicas.yml",)
-    with compose_stack(docker_engine, overrides, AGENTKEEP_RUNTIME_REPLICAS=str(RUNTIMES)) as stack:
-        print(f"up in {stack.up():.0f} s")
-        yield stack
+def stack(compose: ComposeStack) -> ComposeStack:
+    compose.replicated()
+    return compose
 
 
 @pytest.fixture(scope="module")
-def application(stack: ComposeStack) -> Application:
-    return Application(stack)
-
-
-@pytest.fixture(scope="module")
-def agent(application: Application) -> str:
-    return application.deploy(application.stack.engine.image("compose-replicas", {"main.py": AGENT}, packages=SDK))
+def agent(application: Application, stack: ComposeStack) -> str:
+    return application.deploy(stack.engine.image("compose-replicas", {"main.py": AGENT}, packages=SDK))
 
 
 class Replica:
@@ -74,15 +70,15 @@ class Replica:
 
     def __init__(self, application: Application, container: str) -> None:
         self.container = container
-        found = json.loads(application.stack.engine.docker("inspect", container))[0]
-        address = found["NetworkSettings"]["Networks"]["agentkeep_front"]["IPAddress"]
         self._data = boto3.client(
             "bedrock-agentcore",
-            endpoint_url=f"http://{address}:8080",
+            endpoint_url=address(application.stack, container),
             region_name=application.operator["region"],
             aws_access_key_id=application.operator["accessKeyId"],
             aws_secret_access_key=application.operator["secretAccessKey"],
         )
+
+        self.events = self._data.meta.events
 
     def invoke(self, arn: str, session: str, **payload: Any) -> Any:
         answer = self._data.invoke_agent_runtime(
@@ -91,9 +87,15 @@ class Replica:
         return json.loads(answer["response"].read())
 
 
-@pytest.fixture(scope="module")
-def replicas(application: Application) -> list[Replica]:
-    return [Replica(application, container) for container in application.stack.replicas("runtime")]
+@pytest.fixture
+def replicas(application: Application, stack: ComposeStack) -> list[Replica]:
+    return [Replica(application, container) for container in stack.replicas("runtime")]
+
+
+def address(stack: ComposeStack, container: str) -> str:
+    """Of a plane's replica, itself."""
+    found = json.loads(stack.engine.docker("inspect", container))[0]
+    return f"http://{found['NetworkSettings']['Networks']['agentkeep_front']['IPAddress']}:8080"
 
 
 def owners(stack: ComposeStack) -> dict[str, str]:
@@ -148,8 +150,67 @@ def test_each_session_has_its_own_credentials(
         application.stop(agent, session)
 
 
+def test_the_edge_passes_no_word_of_the_services_own(
+    application: Application, agent: str, replicas: list[Replica]
+) -> None:
+    """EXE-1: who says that his request was handed on before, where only replicas may, is heard by the edge alone. A
+    replica that is told so by a client itself does not hand it on."""
+
+    def say_so(request: Any, **_: Any) -> None:
+        request.headers["X-Agentkeep-Forwarded"] = "another"
+        request.headers["X-Agentkeep-Session"] = "made-up"
+
+    session = str(uuid.uuid4())
+    first = replicas[0].invoke(agent, session)
+    data = Application(application.stack).data
+    data.meta.events.register("before-send.bedrock-agentcore.*", say_so)
+
+    def ask(_: int) -> Any:
+        return json.loads(
+            data.invoke_agent_runtime(
+                agentRuntimeArn=agent, runtimeSessionId=session, runtimeUserId="alice", payload=b"{}"
+            )["response"].read()
+        )
+
+    assert [ask(number) for number in range(12)] == [first] * 12
+    told = []
+    for replica in replicas:
+        replica.events.register("before-send.bedrock-agentcore.*", say_so)
+        try:
+            told.append(replica.invoke(agent, session) == first)
+        except (BotoCoreError, ClientError):
+            told.append(False)
+    assert told.count(True) == 1
+    application.stop(agent, session)
+
+
+def test_a_roles_keys_are_one_whichever_replica_is_asked(stack: ComposeStack, roles: ComposeRoles) -> None:
+    """IDN-1: given by one replica of identity, good at each replica of each plane; revoked at the other, dead at all
+    within the time of their memory."""
+    addresses = {plane: [address(stack, one) for one in stack.replicas(plane)] for plane in PLANES}
+    keys = roles.keys("talker", "bob")
+    asks = {
+        f"{plane}-{number}": partial(roles.reads()[plane], keys, endpoint)
+        for plane, endpoints in addresses.items()
+        for number, endpoint in enumerate(endpoints)
+    }
+    assert len(asks) == RUNTIMES + 2 * 4
+    assert {name: ask() for name, ask in asks.items()} == dict.fromkeys(asks, 200)
+    operator = stack.operator()
+    revoker = {"AccessKeyId": operator["accessKeyId"], "SecretAccessKey": operator["secretAccessKey"]}
+    answer = roles.ask(
+        {**revoker, "SessionToken": None}, "POST", "/roles/talker/revoke", endpoint=addresses["identity"][1]
+    )
+    assert answer.status_code == 200, answer.text
+    print("revoked after", refused_within(asks, 5 + SLACK))
+    again = roles.keys("talker", "bob")
+    assert {roles.reads()["memory"](again, endpoint) for endpoint in addresses["memory"]} == {200}
+
+
 def test_sessions_that_attack_each_other_leak_nothing(stack: ComposeStack, tmp_path: Path) -> None:
-    """EXE-5: ten, on whichever replica the edge puts them, by the command that operators run."""
+    """EXE-5: ten, on whichever replica the edge puts them, by the command that operators run, at the public port alone;
+    and nothing of it is left."""
+    before = set(stack.engine.docker("ps", "--all", "--quiet").split())
     operator = stack.operator()
     Running(stack.url, 0, 0.0, operator["region"], "000000000000").write(tmp_path)
     write_credentials(tmp_path, operator["accessKeyId"], operator["secretAccessKey"])
@@ -161,6 +222,7 @@ def test_sessions_that_attack_each_other_leak_nothing(stack: ComposeStack, tmp_p
     assert (ran.returncode, report["result"]) == (0, "passed"), ran.stdout[-4000:] + ran.stderr[-2000:]
     assert report["left"] == [] and len(report["attacks"]) > 100
     assert owners(stack) == {}
+    assert set(stack.engine.docker("ps", "--all", "--quiet").split()) <= before
 
 
 def test_sessions_outlive_the_replica_that_had_them(
