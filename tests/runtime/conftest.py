@@ -340,6 +340,7 @@ class Platform:
     memory: Any = None
     key_service: KeyService = field(default_factory=lambda: LocalKeyService(b"a secret that only tests have..."))
     key_settings: Any = None
+    rewrite_store: Any = None
     budgets: SessionBudgets = field(init=False)
     plane: RuntimePlane = field(init=False)
     deployment: ClassVar[Deployment] = DEPLOYMENT
@@ -371,6 +372,7 @@ class Platform:
             memory_sessions=self.memory,
             key_service=self.key_service,
             key_settings=self.key_settings,
+            rewrite_store=self.rewrite_store,
         )
 
     async def kill(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canaries import canary, leaks
+from canaries import canary, leaking_files, leaks
 from kms_stand_in import KmsStandIn, key_arn
 
 from agentkeep.core.data_keys import DataKeys
@@ -24,10 +24,15 @@ from agentkeep.core.errors import (
 )
 from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.core.key_settings import KeySettings
+from agentkeep.embedded.valkey import EmbeddedValkey
+from agentkeep.identity.master_key import FileMasterKey
+from agentkeep.identity.operations import IdentityPlane
+from agentkeep.identity.settings import IdentitySettings
 from agentkeep.runtime.agents.catalogue import _versions
 from agentkeep.runtime.agents.sealed_variables import RETRY_SECONDS, VARIABLES
 from agentkeep.runtime.environments.warm_pool_sizes import WARM_POOL_TAG
 from agentkeep.runtime.records import Version
+from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.storage.interface import Put
 from agentkeep.storage.records import encode
 from agentkeep.storage.valkey import ValkeyKeyValueStore
@@ -328,6 +333,45 @@ async def test_those_of_earlier_releases_are_sealed_at_the_start(
     assert await stored(platform, runtime_id) == sealed
     assert await stored(platform, bare) == untouched
     assert halves(platform) == 1
+
+
+def leaking_valkey(folder: Path, secret: str) -> bool:
+    try:
+        return leaking_files(folder, [secret]) != []
+    except FileNotFoundError:  # it was just removed
+        return True
+
+
+async def test_nothing_is_left_of_them_in_the_stores_file(
+    make_platform: Any, settings: RuntimeSettings, clock: Any, tmp_path: Path
+) -> None:
+    """IDN-3: it still has what was written over, until it is written anew; which is asked for."""
+    secret = canary()
+    async with EmbeddedValkey(tmp_path / "valkey", appendfsync="no") as valkey:
+        store = ValkeyKeyValueStore(valkey.url)
+        identity = IdentityPlane(store, FileMasterKey(b"k" * 32), make_platform.deployment, clock, IdentitySettings())
+        platform = make_platform(store, clock, tmp_path, identity, settings, rewrite_store=store.rewrite_file)
+        await platform.plane.start()
+        runtime_id = await platform.create("agent")
+        await in_clear(platform, runtime_id, {"KEY": secret})
+        assert leaking_valkey(tmp_path / "valkey", secret)
+        await platform.restart()
+        async with asyncio.timeout(30):
+            while leaking_valkey(tmp_path / "valkey", secret):
+                await asyncio.sleep(0.05)
+        assert (await platform.call("get_agent_runtime", agentRuntimeId=runtime_id))[VARIABLES] == {"KEY": secret}
+        await platform.plane.stop()
+        await platform.driver.close()
+        await identity.close()
+        await store.close()
+
+
+async def test_what_an_agent_wrote_is_masked(platform: Any) -> None:
+    """Of a version that failed; but for values too short to be told from other words."""
+    runtime_id = await platform.create(environmentVariables={"KEY": "key-123456", "LONGER": "key-123456-7", "ON": "1"})
+    said = "1 of 1: no login with key-123456-7, nor with key-123456"
+    masked = await platform.plane._parts.variables.mask(await stored(platform, runtime_id), said)
+    assert masked == "1 of 1: no login with ***, nor with ***"
 
 
 async def test_those_of_earlier_releases_wait_for_the_key_service(

@@ -247,6 +247,7 @@ class EmbeddedPlatform:
             audit=audit,
             key_service=runtime_keys,
             key_settings=key_settings,
+            rewrite_store=store.rewrite_file,
         )
 
         # What serves them.

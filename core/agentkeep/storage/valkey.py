@@ -146,6 +146,11 @@ class ValkeyKeyValueStore:
         value: int = await self._run(_COUNTER, (self._counter(key, None),), (self._now(),))
         return value
 
+    async def rewrite_file(self) -> None:
+        """Has the server write its append-only file anew, in the background: then it has nothing any more of what was
+        overwritten or deleted. Raises StoreUnavailable; where the server does not do that for us, too."""
+        await self._client.execute(("BGREWRITEAOF",), repeatable=True)
+
     async def close(self) -> None:
         await self._client.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
@@ -15,6 +15,7 @@ from agentkeep.core.identifiers import Deployment
 from agentkeep.core.key_service import KeyService
 from agentkeep.core.key_settings import KeySettings
 from agentkeep.core.pages import page
+from agentkeep.core.permissions import READ_VARIABLES, may_besides
 from agentkeep.core.ports import Audit, Authorizers, Budget, Keys, MemorySessions, WorkloadTokens
 from agentkeep.runtime.agents.artifacts import ArtifactStore
 from agentkeep.runtime.agents.documents import Documents
@@ -69,13 +70,15 @@ class RuntimePlane:
         *,
         key_service: KeyService,
         key_settings: KeySettings | None = None,
+        rewrite_store: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`data_dir`: a folder of this plane's own; a replica keeps its bundles there, and sessions' logs where
         there is no `logs_dir`, which replicas may share. `place`: of this replica among others; None: it is alone.
         `listener_token`: says to another through which session's listener a request came. `memory_sessions`: who is to
         know that a session has ended; None: nobody.
         `audit`: where it is on record for whom operators invoke; None: the log alone.
-        `key_service`: wraps the keys of what is sealed; the same for all replicas."""
+        `key_service`: wraps the keys of what is sealed; the same for all replicas. `rewrite_store`: has the store
+        forget what was overwritten; called when something is sealed that lay there in clear."""
         self._parts = parts = Parts(
             store,
             deployment,
@@ -96,6 +99,7 @@ class RuntimePlane:
             memory_sessions,
             audit,
             DataKeys(key_service, clock, key_settings),
+            rewrite_store,
         )
         self._deployment = deployment
         self._settings = settings
@@ -165,7 +169,9 @@ class RuntimePlane:
     ) -> control.GetAgentRuntimeResponse:
         number = request.get("agentRuntimeVersion")
         runtime, version = await self._parts.runtimes.get(request["agentRuntimeId"], int(number) if number else None)
-        return self._documents.runtime(runtime, version, await self._parts.variables.open(version))
+        arn = self._parts.catalogue.runtime_arn(runtime.id)
+        shown = await self._parts.variables.open(version) if may_besides(call.caller, READ_VARIABLES, arn) else {}
+        return self._documents.runtime(runtime, version, shown)
 
     async def list_agent_runtimes(
         self, call: Call, request: control.ListAgentRuntimesRequest

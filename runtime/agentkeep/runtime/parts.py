@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from agentkeep.core.acting import ActingForUsers, LoggedAudit
@@ -88,13 +88,14 @@ class Parts:
         memory_sessions: MemorySessions | None,
         audit: Audit | None,
         data_keys: DataKeys,
+        rewrite_store: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self._clock = clock
         self._deployment = deployment
         self._settings = settings
         self._driver = driver = PatientDriver(driver, clock, settings.start_timeout)
         self.catalogue = Catalogue(store, deployment)
-        self.variables = SealedVariables(self.catalogue, data_keys, clock)
+        self.variables = SealedVariables(self.catalogue, data_keys, clock, rewrite_store)
         self.policies = Policies(store)
         self.targets = Targets(self.catalogue, self.policies, clock)
         self.logs = Logs(logs_folder, settings.log_limit, settings.log_retention, clock)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
@@ -41,10 +42,21 @@ _ATTEMPTS: Final = 5
 
 
 class SealedVariables:
-    def __init__(self, catalogue: Catalogue, keys: DataKeys, clock: Clock) -> None:
+    """`rewrite_store`: has the store forget what was overwritten, once what lay there in clear is sealed; None: that is
+    left to who runs the store."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        keys: DataKeys,
+        clock: Clock,
+        rewrite_store: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._catalogue = catalogue
         self._keys = keys
         self._clock = clock
+        self._rewrite_store = rewrite_store
+        self._overwritten = False
         self._sealing: asyncio.Task[None] | None = None
 
     async def seal(self, version: Version) -> Version:
@@ -116,6 +128,8 @@ class SealedVariables:
                 async for stored in self._catalogue.all_versions(runtime.record.id):
                     if stored.record.settings.get(VARIABLES):
                         await self._seal_stored(stored.record.runtime_id, stored.record.number)
+            if self._overwritten and self._rewrite_store is not None:
+                await self._rewrite_store()
         except (ServiceError, DependencyError) as error:
             log.warning("environment variables in the store are still to be sealed: %s", error)
             return False
@@ -132,6 +146,7 @@ class SealedVariables:
             except ConditionFailed:
                 await self.discard(sealed)
                 continue
+            self._overwritten = True
             log.info("sealed the environment variables of agent runtime %s, version %d", runtime_id, number)
             return
         raise RetryableConflictException(f"Version {number} of agent runtime {runtime_id} is being changed")
