@@ -308,10 +308,17 @@ def test_the_platforms_own_policies_allow_what_they_say() -> None:
         assert allowed[name].isdisjoint(refused), name
     assert not any(one.startswith(("bedrock-agentcore:Create", "agentkeep:Write")) for one in allowed["auditor"])
     assert data <= allowed["application"]
+    tagging = {"agentkeep:issuers": "https://login.example"}
+    for name, place, tags in (
+        ("deployer", "memory/x", False), ("deployer", "runtime/x", True), ("administrator", "memory/x", True),
+    ):  # fmt: skip
+        caller = Caller(CallerKind.ROLE, PRINCIPAL, "ASIA", grant=grants[name])
+        asked = {"resourceArn": HERE.arn(place), "tags": tagging}
+        assert may(caller, "TagResource", asked, "bedrock-agentcore-control") is tags, (name, place)
 
 
 def _anywhere(grant: Grant, name: str) -> bool:
-    places = [HERE.arn("memory/x"), "*", user_arn("123456789012", "x")]
+    places = [HERE.arn("memory/x"), HERE.arn("runtime/x"), "*", user_arn("123456789012", "x")]
     return any(grant.allows(name, place) for place in places)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,11 @@ from agentkeep.core.errors import (
     ServiceQuotaExceededException,
     ValidationException,
 )
+from agentkeep.core.grants import Grant
+from agentkeep.identity.roles.policies import parse_permissions
+from agentkeep.identity.roles.shipped_policies import shipped
+
+from .conftest import DEPLOYMENT, OPERATOR
 
 
 async def test_create_makes_version_endpoint_and_identity(platform: Any) -> None:
@@ -352,6 +358,17 @@ async def test_resource_policies_are_stored(platform: Any) -> None:
     await platform.call("put_resource_policy", resourceArn=endpoint, policy=policy)
 
 
+async def test_who_sees_environment_variables(platform: Any) -> None:
+    """People keep secrets there: of roles, those that make agents, and not those that look at them."""
+    runtime_id = await platform.create("helper", environmentVariables={"KEY": "secret"})
+    for name, seen in (("auditor", False), ("deployer", True), ("administrator", True)):
+        policy = parse_permissions(shipped(name, DEPLOYMENT), DEPLOYMENT)
+        caller = replace(OPERATOR, grant=Grant(OPERATOR.principal, DEPLOYMENT, (policy,)))
+        answer = await platform.call("get_agent_runtime", caller, agentRuntimeId=runtime_id)
+        assert answer["agentRuntimeName"] == "helper"
+        assert answer.get("environmentVariables") == ({"KEY": "secret"} if seen else None), name
+
+
 @pytest.mark.parametrize(
     ("statement", "complaint"),
     [
@@ -370,8 +387,9 @@ async def test_policies_that_cannot_be_enforced_are_refused(
     arn = f"arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/{await platform.create()}"
     with pytest.raises(ValidationException, match=complaint):
         await platform.call("put_resource_policy", resourceArn=arn, policy=_policy(arn, **statement))
-    with pytest.raises(ValidationException, match="JSON"):
-        await platform.call("put_resource_policy", resourceArn=arn, policy="{")
+    for text in ("{", _policy(arn).replace('"Effect"', '"Effect": "Deny", "Effect"')):
+        with pytest.raises(ValidationException, match="JSON"):
+            await platform.call("put_resource_policy", resourceArn=arn, policy=text)
 
 
 async def test_policies_of_token_runtimes_name_everyone(platform: Any, provider: Any) -> None:

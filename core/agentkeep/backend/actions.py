@@ -16,22 +16,12 @@ from typing import Any, Final
 from agentkeep.core.call import Call, Caller
 from agentkeep.core.errors import AccessDeniedException
 from agentkeep.core.identifiers import Deployment
-from agentkeep.core.permissions import authorized
+from agentkeep.core.permissions import READ_VARIABLES, authorized
 from agentkeep.wire.model import service
 
 __all__ = ["FURTHER_ACTIONS", "RESOURCES", "action", "authorized_call", "condition_keys", "forms", "resources"]
 
 _MODEL_ACTIONS: Final = {"Converse": "InvokeModel", "ConverseStream": "InvokeModelWithResponseStream"}
-#: What clients do that the service models have no operation for, or that asks for more than its operation.
-FURTHER_ACTIONS: Final = (
-    "bedrock-agentcore:InvokeGateway",
-    "bedrock-agentcore:InvokeAgentRuntimeForUser",
-    "bedrock-agentcore:InvokeAgentRuntimeCommandForUser",
-    "bedrock-agentcore:InvokeAgentRuntimeWithWebSocketStream",
-    "bedrock-agentcore:InvokeAgentRuntimeWithWebSocketStreamForUser",
-    "bedrock-agentcore:GetAgentCardForUser",
-)
-
 _MEMORY: Final = "memory/{}"
 _RUNTIME: Final = "runtime/{}"
 _ENDPOINT: Final = "runtime/{}/runtime-endpoint/{}"
@@ -46,6 +36,17 @@ _OAUTH2: Final = "token-vault/default/oauth2credentialprovider/{}"
 RESOURCES: Final = (
     _MEMORY, _RUNTIME, _ENDPOINT, _GATEWAY, _ENGINE, _POLICY, _WORKLOAD, _VAULT, _API_KEY, _OAUTH2,
 )  # fmt: skip
+
+_FURTHER_INVOCATIONS: Final = (
+    "InvokeAgentRuntimeForUser", "InvokeAgentRuntimeCommandForUser", "InvokeAgentRuntimeWithWebSocketStream",
+    "InvokeAgentRuntimeWithWebSocketStreamForUser", "GetAgentCardForUser",
+)  # fmt: skip
+#: What clients do that the service models have no operation for, or that asks for more than its operation; and on what.
+FURTHER_ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    **{f"bedrock-agentcore:{name}": (_RUNTIME, _ENDPOINT) for name in _FURTHER_INVOCATIONS},
+    "bedrock-agentcore:InvokeGateway": (_GATEWAY,),
+    READ_VARIABLES: (_RUNTIME,),
+}
 
 #: What is on any resource, named by its ARN.
 _ANY: Final = "resourceArn"

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Final
 
 from agentkeep.core.call import Caller, CallerKind
 from agentkeep.core.errors import AccessDeniedException
 
-__all__ = ["authorized"]
+__all__ = ["READ_VARIABLES", "authorized", "may_besides"]
+
+#: What GetAgentRuntime needs besides to show environment variables, where people keep secrets.
+READ_VARIABLES: Final = "agentkeep:ReadEnvironmentVariables"
 
 
 def authorized(
@@ -28,3 +32,8 @@ def authorized(
         return caller
     caller.grant.require(action, resources, context or {})
     return replace(caller, kind=CallerKind.OPERATOR)
+
+
+def may_besides(caller: Caller, action: str, resource: str) -> bool:
+    """Whether an operator, whom an operation is open to, may also do this in it: whoever is none by a role may."""
+    return caller.grant is None or caller.grant.allows(action, resource)

@@ -34,9 +34,7 @@ def actions() -> Mapping[str, tuple[str, ...]]:
     for name in SERVICES:
         for operation in service(name).operation_names:
             found.setdefault(action(name, operation), set()).update(forms(name, operation))
-    runtimes = forms("bedrock-agentcore", "InvokeAgentRuntime")
-    for further in FURTHER_ACTIONS:
-        found[further] = set(runtimes) if "Runtime" in further or "Card" in further else {"gateway/{}"}
+    found |= {further: set(kinds) for further, kinds in FURTHER_ACTIONS.items()}
     for mount in OPERATORS_MOUNTS:
         found |= {one: {_ANY} for one in mount_actions(mount)}
     found[ACT_FOR_USER] = {user_arn("*", "{}")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from agentkeep.backend.actions import RESOURCES
 from agentkeep.core.grants import ACT_FOR_USER, user_arn
 from agentkeep.core.identifiers import Deployment
 from agentkeep.wire.model import service
@@ -28,11 +29,13 @@ _DEPLOYED: Final = (
 _DEPLOYER: Final = (
     *(f"{verb}{kind}" for kind in _DEPLOYED for verb in ("Create", "Update", "Delete")),
     "CreateMemory", "UpdateMemory", "BatchPutGatewayRateLimits", "SynchronizeGatewayTargets", "PutResourcePolicy",
-    "DeleteResourcePolicy", "TagResource", "UntagResource",
+    "DeleteResourcePolicy",
 )  # fmt: skip
-_DEPLOYER_MOUNTS: Final = (
+#: Not of memories: there tags say whose agents and which providers' users may come to the data.
+_TAGS: Final = ("TagResource", "UntagResource")
+_DEPLOYER_OURS: Final = (
     "ReadArtifacts", "WriteArtifacts", "ReadCatalogue", "WriteCatalogue", "ReadLogs", "ReadSessions", "ReadTraces",
-    "ReadUsage",
+    "ReadUsage", "ReadEnvironmentVariables",
 )  # fmt: skip
 
 #: Uses what is there. Users' data needs acts-for-users besides.
@@ -45,17 +48,17 @@ _APPLICATION: Final = (
 )  # fmt: skip
 _MODELS: Final = ("bedrock:InvokeModel", "bedrock:InvokeModelWithResponseStream", "bedrock:CountTokens")
 
-#: Sees how everything is set up and who did what; neither what users said nor what agents printed.
-_AUDITOR_MOUNTS: Final = (
+#: Sees how everything is set up and who did what; neither secrets, nor what users said, nor what agents printed.
+_AUDITOR_OURS: Final = (
     "ReadAuditRecords", "ReadAudit", "ReadAlerts", "ReadUsage", "ReadOperatorKeys", "ReadRoles", "ReadSessions",
     "ReadCatalogue",
 )  # fmt: skip
 
 SHIPPED: Final[Mapping[str, str]] = {
     "administrator": "everything but acting for users",
-    "deployer": "makes and changes agents, gateways, memories and providers; neither uses them nor sees users' data",
+    "deployer": "makes and changes agents, gateways, memories and providers, and sees what agents print; uses none",
     "application": "invokes agents, gateways and models, and uses memory and credentials",
-    "auditor": "sees configuration, audit records and alerts, changes nothing",
+    "auditor": "sees configuration without secrets, audit records and alerts; changes nothing",
     "acts-for-users": "acts for every user without the user's token, as far as the role's other policies go",
 }
 
@@ -63,28 +66,33 @@ SHIPPED: Final[Mapping[str, str]] = {
 def shipped(name: str, deployment: Deployment) -> dict[str, Any]:
     """The policy's document in this deployment."""
     reads = tuple(one for one in service(_CONTROL).operation_names if one.startswith(_READS))
-    resource = "*"
-    actions: Sequence[str]
     match name:
         case "administrator":
-            actions = _ADMINISTRATOR
+            allowed = [_allow(_ADMINISTRATOR)]
         case "deployer":
-            actions = (*_of_agentcore((*_DEPLOYER, *reads)), *_of_mounts(_DEPLOYER_MOUNTS))
+            tagged = [deployment.arn(form.replace("{}", "*")) for form in RESOURCES if not form.startswith("memory/")]
+            allowed = [
+                _allow((*_of_agentcore((*_DEPLOYER, *reads)), *_ours(_DEPLOYER_OURS))),
+                _allow(_of_agentcore(_TAGS), tagged),
+            ]
         case "application":
-            actions = (*_of_agentcore(_APPLICATION), *_MODELS)
+            allowed = [_allow((*_of_agentcore(_APPLICATION), *_MODELS))]
         case "auditor":
-            actions = (*_of_agentcore(reads), *_of_mounts(_AUDITOR_MOUNTS))
+            allowed = [_allow((*_of_agentcore(reads), *_ours(_AUDITOR_OURS)))]
         case "acts-for-users":
-            actions, resource = (ACT_FOR_USER,), user_arn(deployment.account, "*")
+            allowed = [_allow((ACT_FOR_USER,), user_arn(deployment.account, "*"))]
         case _:
             raise KeyError(name)
-    statement = {"Effect": "Allow", "Action": list(actions), "Resource": resource}
-    return {"Version": "2012-10-17", "Statement": [statement]}
+    return {"Version": "2012-10-17", "Statement": allowed}
+
+
+def _allow(actions: Sequence[str], on: str | list[str] = "*") -> dict[str, Any]:
+    return {"Effect": "Allow", "Action": list(actions), "Resource": on}
 
 
 def _of_agentcore(operations: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{_AGENTCORE}:{operation}" for operation in operations)
 
 
-def _of_mounts(names: Sequence[str]) -> tuple[str, ...]:
+def _ours(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"agentkeep:{name}" for name in names)
