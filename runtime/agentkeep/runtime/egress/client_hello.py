@@ -39,7 +39,7 @@ def read_client_hello(sent: bytes | bytearray) -> tuple[bool, str | None]:
             raise BadHello("the first TLS record is malformed")
         message += sent[at + 5 : at + 5 + length]
         at += 5 + length
-        if message[0] != _CLIENT_HELLO:
+        if message and message[0] != _CLIENT_HELLO:
             raise BadHello("the first TLS message is no ClientHello")
         if len(message) < 4:
             continue

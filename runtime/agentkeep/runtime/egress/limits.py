@@ -17,6 +17,7 @@ class EgressLimits:
     idle: float = 300.0  # nothing either way
     life: float = 3600.0
     hello: float = 10.0  # from our answer to the client's whole ClientHello
+    hello_pieces: int = 64  # in which it comes: it is looked at anew with each
     leave: float = 5.0  # for what a client sent before it left
     hosts: int = 1000  # different ones of one session: each is an audit record
     lookups: int = 4  # names of one session looked up at one time

@@ -40,6 +40,7 @@ class Passage(Exchange):
         self._outside: _Outside | None = None
         self._task: asyncio.Task[None] | None = None
         self._held = bytearray()  # of the client, not yet passed on
+        self._pieces = 0
         self._greeted = False
         self.deadline = _NEVER
         self.idle_since = _NEVER
@@ -102,6 +103,9 @@ class Passage(Exchange):
         wanted = place.wanted
         try:
             complete, name = read_client_hello(self._held)
+            self._pieces += 1
+            if not complete and self._pieces > self._egress.limits.hello_pieces:
+                raise BadHello("the ClientHello comes in too many pieces")
             if not complete:
                 return
             if name is None and wanted.address is None:
