@@ -25,7 +25,7 @@ from agentkeep.runtime.drivers.driver import Driver
 from agentkeep.runtime.invocations import in_process
 from agentkeep.runtime.invocations.commands import DEFAULT_TIMEOUT, Commands
 from agentkeep.runtime.parts import EndpointFactory, Parts
-from agentkeep.runtime.records import DEFAULT_ENDPOINT
+from agentkeep.runtime.records import DEFAULT_ENDPOINT, Status
 from agentkeep.runtime.replicas.table import Place
 from agentkeep.runtime.settings import RuntimeSettings
 from agentkeep.storage.interface import KeyValueStore
@@ -170,8 +170,11 @@ class RuntimePlane:
         number = request.get("agentRuntimeVersion")
         runtime, version = await self._parts.runtimes.get(request["agentRuntimeId"], int(number) if number else None)
         arn = self._parts.catalogue.runtime_arn(runtime.id)
-        shown = await self._parts.variables.open(version) if may_besides(call.caller, READ_VARIABLES, arn) else {}
-        return self._documents.runtime(runtime, version, shown)
+        shown = runtime.status is not Status.DELETING  # else their keys may be erased already
+        variables = (
+            await self._parts.variables.open(version) if shown and may_besides(call.caller, READ_VARIABLES, arn) else {}
+        )
+        return self._documents.runtime(runtime, version, variables)
 
     async def list_agent_runtimes(
         self, call: Call, request: control.ListAgentRuntimesRequest

@@ -237,9 +237,8 @@ class Provisioning:
             await self._end_sessions(runtime.id)
             async for version in self._catalogue.all_versions(runtime.id):
                 await self._prepared.retire(runtime.id, version.record.number)
-                await self._variables.erase(version.record)
             await self._workload_tokens.delete_for_service(runtime.id)
-        except (StoreUnavailable, KeyServiceUnavailable):
+        except StoreUnavailable:
             raise
         except Exception as error:
             log.exception("agent runtime %s cannot be deleted", runtime.id)
@@ -251,6 +250,8 @@ class Provisioning:
         arns = [self._catalogue.runtime_arn(runtime.id)]
         async for endpoint in self._catalogue.all_endpoints(runtime.id):
             arns.append(self._catalogue.endpoint_arn(runtime.id, endpoint.record.name))
+        async for version in self._catalogue.all_versions(runtime.id):
+            await self._variables.erase(version.record)
         await self._catalogue.forget(runtime.id)
         gone: list[Write] = [self._catalogue.delete_runtime(stored), self._catalogue.free_name(runtime.name)]
         gone += [Delete(partition, arn) for arn in arns for partition in (TAGS, POLICIES)]
