@@ -20,6 +20,7 @@ from agentkeep.identity.master_key import FileMasterKey
 from agentkeep.identity.operations import IdentityPlane
 from agentkeep.identity.settings import IdentitySettings
 from agentkeep.observability.audit import KeyValueAudit
+from agentkeep.runtime.egress.egress import EgressRefused
 from agentkeep.runtime.environments.warm_pool_sizes import WARM_POOL_TAG
 from agentkeep.runtime.sessions import keys as session_keys
 from agentkeep.runtime.sessions.keys import SessionKeys, newest
@@ -50,6 +51,9 @@ async def platform(
     ]
     file = tmp_path / "rules.json"
     file.write_text(json.dumps({"rules": rules, "default": "refuse"}))
+    out = {"rules": [{"name": "API", "agents": ["agent"], "hosts": ["api.example.com"]}], "default": "refuse"}
+    (tmp_path / "egress.json").write_text(json.dumps(out))
+    settings = settings.model_copy(update={"egress_rules": tmp_path / "egress.json"})
     given = IdentitySettings(sts_rules=file, sts_endpoint=sts.url, sts_timeout=2, provider_retry=0)
     key = FileMasterKey(b"k" * 32)
     identity = IdentityPlane(store, key, make_platform.deployment, clock, given, audit=KeyValueAudit(store))
@@ -217,6 +221,39 @@ async def test_renewed_while_the_users_token_lasts(
     alice.session.user_token = newest(alice.session.user_token, provider.token("alice"))
     assert await alice.key() != third
     assert sts.exchanges == 4
+
+
+class Cut:
+    def __init__(self) -> None:
+        self.times = 0
+
+    def cut(self) -> None:
+        self.times += 1
+
+
+async def test_no_way_out_without_keys(platform: Any, provider: Any) -> None:
+    """IDN-1, IDN-2: a session whose user's token nobody has any more, as after a restart, reaches nothing outside until
+    its user comes again; and what it had open ends with it. Only agents that a rule is for are told of the proxy."""
+    runtime_id = await platform.create(authorizerConfiguration=provider.authorizer)
+    ref, _ = await begun(platform, runtime_id, bearer=provider.token("alice"))
+    assert platform.driver.agents[-1].spec.environment["https_proxy"] == "http://169.254.170.2:80"
+    egress, connection = platform.plane.egress.egress, Cut()
+    await egress.admit(egress.take(ref, connection), b"api.example.com:443")
+
+    session = platform.plane._parts.sessions.live(ref)
+    session.issued_keys = session.user_token = None
+    with pytest.raises(EgressRefused, match="user's token") as refused:
+        await egress.admit(egress.take(ref, connection), b"api.example.com:443")
+    assert refused.value.status == 403
+    await platform.begin(runtime_id, ref.session_id, bearer=provider.token("alice", jti="another"))
+    await egress.admit(egress.take(ref, connection), b"api.example.com:443")
+    assert not connection.times
+    await platform.call("stop_runtime_session", agentRuntimeArn=runtime_id, runtimeSessionId=ref.session_id)
+    assert connection.times == 1
+
+    quiet = await platform.create("quiet", authorizerConfiguration=provider.authorizer)
+    await begun(platform, quiet, bearer=provider.token("alice"))
+    assert not [name for name in platform.driver.agents[-1].spec.environment if name.lower().endswith("_proxy")]
 
 
 async def test_the_newest_token_is_the_one_that_lives_longest(provider: Any, clock: Any) -> None:

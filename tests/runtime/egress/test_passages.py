@@ -13,7 +13,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import httpx
 import pytest
+import requests
 from tls_front import TlsFront, tls_front
 
 from agentkeep.core.call import SessionRef
@@ -98,6 +101,7 @@ class Stand:
     names: DomainNames
     echo: Echo
     tls: TlsFront
+    certificate: Path
     limits: EgressLimits = field(default_factory=EgressLimits)
     route: Any = None
     front: Any = None
@@ -154,9 +158,9 @@ async def stand(platform: Any, tmp_path: Path) -> AsyncIterator[Stand]:
     """A runtime with an agent; outside, a server of TLS at `NAME`, on loopback."""
     echo, names = Echo(), DomainNames()
     names.answers[NAME] = ["127.0.0.1"]
-    server = await asyncio.start_server(echo.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(lambda *ends: echo.serve(*ends), "127.0.0.1", 0)
     async with tls_front(NAME, server.sockets[0].getsockname()[1], tmp_path) as tls:
-        stand = Stand(platform, await platform.create(), KeptRecords(), names, echo, tls)
+        stand = Stand(platform, await platform.create(), KeptRecords(), names, echo, tls, tmp_path / "tls.pem")
         yield stand
         await stand.close()
     server.close()
@@ -253,6 +257,32 @@ async def test_one_answer_and_the_connection_ends(stand: Stand) -> None:
         writer.close()
     assert not stand.names.asked and not stand.echo.writers
     assert all(record.kind == "egress-refused" for record in stand.audit.records)
+
+
+async def test_clients_as_they_are(stand: Stand) -> None:
+    """httpx, requests and aiohttp, told of the proxy and of nothing else."""
+
+    async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello")
+        writer.close()
+
+    stand.echo.serve = page  # type: ignore[method-assign]
+    await stand.open()
+    _, port = await stand.session()
+    url, proxy = f"https://{NAME}:{stand.tls.port}/", f"http://127.0.0.1:{port}"
+    authority = str(stand.certificate)
+    async with httpx.AsyncClient(proxy=proxy, verify=stand.tls.trust) as http:
+        assert (await http.get(url)).text == "hello"
+    plain = await asyncio.to_thread(requests.get, url, proxies={"https": proxy}, verify=authority, timeout=10)
+    assert plain.text == "hello"
+    async with aiohttp.ClientSession() as client, client.get(url, proxy=proxy, ssl=stand.tls.trust) as answer:
+        assert await answer.text() == "hello"
+    with pytest.raises(httpx.ProxyError, match="No rule of AGENTKEEP_RUNTIME_EGRESS_RULES"):
+        async with httpx.AsyncClient(proxy=proxy) as http:
+            await http.get("https://other.example/")
+    with pytest.raises(requests.exceptions.ProxyError, match="No rule of AGENTKEEP_RUNTIME_EGRESS_RULES"):
+        await asyncio.to_thread(requests.get, "https://other.example/", proxies={"https": proxy}, timeout=10)
 
 
 async def test_the_answer_says_what_is_missing(stand: Stand) -> None:
