@@ -161,6 +161,54 @@ async def test_envelopes_from_before_there_were_key_services(
     assert await plane._api_keys.secret("old") == "as it was"
 
 
+async def test_a_key_that_is_gone(
+    plane: IdentityPlane, kms: KmsStandIn, operator: Call, exchange: ExchangeServer, clock: Any
+) -> None:
+    """ResetTokenVaultKeyMaterial: only once the customer's key is deleted; tokens and consents go, providers stay, and
+    their secrets are to be given again."""
+    reset: Any = {"tokenVaultId": "default"}
+    with pytest.raises(ValidationException, match="under no customer managed key"):
+        await plane.reset_token_vault_key_material(operator, reset)
+    with pytest.raises(ResourceNotFoundException):
+        await plane.reset_token_vault_key_material(operator, {"tokenVaultId": "other"})
+    await create(plane, operator, "before")
+    await plane.set_token_vault_cmk(operator, {"kmsConfiguration": THEIRS})
+    await create(plane, operator, "weather")
+    stand = ConsentStand("http://127.0.0.1:9", plane)
+    await stand.workload()
+    await stand.credential_provider(exchange.metadata, exchange.client_id, exchange.client_secret)
+    token = await stand.token_of("alice")
+    given = (await stand.ask(token, "M2M"))["accessToken"]
+    begun = await stand.ask(token)
+
+    for still in ("is there", "disabled", "away"):
+        if still == "disabled":
+            kms.disabled.add(key_arn())
+        if still == "away":
+            await kms.stop()
+        with pytest.raises(KeyServiceUnavailable if still == "away" else ValidationException):
+            await plane.reset_token_vault_key_material(operator, reset)
+    assert (await stand.ask(token, "M2M"))["accessToken"] == given
+    await kms.start()
+    kms.keys.clear()
+    clock.move(1)
+    changed = await plane.reset_token_vault_key_material(operator, reset)
+    assert changed == await plane.get_token_vault(operator, {})
+    assert changed["kmsConfiguration"] == OURS
+
+    clock.move(700)
+    assert await plane._api_keys.secret("before") == "key of before"
+    with pytest.raises(KeyRefused):
+        await plane._api_keys.secret("weather")
+    await plane.update_api_key_credential_provider(operator, {"name": "weather", "apiKey": "again"})
+    assert await plane._api_keys.secret("weather") == "again"
+    await stand.credential_provider(exchange.metadata, exchange.client_id, exchange.client_secret)
+    token = await stand.token_of("alice")
+    assert (await stand.ask(token, "M2M"))["accessToken"] != given
+    with pytest.raises(ResourceNotFoundException):
+        await stand.ask(token, sessionUri=begun["sessionUri"])
+
+
 # Consents while the key service is away.
 
 

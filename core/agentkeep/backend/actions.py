@@ -71,7 +71,9 @@ _WITHIN: Final = {_ENDPOINT: ("endpointName", "qualifier"), _POLICY: ("policyId"
 _NAMED: Final = (("WorkloadIdentity", _WORKLOAD), ("ApiKeyCredentialProvider", _API_KEY),
                  ("Oauth2CredentialProvider", _OAUTH2))  # fmt: skip
 _PROVIDERS: Final = {"GetResourceApiKey": _API_KEY, "GetResourceOauth2Token": _OAUTH2}
-_OF_VAULT: Final = ("GetTokenVault", "SetTokenVaultCMK", "CompleteResourceTokenAuth")
+_OF_VAULT: Final = (
+    "GetTokenVault", "SetTokenVaultCMK", "ResetTokenVaultKeyMaterial", "CompleteResourceTokenAuth"
+)  # fmt: skip
 _FOR_USER: Final = ("InvokeAgentRuntime", "InvokeAgentRuntimeCommand", "GetAgentCard")
 #: Of what a request names without saying which.
 _DEFAULTS: Final = {"qualifier": "DEFAULT", "tokenVaultId": "default"}

@@ -171,7 +171,12 @@ class InsufficientScope(AccessDeniedException):
 
 
 class KeyRefused(AccessDeniedException):
-    """A key that data are sealed under cannot be used: it is disabled, gone, or not the platform's to use."""
+    """A key that data are sealed under cannot be used: it is disabled, gone, or not the platform's to use. `gone`:
+    there is no such key, and what was sealed under it never opens again."""
+
+    def __init__(self, message: str, gone: bool = False) -> None:
+        super().__init__(message)
+        self.gone = gone
 
     @property
     def code(self) -> str:

@@ -98,7 +98,8 @@ class KmsKeyService:
                 raise _away(arn, code) from None
             raise KeyRefused(
                 f"AWS KMS does not let the platform use the key {arn} for this: {code}. Is it enabled, and may the "
-                "platform's role use it (kms:GenerateDataKey, kms:Decrypt)?"
+                "platform's role use it (kms:GenerateDataKey, kms:Decrypt)?",
+                gone=code == "NotFoundException",
             ) from None
         except (NoCredentialsError, PartialCredentialsError):
             raise KeyRefused(f"The key {arn} cannot be used: the platform has no AWS credentials of its own") from None

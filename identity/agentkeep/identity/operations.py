@@ -282,6 +282,17 @@ class IdentityPlane:
         logger.info("token vault %s: secrets are sealed under %s from now on", vault, arn or "the deployment's own key")
         return vault_shape(vault, key)
 
+    async def reset_token_vault_key_material(
+        self, call: Call, request: control.ResetTokenVaultKeyMaterialRequest
+    ) -> control.ResetTokenVaultKeyMaterialResponse:
+        vault = request["tokenVaultId"]
+        async with self._trail.change(call.caller, "token vault", "reset the key of", vault):
+            key = await self._vault.reset_key(vault, await self._parts.oauth2.clear())
+        logger.warning(
+            "token vault %s: its key is gone, and with it all OAuth2 tokens; the deployment's own is used now", vault
+        )
+        return vault_shape(vault, key)
+
     @allow(CallerKind.SESSION)
     async def get_resource_api_key(
         self, call: Call, request: data.GetResourceApiKeyRequest

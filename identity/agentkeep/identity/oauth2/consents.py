@@ -22,7 +22,7 @@ from agentkeep.core.clock import Clock, epoch_ms, from_epoch_ms
 from agentkeep.core.errors import ConditionFailed, ThrottlingException
 from agentkeep.identity.oauth2.grants import GrantKey
 from agentkeep.identity.vault.token_vault import VAULT, TokenVault
-from agentkeep.storage.interface import KeyValueStore, Put, Write, partition
+from agentkeep.storage.interface import Clear, KeyValueStore, Put, Write, partition
 
 __all__ = ["Consent", "ConsentState", "Consents", "Kept"]
 
@@ -181,6 +181,10 @@ class Consents:
         except ConditionFailed:
             return False
         return True
+
+    def clear(self) -> Write:
+        """Removes all, those that are under way too."""
+        return Clear(_CONSENTS)
 
     async def _put(self, id: str, consent: Consent, expected: bytes | None = None) -> Write:
         envelope = await self._vault.seal(consent.dump(), _label(id))

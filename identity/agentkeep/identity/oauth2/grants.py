@@ -15,7 +15,7 @@ from agentkeep.core.call import User
 from agentkeep.core.clock import Clock, epoch_ms, from_epoch_ms
 from agentkeep.core.errors import ConditionFailed
 from agentkeep.identity.vault.token_vault import VAULT, Sealer, TokenVault
-from agentkeep.storage.interface import ANY, Delete, Expected, KeyValueStore, Put, Write, partition
+from agentkeep.storage.interface import ANY, Clear, Delete, Expected, KeyValueStore, Put, Write, partition
 
 __all__ = ["GrantKey", "Grants", "TokenSet"]
 
@@ -155,6 +155,10 @@ class Grants:
         except ConditionFailed:
             return False
         return True
+
+    def clear(self, provider: str, revision: str) -> Write:
+        """Removes all that was granted to a provider."""
+        return Clear(_partition(provider, revision))
 
     async def drop_all(self, provider: str, revision: str) -> None:
         await self._store.delete_partition(_partition(provider, revision))

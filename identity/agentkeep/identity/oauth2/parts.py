@@ -24,7 +24,7 @@ from agentkeep.identity.trail import Trail
 from agentkeep.identity.vault.credential_providers import CredentialProviders
 from agentkeep.identity.vault.token_vault import TokenVault
 from agentkeep.identity.workloads.identities import WorkloadIdentities
-from agentkeep.storage.interface import KeyValueStore
+from agentkeep.storage.interface import KeyValueStore, Write
 
 __all__ = ["Oauth2"]
 
@@ -56,7 +56,7 @@ class Oauth2:
         exchanges = Exchanges(TokenEndpoint(self._fetcher, clock), trail)
         grants = Grants(store, vault, clock, timedelta(seconds=settings.grant_life))
         renewed = RenewedGrants(grants, self._servers, exchanges, self._flight, clock, trail)
-        consents = Consents(store, vault, clock, timedelta(seconds=settings.consent_life))
+        self._consents = Consents(store, vault, clock, timedelta(seconds=settings.consent_life))
         self.providers = Oauth2Providers(stored, grants, public_url)
         self.federation = UserFederation(
             self.providers,
@@ -64,7 +64,7 @@ class Oauth2:
             exchanges,
             grants,
             renewed,
-            consents,
+            self._consents,
             identities,
             self._flight,
             master_key,
@@ -75,6 +75,10 @@ class Oauth2:
             self.providers, self._servers, exchanges, grants, self.federation, self._flight, clock
         )
         self.callback = Oauth2Callback(self.federation)
+
+    async def clear(self) -> list[Write]:
+        """Writes that remove every token that was given, and every consent."""
+        return [*await self.providers.clear(), self._consents.clear()]
 
     async def close(self) -> None:
         await self._flight.close()

@@ -17,12 +17,14 @@ from agentkeep.identity.oauth2.token_endpoint import ClientCredentials
 from agentkeep.identity.oauth2.vendors import VENDORS, Discovery
 from agentkeep.identity.vault.credential_providers import CredentialProvider, CredentialProviders
 from agentkeep.identity.vault.secret_sources import managed_secret, refuse
+from agentkeep.storage.interface import Write
 
 __all__ = ["CALLBACK_PATH", "Oauth2Client", "Oauth2Providers"]
 
 #: Followed by an id of each provider's own, so that no server's answer is taken for another's.
 CALLBACK_PATH = "/identities/oauth2/callback/"
 _INPUT = "oauth2ProviderConfigInput"
+_PAGE = 100
 #: Members of the custom configuration that are kept as they are, and those that cannot be honoured yet. Leaving one of
 #: these out silently would send the client's credentials another way than was asked for.
 _KEPT = ("clientAuthenticationMethod", "onBehalfOfTokenExchangeConfig")
@@ -100,6 +102,16 @@ class Oauth2Providers:
         provider = await self.stored.get(name)
         await self.stored.delete(name)
         await self._grants.drop_all(name, self.revision(provider))
+
+    async def clear(self) -> list[Write]:
+        """Removes all that was granted to any provider."""
+        found: list[Write] = []
+        token = None
+        while True:
+            page, token = await self.stored.list(_PAGE, token)
+            found += [self._grants.clear(provider.name, self.revision(provider)) for provider in page]
+            if token is None:
+                return found
 
     async def granted(self, client: Oauth2Client) -> None:
         """Something that a server gave `client` has just been kept: not for long, where the provider was changed or

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -20,11 +20,17 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from agentkeep.core.clock import Clock, epoch_ms, from_epoch_ms
 from agentkeep.core.data_keys import DataKeys
-from agentkeep.core.errors import ConditionFailed, ConflictException, KeyRefused, ResourceNotFoundException
+from agentkeep.core.errors import (
+    ConditionFailed,
+    ConflictException,
+    KeyRefused,
+    ResourceNotFoundException,
+    ValidationException,
+)
 from agentkeep.core.key_service import KMS, Context
 from agentkeep.identity.master_key import MasterKey
 from agentkeep.identity.sealing import Seal
-from agentkeep.storage.interface import Ensure, KeyValueStore, Put, partition
+from agentkeep.storage.interface import Ensure, KeyValueStore, Put, Write, partition
 
 __all__ = ["VAULT", "VAULT_KEYS", "Sealer", "TokenVault", "VaultKey"]
 
@@ -121,6 +127,37 @@ class TokenVault:
                 continue
             return changed
         raise ConflictException(f"Token vault {vault} is being changed by others; try again")
+
+    async def reset_key(self, vault: str, others: Sequence[Write]) -> VaultKey:
+        """To the deployment's own, where the customer's key is gone for good; with `others`, all or nothing.
+
+        Raises ResourceNotFoundException, ValidationException where the key is still there, KeyServiceUnavailable where
+        nobody can say, ConflictException.
+        """
+        value = await self._read(vault)
+        arn = VaultKey.load(value).arn
+        if arn is None:
+            raise ValidationException(
+                f"Token vault {vault} is under no customer managed key: there is nothing to reset"
+            )
+        try:
+            await self._keys.generate(_context(""), arn)
+        except KeyRefused as refused:
+            if not refused.gone:
+                raise ValidationException(
+                    f"The key of token vault {vault} has not been deleted. {refused.message} Enable it or cancel its "
+                    "deletion, or name another one with SetTokenVaultCMK"
+                ) from None
+        else:
+            raise ValidationException(
+                f"The key of token vault {vault} has not been deleted; to use another one, SetTokenVaultCMK"
+            )
+        changed = VaultKey(epoch_ms(self._clock.now()))
+        try:
+            await self._store.transact([Put(_VAULTS, vault, orjson.dumps(asdict(changed)), expect=value), *others])
+        except ConditionFailed:
+            raise ConflictException(f"Token vault {vault} is being changed by others; try again") from None
+        return changed
 
     async def _read(self, vault: str) -> bytes:
         if vault != VAULT:
