@@ -14,7 +14,9 @@ from botocore.config import Config
 
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
+from agentkeep.core.alarm import Alarm
 from agentkeep.core.clock import SystemClock
+from agentkeep.core.ports import Alert
 from agentkeep.identity.access_keys.keys import IssuedOperatorKey
 from agentkeep.identity.access_keys.operators_app import OperatorKeysApp
 from agentkeep.identity.operations import IdentityPlane
@@ -38,6 +40,13 @@ def write_roles(path: Path, *roles: dict[str, Any]) -> Path:
     return path
 
 
+class _NoAlerts:
+    """Nothing that is done here raises one."""
+
+    async def raise_alert(self, alert: Alert) -> None:
+        raise AssertionError(alert)
+
+
 class RoleStand:
     """`url`: its public one. `sts` and `client` are boto3's, unmodified."""
 
@@ -46,7 +55,8 @@ class RoleStand:
         self.audit = audit
         self.url = f"http://127.0.0.1:{port}"
         self.admin: IssuedOperatorKey
-        self.authenticator = Authenticator(plane.keys, clock)
+        self.alarm = Alarm(_NoAlerts(), SystemClock(), audit)
+        self.authenticator = Authenticator(plane.keys, clock, self.alarm)
         operator_keys = OperatorKeysApp(plane.keys, audit, SystemClock())
         mounts = [
             Mount("/sts", plane.sts_app, Access.PUBLIC, LARGEST_REQUEST),
@@ -54,7 +64,9 @@ class RoleStand:
             Mount("/roles", plane.roles_app, Access.OPERATOR),
             Mount("/operator-keys", operator_keys, Access.OPERATOR),
         ]
-        self.application = Application(Router(), Switch(SelfBackend([plane])), self.authenticator, mounts=mounts)
+        self.application = Application(
+            Router(), Switch(SelfBackend([plane], self.alarm)), self.authenticator, mounts=mounts
+        )
         self._front = Front(self.application)
         self._server = Server(self._front, "127.0.0.1", port)
 
@@ -64,6 +76,7 @@ class RoleStand:
 
     async def stop(self) -> None:
         await self._server.stop(0)
+        await self.alarm.close()
         await self._front.close()
 
     def client(self, service: str, credentials: dict[str, Any] | None = None) -> Any:

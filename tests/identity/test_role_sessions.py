@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 from botocore.exceptions import ClientError
+from role_keys import RoleKeys
 from role_stand import ACCOUNT, REGION, RoleStand, role_arn, write_roles
 
 from agentkeep.core.errors import StoreUnavailable
@@ -188,6 +189,35 @@ async def test_a_role_may_what_its_policies_allow(stand: RoleStand, provider: An
     assert await stand.call(keys, "bedrock-agentcore-control", lambda c: c.list_workload_identities())
     with pytest.raises(ClientError, match="because no session policy allows"):
         await stand.call(keys, "bedrock-agentcore-control", lambda c: c.create_workload_identity(name="never"))
+
+
+async def test_what_a_role_may_not_is_on_record(stand: RoleStand, provider: Any) -> None:
+    """By whom, with which key, what, on what, and for whom: at operations, at operators' mounts, and of users."""
+    keys = (await stand.assume("deployer", token(provider)))["Credentials"]
+    for name in ("agent", "another"):
+        with pytest.raises(ClientError):
+            await stand.call(
+                keys, "bedrock-agentcore", lambda c, name=name: c.get_workload_access_token(workloadName=name)
+            )
+    ask = RoleKeys(stand.url).ask
+    assert (await asyncio.to_thread(ask, keys, "POST", "/operator-keys", b'{"name": "mine"}')).status_code == 403
+    naming = (await stand.assume("keys", token(provider)))["Credentials"]
+    with pytest.raises(ClientError, match="which GetWorkloadAccessTokenForUserId needs"):
+        await stand.call(
+            naming,
+            "bedrock-agentcore",
+            lambda c: c.get_workload_access_token_for_user_id(workloadName="agent", userId="bob"),
+        )
+    await stand.alarm.close()
+    records = {record.details["action"]: record for record in await stand.recorded("role-denied")}
+    assert {(name, one.details["access-key"]) for name, one in records.items()} == {
+        ("bedrock-agentcore:GetWorkloadAccessToken", keys["AccessKeyId"]),
+        ("agentkeep:WriteOperatorKeys", keys["AccessKeyId"]),
+        ("agentkeep:ActForUser", naming["AccessKeyId"]),
+    }
+    first = records["bedrock-agentcore:GetWorkloadAccessToken"]
+    assert first.principal == f"arn:aws:sts::{ACCOUNT}:assumed-role/deployer/olivia"
+    assert first.details["resource"].endswith("workload-identity/agent")  # the second of a kind is counted
 
 
 async def test_keys_expire_and_are_revoked_by_role(

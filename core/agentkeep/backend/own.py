@@ -21,6 +21,7 @@ from agentkeep.core.errors import (
     AccessDeniedException,
     CrossUserAccess,
     ResourceNotFoundException,
+    RoleRefused,
     UnsupportedOperationException,
 )
 from agentkeep.core.identifiers import Arn
@@ -41,7 +42,7 @@ class Plane(Protocol):
 
 
 class SelfBackend:
-    """`alarm` is told of whoever reached for what is another user's."""
+    """`alarm` is told of whoever reached for what is another user's, and of what roles' policies did not allow."""
 
     def __init__(self, planes: Iterable[Plane], alarm: Alarm | None = None) -> None:
         self._planes = tuple(planes)
@@ -59,6 +60,10 @@ class SelfBackend:
         except CrossUserAccess as refused:
             if self._alarm is not None:
                 await self._alarm.crossed(call, refused)
+            raise
+        except RoleRefused as refused:
+            if self._alarm is not None:
+                self._alarm.denied(call.caller, refused)
             raise
 
     def _find(self, call: Call, request: Mapping[str, Any]) -> tuple[Plane, Method, frozenset[CallerKind]]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from agentkeep.core.acting import Tally
 from agentkeep.core.call import Call, Caller, SessionRef
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import CrossAgentAccess, CrossUserAccess
+from agentkeep.core.errors import CrossAgentAccess, CrossUserAccess, RoleRefused
 from agentkeep.core.ports import Alert, Alerts, Audit, AuditRecord
 
 __all__ = ["Alarm"]
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 CROSS_USER_ACCESS = "cross-user-access"
 CROSS_AGENT_ACCESS = "cross-agent-access"
 MISPLACED_KEY = "misplaced-key"
+ROLE_DENIED = "role-denied"
 #: Seconds.
 PATIENCE = 2.0
 #: Alerts on their way at one time; of more the log alone tells. Each kind, principal and session makes one a minute.
@@ -54,6 +57,18 @@ class Alarm:
         summary = f"{who} presented a key of {principal}; it was refused."
         self._raise(Alert(MISPLACED_KEY, summary, who, place, None, self._clock.now(), details))
 
+    def denied(self, caller: Caller, refused: RoleRefused) -> None:
+        """A role's policies did not allow something: on record, no alert. Like ones of a key are told together whatever
+        they were on: names are made up easily."""
+        if self._records is None:
+            return
+        summary = f"{caller.principal} is not allowed {refused.action} on {refused.resource}; it was refused."
+        details = {"action": refused.action, "resource": refused.resource, "access-key": caller.access_key_id or "-"}
+        record = AuditRecord(ROLE_DENIED, summary, caller.principal, None, None, self._clock.now(), details)
+        key = (ROLE_DENIED, caller.principal, caller.access_key_id, refused.action)
+        if not self._records.again(key, lambda: record):
+            self._start(partial(self._records.note, key, lambda: record), f"{ROLE_DENIED}: {summary}")
+
     async def close(self) -> None:
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=PATIENCE)
@@ -72,20 +87,26 @@ class Alarm:
         )
 
     def _raise(self, alert: Alert) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._keep(alert, len(self._under_way)), name="alert")
+        async def kept() -> None:
+            await asyncio.gather(self._alerts.raise_alert(alert), self._put_on_record(alert))
+
+        return self._start(kept, f"{alert.kind}: {alert.summary}")
+
+    def _start(self, keeping: Callable[[], Awaitable[None]], told: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._keep(keeping, told, len(self._under_way)), name="alert")
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return task
 
-    async def _keep(self, alert: Alert, before: int) -> None:
+    async def _keep(self, keeping: Callable[[], Awaitable[None]], told: str, before: int) -> None:
         try:
             if before >= MOST_UNDER_WAY:
                 raise TimeoutError("too many alerts are on their way")
             async with asyncio.timeout(PATIENCE):
-                await asyncio.gather(self._alerts.raise_alert(alert), self._put_on_record(alert))
+                await keeping()
         except Exception as error:
             # Fails open on the record, never on the refusal.
-            logger.error("alert not kept (%r): %s: %s", error, alert.kind, alert.summary)
+            logger.error("alert not kept (%r): %s", error, told)
 
     async def _put_on_record(self, alert: Alert) -> None:
         if self._records is None:

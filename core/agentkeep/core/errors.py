@@ -7,6 +7,7 @@
     │   ├── AccessDeniedException         403  the caller is known and may not
     │   │   ├── CrossUserAccess           403  the same, and raises an alert
     │   │   │   └── CrossAgentAccess      403  the same of what is other agents'
+    │   │   ├── RoleRefused               403  a role's policies do not allow it; goes on record
     │   │   ├── InsufficientScope         403  the same of a user's token, for want of a scope
     │   │   └── KeyRefused                403  a key service does not let the platform use a key
     │   ├── ResourceNotFoundException     404
@@ -71,6 +72,7 @@ __all__ = [
     "ProviderError",
     "ResourceNotFoundException",
     "RetryableConflictException",
+    "RoleRefused",
     "RuntimeClientError",
     "SandboxUnavailable",
     "SealBroken",
@@ -155,6 +157,20 @@ class CrossAgentAccess(CrossUserAccess):
     """An agent named what is for other agents."""
 
     whose = "other agents'"
+
+
+class RoleRefused(AccessDeniedException):
+    """A role's policies do not allow what its keys were used for. To the caller it is an AccessDeniedException; it goes
+    on record. `resource`: an ARN, or "*"."""
+
+    def __init__(self, message: str, action: str, resource: str) -> None:
+        super().__init__(message)
+        self.action = action
+        self.resource = resource
+
+    @property
+    def code(self) -> str:
+        return "AccessDeniedException"
 
 
 class InsufficientScope(AccessDeniedException):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from agentkeep.core.errors import AccessDeniedException
+from agentkeep.core.errors import RoleRefused
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.policies import Asked, Decision, Policy, decide, pattern
 
@@ -39,12 +39,14 @@ class Grant:
         return self._refusal(Asked(action, resource, context=context)) is None
 
     def require(self, action: str, resources: Iterable[str], context: Mapping[str, str] = _NOBODY) -> None:
-        """Raises AccessDeniedException unless `action` is allowed on each of the resources; on none, on whatever."""
+        """Raises RoleRefused unless `action` is allowed on each of the resources; on none, on whatever."""
         for resource in tuple(resources) or ("*",):
             refusal = self._refusal(Asked(action, resource, context=context))
             if refusal is not None:
-                raise AccessDeniedException(
-                    f"User: {self.principal} is not authorized to perform: {action} on resource: {resource} {refusal}"
+                raise RoleRefused(
+                    f"User: {self.principal} is not authorized to perform: {action} on resource: {resource} {refusal}",
+                    action,
+                    resource,
                 )
 
     def _refusal(self, asked: Asked) -> str | None:
@@ -68,12 +70,12 @@ class Grant:
         return all(_of_all(policies, self._anyone) for policies in self._groups)
 
     def require_acting(self, operation: str) -> None:
-        """Raises AccessDeniedException where there is no user at all it may act for."""
+        """Raises RoleRefused where there is no user at all it may act for."""
         if not all(any(s.allows and _acts(s.actions) for p in g for s in p.statements) for g in self._groups):
             raise self._refused(operation, "*")
 
     def require_acting_for(self, operation: str, user_id: str | None) -> None:
-        """Raises AccessDeniedException."""
+        """Raises RoleRefused."""
         if not self.acts_for(user_id):
             raise self._refused(operation, "*" if user_id is None else user_id)
 
@@ -85,11 +87,14 @@ class Grant:
     def _anyone(self) -> str:
         return user_arn(self.deployment.account, "*")
 
-    def _refused(self, operation: str, user_id: str) -> AccessDeniedException:
-        return AccessDeniedException(
-            f"User: {self.principal} is not authorized to perform: {ACT_FOR_USER} on resource: "
-            f"{user_arn(self.deployment.account, user_id)}, which {operation} needs, since it concerns users' data. "
-            "Call it as the user (with the user's token, or from the user's session), or have the role allowed it"
+    def _refused(self, operation: str, user_id: str) -> RoleRefused:
+        whom = user_arn(self.deployment.account, user_id)
+        return RoleRefused(
+            f"User: {self.principal} is not authorized to perform: {ACT_FOR_USER} on resource: {whom}, which "
+            f"{operation} needs, since it concerns users' data. Call it as the user (with the user's token, or from the "
+            "user's session), or have the role allowed it",
+            ACT_FOR_USER,
+            whom,
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from agentkeep.core.call import Caller, CallerKind
-from agentkeep.core.errors import AccessDeniedException
+from agentkeep.core.errors import RoleRefused
 
 __all__ = ["READ_VARIABLES", "authorized", "may_besides"]
 
@@ -24,11 +24,11 @@ def authorized(
     caller: Caller, action: str, resources: Iterable[str], context: Mapping[str, str] | None = None
 ) -> Caller:
     """The caller as operations are to know it: a role's as an operator, where its policies allow `action` on every one
-    of `resources`; all others as they are. `context`: the request's condition keys, in lower case. Raises
-    AccessDeniedException."""
+    of `resources`; all others as they are. `context`: the request's condition keys, in lower case. Raises RoleRefused,
+    of which the alarm is to be told: it goes on record."""
     if caller.grant is None:
         if caller.kind is CallerKind.ROLE:
-            raise AccessDeniedException(f"User: {caller.principal} is not authorized to perform: {action}")
+            raise RoleRefused(f"User: {caller.principal} is not authorized to perform: {action}", action, "*")
         return caller
     caller.grant.require(action, resources, context or {})
     return replace(caller, kind=CallerKind.OPERATOR)

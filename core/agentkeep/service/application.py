@@ -23,7 +23,6 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.parity import COMPATIBILITY_PAGE
-from agentkeep.core.permissions import authorized
 from agentkeep.core.ports import AccessKey
 from agentkeep.service.answers import health_response, send_response
 from agentkeep.service.asgi import ClientLeft, Message, Receive, Scope, Send
@@ -258,7 +257,8 @@ class Application:
         body = await self._body(request, mount.max_body, self._spools)
         try:
             self._authenticator.prove(claim, key, body.sha256)
-            request.scope["agentkeep.caller"] = authorized(key.caller, mount.action(request.method), ("*",))
+            action = mount.action(request.method)
+            request.scope["agentkeep.caller"] = self._authenticator.authorized(key.caller, action, ("*",))
             await mount.serve(request.scope, body.replay(request.receive), send, request.id)
         finally:
             body.close()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from agentkeep.core.alarm import Alarm
-from agentkeep.core.call import CallerKind, SessionRef
+from agentkeep.core.call import Caller, CallerKind, SessionRef
 from agentkeep.core.clock import Clock, SystemClock
-from agentkeep.core.errors import UnauthorizedException
+from agentkeep.core.errors import RoleRefused, UnauthorizedException
+from agentkeep.core.permissions import authorized
 from agentkeep.core.ports import AccessKey, Keys
 from agentkeep.wire.signature import SIGNING_NAMES, Claim, parse
 
@@ -24,8 +25,8 @@ class Authenticator:
     others on the public one. Keys stolen from a session are worth nothing outside of it, and an agent that got hold of
     an operator's key cannot use it from inside.
 
-    A claim is who a request says is calling; nothing may happen because of it before `prove`. All methods raise
-    UnauthorizedException.
+    A claim is who a request says is calling; nothing may happen because of it before `prove`. All methods but
+    `authorized` raise UnauthorizedException.
     """
 
     def __init__(
@@ -70,6 +71,16 @@ class Authenticator:
     def prove(claim: Claim, key: AccessKey, body_sha256: str) -> None:
         """Returns if the key's holder signed this request with this body (hex SHA-256)."""
         claim.verify(key.secret, key.session_token, body_sha256)
+
+    def authorized(self, caller: Caller, action: str, resources: Iterable[str]) -> Caller:
+        """The caller of a proved request as whoever serves it is to know it (`core/permissions.py`); a refusal goes on
+        record. Raises RoleRefused."""
+        try:
+            return authorized(caller, action, resources)
+        except RoleRefused as refused:
+            if self._alarm is not None:
+                self._alarm.denied(caller, refused)
+            raise
 
     def _check_place(self, key: AccessKey, session: SessionRef | None) -> None:
         caller = key.caller

@@ -20,7 +20,6 @@ from opentelemetry.trace import SpanContext
 from agentkeep.core.call import Caller, CallerKind, SessionRef, User
 from agentkeep.core.errors import AccessDeniedException, ResourceNotFoundException, UnauthorizedException
 from agentkeep.core.identifiers import Deployment
-from agentkeep.core.permissions import authorized
 from agentkeep.core.ports import AccessKey, Authorizers, SessionUsers
 from agentkeep.core.telemetry import parent_in
 from agentkeep.gateway.records import GatewayRecord, Resources
@@ -100,7 +99,7 @@ class InboundAuthentication:
             key, claim = claimed
             self._authenticator.prove(claim, key, body_sha256)
             arn = self._deployment.arn(f"gateway/{request.gateway_id}")
-            caller = authorized(key.caller, "bedrock-agentcore:InvokeGateway", [arn])
+            caller = self._authenticator.authorized(key.caller, "bedrock-agentcore:InvokeGateway", [arn])
             gateway = await self._resources.gateway(request.gateway_id)
             if gateway is None:
                 raise ResourceNotFoundException(f"There is no gateway {request.gateway_id}")

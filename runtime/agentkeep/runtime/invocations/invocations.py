@@ -18,6 +18,7 @@ from agentkeep.core.errors import (
     CrossUserAccess,
     FieldError,
     ResourceNotFoundException,
+    RoleRefused,
     ServiceError,
     UnauthorizedException,
 )
@@ -144,6 +145,8 @@ class RuntimeInvocations:
                 raise
         except ServiceError as error:
             refused_invocation(action(request), request.request_id, begun_ns, request.headers, error, owner)
+            if isinstance(error, RoleRefused) and request.caller is not None and self._alarm is not None:
+                self._alarm.denied(request.caller, error)
             raise
 
     def _alert(self, request: InvocationRequest, user: User | None, refused: CrossUserAccess) -> None:
