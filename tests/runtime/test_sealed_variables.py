@@ -374,6 +374,7 @@ async def test_what_an_agent_wrote_is_masked(platform: Any) -> None:
     assert masked == "1 of 1: no login with ***, nor with ***"
 
 
+@pytest.mark.slow
 async def test_those_of_earlier_releases_wait_for_the_key_service(
     under_kms: Any, store: ValkeyKeyValueStore, kms: KmsStandIn, clock: Any
 ) -> None:
