@@ -91,8 +91,8 @@ class Grant:
         whom = user_arn(self.deployment.account, user_id)
         return RoleRefused(
             f"User: {self.principal} is not authorized to perform: {ACT_FOR_USER} on resource: {whom}, which "
-            f"{operation} needs, since it concerns users' data. Call it as the user (with the user's token, or from the "
-            "user's session), or have the role allowed it",
+            f"{operation} needs, since it concerns users' data. Call it as the user (with the user's token, or from "
+            "the user's session), or have the role allowed it",
             ACT_FOR_USER,
             whom,
         )
