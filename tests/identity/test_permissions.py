@@ -207,6 +207,17 @@ def test_an_endpoint_is_its_runtimes_too() -> None:
     assert may(role(naming), "InvokeAgentRuntime", {**asked, "qualifier": "live", "runtimeUserId": "alice"})
 
 
+def test_a_resource_is_given_a_role_by_who_may_pass_it() -> None:
+    """As in IAM. Resource policies know agents by their role: who makes one may not give it any name they allow."""
+    passing = {"Action": "iam:PassRole", "Resource": "arn:aws:iam::*:role/reports-*"}
+    maker = role({"Action": ["bedrock-agentcore:CreateAgentRuntime", "bedrock-agentcore:UpdateAgentRuntime"]}, passing)
+    for name, allowed in (("reports-1", True), ("payroll", False)):
+        made = {"agentRuntimeName": "x", "roleArn": f"arn:aws:iam::123456789012:role/{name}"}
+        assert may(maker, "CreateAgentRuntime", made, "bedrock-agentcore-control") is allowed
+        changed = {"agentRuntimeId": "x-0123456789", **made}
+        assert may(maker, "UpdateAgentRuntime", changed, "bedrock-agentcore-control") is allowed
+
+
 def test_conditions_on_actor_session_and_namespace() -> None:
     ours = role(
         {

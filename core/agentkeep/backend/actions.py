@@ -41,12 +41,16 @@ _FURTHER_INVOCATIONS: Final = (
     "InvokeAgentRuntimeForUser", "InvokeAgentRuntimeCommandForUser", "InvokeAgentRuntimeWithWebSocketStream",
     "InvokeAgentRuntimeWithWebSocketStreamForUser", "GetAgentCardForUser",
 )  # fmt: skip
+_GIVE_ROLE: Final = "iam:PassRole"
 #: What clients do that the service models have no operation for, or that asks for more than its operation; and on what.
 FURTHER_ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     **{f"bedrock-agentcore:{name}": (_RUNTIME, _ENDPOINT) for name in _FURTHER_INVOCATIONS},
     "bedrock-agentcore:InvokeGateway": (_GATEWAY,),
     READ_VARIABLES: (_RUNTIME,),
+    _GIVE_ROLE: ("arn:aws:iam::*:role/{}",),
 }
+#: Members that give a resource a role, by whose name other agents' resource policies know it.
+_ROLES: Final = ("roleArn", "memoryExecutionRoleArn")
 
 #: What is on any resource, named by its ARN.
 _ANY: Final = "resourceArn"
@@ -112,6 +116,9 @@ def authorized_call(call: Call, request: Mapping[str, Any]) -> Caller:
     asked, on = action(call.service, call.operation), resources(call, request, grant.deployment)
     if call.operation in _FOR_USER and request.get("runtimeUserId") is not None:
         authorized(call.caller, f"{asked}ForUser", on)
+    for member in _ROLES:
+        if member in request:
+            authorized(call.caller, _GIVE_ROLE, [str(request[member])])
     return authorized(call.caller, asked, on, _context(call.operation, request))
 
 

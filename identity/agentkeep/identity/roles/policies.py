@@ -90,7 +90,7 @@ class _Reading:
         if not found:
             self._fault(
                 f"there is no action {named!r}. They are called bedrock-agentcore:<Operation>, as the service model "
-                "has it, bedrock:InvokeModel and the like, and agentkeep:... (docs/development/roles.md)"
+                "has it, bedrock:InvokeModel and the like, iam:PassRole, and agentkeep:... (docs/development/roles.md)"
             )
         return found
 
@@ -156,8 +156,8 @@ class _Reading:
             return self._deployment.arn(kind)
         if kind.startswith("arn:aws:agentkeep:"):
             return user_arn(self._deployment.account, "{}")
-        if kind.endswith(":*"):
-            return kind  # of any region and account
+        if kind.endswith(":*") or kind.startswith("arn:aws:iam:"):
+            return kind  # of any account
         return kind.replace("bedrock:*", f"bedrock:{self._deployment.region}").replace(
             ":*:", f":{self._deployment.account}:"
         )

@@ -19,7 +19,7 @@ _AGENTCORE: Final = "bedrock-agentcore"
 _CONTROL: Final = "bedrock-agentcore-control"
 _READS: Final = ("Get", "List")
 
-_ADMINISTRATOR: Final = ("bedrock-agentcore:*", "bedrock:*", "agentkeep:Read*", "agentkeep:Write*")
+_ADMINISTRATOR: Final = ("bedrock-agentcore:*", "bedrock:*", "iam:PassRole", "agentkeep:Read*", "agentkeep:Write*")
 
 #: Makes and changes what runs; deletes nothing that holds users' data, and reads and uses none of it.
 _DEPLOYED: Final = (
@@ -72,7 +72,7 @@ def shipped(name: str, deployment: Deployment) -> dict[str, Any]:
         case "deployer":
             tagged = [deployment.arn(form.replace("{}", "*")) for form in RESOURCES if not form.startswith("memory/")]
             allowed = [
-                _allow((*_of_agentcore((*_DEPLOYER, *reads)), *_ours(_DEPLOYER_OURS))),
+                _allow((*_of_agentcore((*_DEPLOYER, *reads)), *_ours(_DEPLOYER_OURS), "iam:PassRole")),
                 _allow(_of_agentcore(_TAGS), tagged),
             ]
         case "application":
