@@ -235,7 +235,8 @@ async def test_return_urls_of_others(connected: ConsentStand) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["javascript:alert(1)", "data:text/html,x", "FILE:///etc/passwd", "http://a/\u00e9", "http://a/\x7f"]
+    "url",
+    ["javascript:alert(1)", "data:text/html,x", "FILE:///etc/passwd", "http://a/\u00e9", "http://a/\x7f", "http://[a/"],
 )
 async def test_return_urls_that_are_no_place(connected: ConsentStand, url: str) -> None:
     """Even where an operator was talked into allowing one."""

@@ -103,6 +103,33 @@ async def test_failures_that_pass_are_told_from_refusals(
         await stand.ask(token, "M2M")
 
 
+@pytest.mark.parametrize(
+    "head", ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nContent-Length: ",
+             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]
+)  # fmt: skip
+async def test_a_server_that_repeats_what_it_was_sent(
+    stand: ConsentStand, exchange: ExchangeServer, token: str, caplog: pytest.LogCaptureFixture, head: str
+) -> None:
+    """And not in HTTP: errors of that quote it. Nothing of it gets into the log, nor to the agent."""
+
+    async def repeat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sent = await reader.readuntil(b"\r\n\r\n")
+        (length,) = (line.split(b":")[1] for line in sent.split(b"\r\n") if line.lower().startswith(b"content-length"))
+        writer.write(head.encode() + await reader.readexactly(int(length)) + b"\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(repeat, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/token"
+        metadata = {**exchange.metadata["authorizationServerMetadata"], "tokenEndpoint": url}
+        discovery = {"authorizationServerMetadata": {**metadata, "tokenEndpointAuthMethods": ["client_secret_post"]}}
+        await stand.credential_provider(discovery, "agent", "s3cret-of-the-client")
+        with pytest.raises(ServiceUnavailableException) as error:
+            await stand.ask(token, "M2M")
+    assert "did not answer in HTTP" in caplog.text
+    assert "s3cret" not in caplog.text + str(error.value)
+
+
 async def test_a_slow_server_is_not_waited_for(stand: ConsentStand, exchange: ExchangeServer, token: str) -> None:
     """Nor one whose answer never ends; and the next who asks asks anew."""
 

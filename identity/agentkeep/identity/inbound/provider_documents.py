@@ -137,6 +137,9 @@ class DocumentFetcher:
                 return response.status, bytes(document)
         except TimeoutError as error:
             raise ProviderError(f"{url} did not answer within {self._timeout:g} seconds") from error
+        except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as error:
+            # Their texts quote the answer, in which a server may repeat the secret it was sent.
+            raise ProviderError(f"{url} did not answer in HTTP: {type(error).__name__}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ProviderError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
 

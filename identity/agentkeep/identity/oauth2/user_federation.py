@@ -193,7 +193,7 @@ class UserFederation:
                 f"{claims.workload}. An operator can add it: UpdateWorkloadIdentity with name={claims.workload} and "
                 "allowedResourceOauth2ReturnUrls, the whole list"
             )
-        if urlsplit(return_url).scheme.lower() in _NOWHERE or not _VISIBLE.fullmatch(return_url):
+        if not _is_place(return_url):
             raise ValidationException(
                 "resourceOauth2ReturnUrl must be a URL that a browser can be sent to, in visible ASCII characters"
             )
@@ -345,6 +345,15 @@ class UserFederation:
             "user %r of workload %s consented at credential provider %s",
             consent.user.id, consent.workload[0], client.provider,
         )  # fmt: skip
+
+
+def _is_place(url: str) -> bool:
+    """Whether a browser can be sent there without harm."""
+    try:
+        scheme = urlsplit(url).scheme.lower()
+    except ValueError:
+        return False
+    return scheme not in _NOWHERE and _VISIBLE.fullmatch(url) is not None
 
 
 def _key(
