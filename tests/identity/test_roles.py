@@ -24,6 +24,10 @@ _WRONG: dict[str, tuple[list[dict[str, Any]], str]] = {
     "a member": ([{**ROLE, "trusts": []}], "trusts: Extra inputs"),
     "nothing allowed": ([{**ROLE, "policies": []}], "may do nothing"),
     "nobody trusted": ([{**ROLE, "trust": []}], r"roles\.0\.trust"),
+    "a part alone, and nothing of what it is in": (
+        [{**ROLE, "trust": [{**TRUST, "claims": {"groups": ["platform"]}}]}],
+        r"are wrong: roles\.0\.trust\.0\.claims\.groups: must be a text, .*\. See docs",
+    ),
     "no audience": ([{**ROLE, "trust": [{**TRUST, "audiences": []}]}], "audiences"),
     "an unsafe issuer": ([{**ROLE, "trust": [{**TRUST, "issuer": "http://login.example.com"}]}], "https"),
     "a policy there is not": ([{**ROLE, "policies": ["root"]}], "there is no policy 'root'; there are administrator"),
@@ -55,6 +59,17 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "roles").write_text("{")
     with pytest.raises(RolesInvalid, match="are not JSON"):
         Roles.load(tmp_path / "roles", HERE)
+
+
+def test_who_is_trusted_in_words() -> None:
+    """An issuer may be everybody's: that no claim is asked for is said aloud."""
+    named = {**TRUST, "claims": {"groups": {"contains": "platform"}}, "sessionName": "email"}
+    roles = Roles.parse(json.dumps({"roles": [{**ROLE, "trust": [TRUST, named]}]}).encode(), "roles.json", HERE)
+    role = roles.named("ops")
+    assert role is not None
+    anyone, some = (trust.described for trust in role.trust)
+    assert anyone == "tokens of https://login.example.com for agentkeep, whoever's they are: no claim is asked"
+    assert some.endswith("by their claims groups; the session is called as in email")
 
 
 def test_what_is_said_twice_is_refused() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from agentkeep.cli.deployment import Deployment
 from agentkeep.cli.options import DEFAULT_DATA_DIR, DataDir
@@ -50,15 +51,23 @@ def check(
     account: _Account = "000000000000",
     as_json: AsJson = False,
 ) -> None:
-    """Read roles as the platform does when it starts, and say what is wrong with them."""
+    """Read roles as the platform does when it starts, and say what is wrong with them, or who may do what."""
     from agentkeep.core.identifiers import Deployment as Place
     from agentkeep.identity.roles.roles import Roles, RolesInvalid
 
     try:
-        answer = Roles.load(file, Place(region, account)).listed()
+        roles = Roles.load(file, Place(region, account))
     except RolesInvalid as error:
-        raise CommandError(f"{error}.") from None
-    show(answer, as_json, *(f"{role['name']}: {', '.join(role['policies'])}" for role in answer["roles"]))
+        fix = f"It was read for region {region} and account {account}: --region and --account name others."
+        raise CommandError(f"{str(error).rstrip('.')}.", fix) from None
+    answer = roles.listed()
+    lines = []
+    for listed in answer["roles"]:
+        lines.append(f"{listed['name']}: {', '.join(listed['policies'])}")
+        role = roles.named(listed["name"])
+        assert role is not None, "it was listed"
+        lines += [f"    {trust.described}" for trust in role.trust]
+    show(answer, as_json, *map(escape, lines))
 
 
 @app.command()

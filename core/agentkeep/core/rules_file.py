@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Generic, TypeVar
@@ -61,11 +62,17 @@ class RulesFile(Generic[M]):
         try:
             return self.model.model_validate(document)
         except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg'].removeprefix('Value error, ')}"
-                for each in error.errors(include_input=False, include_url=False, include_context=False)
-            )
+            faults = "; ".join(f"{'.'.join(place) or 'the file'}: {fault}" for place, fault in _faults(error))
             raise self.error(f"{self.called}, {name}, are wrong: {faults}. See {self.page}") from None
+
+
+def _faults(error: ValidationError) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each place that is wrong, with what is; not those that are only because something in them is."""
+    told = error.errors(include_input=False, include_url=False, include_context=False)
+    places = [tuple(map(str, each["loc"])) for each in told]
+    for each, place in zip(told, places, strict=True):
+        if not any(other != place and other[: len(place)] == place for other in places):
+            yield place, each["msg"].removeprefix("Value error, ").replace("Tuple", "List").replace("tuple", "list")
 
 
 def are_named(agents: Agents, runtime_id: str) -> bool:

@@ -6,9 +6,17 @@ A value is equal in type and text; `{"contains": "x"}` is an element of a list; 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from agentkeep.core.rules_file import Strict
 
@@ -38,7 +46,16 @@ class _AnyOf(Strict):
         return any(_same(one, value) for one in self.any_of)
 
 
-ClaimConditions = dict[StrictStr, _Scalar | _Contains | _AnyOf]
+def _one_of_all(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return read(value)
+    except ValidationError:  # it says of each form why it is none of them
+        raise ValueError(
+            'must be a text, a whole number, true or false, {"contains": "text"} or {"anyOf": [...]} of those'
+        ) from None
+
+
+ClaimConditions = dict[StrictStr, Annotated[_Scalar | _Contains | _AnyOf, WrapValidator(_one_of_all)]]
 
 
 def first_unmet(conditions: ClaimConditions, claims: Mapping[str, Any]) -> str | None:

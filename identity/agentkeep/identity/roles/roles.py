@@ -69,6 +69,15 @@ class Trust(Strict):
         return self
 
     @property
+    def described(self) -> str:
+        """Who is trusted, in words."""
+        whose = f"tokens of {self.issuer} for {' or '.join(self.audiences)}"
+        whose += (
+            f", by their claims {', '.join(self.claims)}" if self.claims else ", whoever's they are: no claim is asked"
+        )
+        return f"{whose}; the session is called as in {self.session_name}" if self.session_name else whose
+
+    @property
     def url(self) -> str:
         return self.discovery_url or self.issuer.rstrip("/") + _WELL_KNOWN
 
