@@ -565,6 +565,22 @@ ELSEWHERE = {
     "a role that acts for users it may not":
         "identity/test_permissions.py::test_acting_for_users_is_a_permission_of_its_own",
     "a resource by another of its names": "identity/test_permissions.py::test_the_same_resource_in_every_form",
+    "a profile that is called like a model":
+        "identity/test_permissions.py::test_a_model_is_what_bedrock_will_be_asked_for",
+    "a pattern that is never matched to its end": "identity/test_permissions.py::test_no_pattern_takes_long",
+    "a policy that says two things": "identity/test_roles.py::test_what_is_said_twice_is_refused",
+    "an agent made under another's name":
+        "identity/test_permissions.py::test_a_resource_is_given_a_role_by_who_may_pass_it",
+    "a deployer who lets his own users into a memory":
+        "identity/test_permissions.py::test_the_platforms_own_policies_allow_what_they_say",
+    "an auditor who looks for secrets": "runtime/test_control_plane.py::test_who_sees_environment_variables",
+    "another's record among one's own": "memory/test_admission.py::test_each_record_of_a_batch_says_whose_it_is",
+    "a user whose id begins another's":
+        "memory/test_admission.py::test_a_role_sees_nobody_beneath_the_path_of_its_user",
+    "one's doings under another's name": "memory/test_admission.py::test_two_keys_of_one_name_are_each_on_record",
+    "STS asked in odd ways": "identity/test_role_sessions.py::test_what_is_asked_in_odd_ways",
+    "tries until something is allowed": "identity/test_role_sessions.py::test_what_a_role_may_not_is_on_record",
+    "keys of a role after its end": "identity/test_role_sessions.py::test_the_keys_of_a_role_that_is_gone_are_dead",
     "sessions of every protocol": "runtime/test_bound_sessions.py::test_stolen_and_replayed",
 }  # fmt: skip
 
