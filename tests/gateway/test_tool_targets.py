@@ -368,6 +368,55 @@ async def test_an_api_key_is_shown_to_the_target_it_is_for_and_to_nobody_else(st
     assert "key-of-the-platform" not in str(used)
 
 
+@pytest.mark.parametrize("key", ["s3cret-k3y\n", "s3cret-k3y\u00e9", " s3cret-k3y"], ids=ascii)
+async def test_a_key_that_no_header_can_hold(
+    stack: ToolStack, orders: OrdersService, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    """As it is with a line's end that came along. HTTP clients quote what they cannot send: it does not come to that."""
+    provider = await stack.identity._api_keys.create(f"orders-{len(key)}{ord(key[-1])}", key, {}, {})
+    configured = {
+        "credentialProviderType": "API_KEY",
+        "credentialProvider": {"apiKeyCredentialProvider": {"providerArn": provider.arn}},
+    }
+    gateway = await stack.gateway(
+        {"Orders": openapi(orders)}, credentials=[configured], document={"exceptionLevel": "DEBUG"}
+    )
+    async with mcp_client(stack.mcp_url(gateway), token=await stack.token("alice")) as client:
+        result = await client.call_tool("Orders___get_order", {"order_id": "A-1"})
+    assert result.is_error and orders.asked == []
+    assert f"credential provider {provider.name} cannot be sent in a header" in result.content[0].text
+    assert "s3cret-k3y" not in result.content[0].text + caplog.text
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\n"], ids=["status", "header"])
+async def test_a_target_that_repeats_its_key(
+    stack: ToolStack, orders: OrdersService, caplog: pytest.LogCaptureFixture, answer: bytes
+) -> None:
+    """In an answer that is no HTTP, which clients quote: not into the log, the trail or an agent's context."""
+
+    async def repeat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        (shown,) = (line for line in head.split(b"\r\n") if b"s3cret-k3y" in line)
+        writer.write(answer + shown.partition(b":")[2].strip() + b"\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    provider = await stack.identity._api_keys.create(f"repeated-{len(answer)}", "s3cret-k3y", {}, {})
+    configured = {
+        "credentialProviderType": "API_KEY",
+        "credentialProvider": {"apiKeyCredentialProvider": {"providerArn": provider.arn}},
+    }
+    async with await asyncio.start_server(repeat, "127.0.0.1", 0) as listening:
+        orders.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        gateway = await stack.gateway(
+            {"Orders": openapi(orders)}, credentials=[configured], document={"exceptionLevel": "DEBUG"}
+        )
+        async with mcp_client(stack.mcp_url(gateway), token=await stack.token("alice")) as client:
+            result = await client.call_tool("Orders___get_order", {"order_id": "A-1"})
+    assert "RemoteProtocolError" in result.content[0].text
+    assert "s3cret-k3y" not in result.content[0].text + caplog.text
+
+
 async def test_without_the_users_token_a_target_that_wants_it_is_not_called(
     stack: ToolStack, orders: OrdersService
 ) -> None:

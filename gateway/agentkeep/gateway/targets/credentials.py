@@ -7,9 +7,10 @@ name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from agentkeep.core.call import Caller
 from agentkeep.core.errors import ResourceNotFoundException, ServiceError
@@ -18,6 +19,9 @@ from agentkeep.gateway.records import TargetRecord
 from agentkeep.gateway.targets.errors import TargetFailed, TargetRefused
 
 __all__ = ["Outgoing", "TargetCredentials"]
+
+#: RFC 9110, 5.5. An HTTP client that is given anything else quotes it in its error.
+_HEADER_VALUE: Final = re.compile(r"[!-~]([\t -~]*[!-~])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,12 @@ class TargetCredentials:
         value = f"{prefix} {key}" if prefix else key
         if provider.get("credentialLocation", "HEADER") == "QUERY_PARAMETER":
             return Outgoing(query={provider.get("credentialParameterName", "api_key"): value})
+        if not _HEADER_VALUE.fullmatch(value):
+            name = provider["providerArn"].rpartition("/")[2]
+            raise TargetRefused(
+                f"The API key of credential provider {name} cannot be sent in a header: it has a line's end, a blank at "
+                "its beginning or end, or characters that are not ASCII. Update the provider with the key alone"
+            )
         return Outgoing({provider.get("credentialParameterName", "Authorization"): value})
 
 

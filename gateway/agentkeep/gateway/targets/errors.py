@@ -8,7 +8,9 @@ TargetError
 
 from __future__ import annotations
 
-__all__ = ["TargetError", "TargetFailed", "TargetRefused", "TargetTimeout"]
+import httpx2
+
+__all__ = ["TargetError", "TargetFailed", "TargetRefused", "TargetTimeout", "told"]
 
 
 class TargetError(Exception):
@@ -25,3 +27,10 @@ class TargetTimeout(TargetError):
 
 class TargetFailed(TargetError):
     code = "TargetFailed"
+
+
+def told(error: Exception) -> str:
+    """What a client's exception may say in a TargetFailed. Those about the protocol quote what was sent or what came,
+    in which a target may repeat the key it was shown."""
+    name = type(error).__name__
+    return name if isinstance(error, httpx2.ProtocolError) else f"{name}: {error}"

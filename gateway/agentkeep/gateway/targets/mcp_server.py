@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from agentkeep.gateway.records import Tool
 from agentkeep.gateway.targets.credentials import Outgoing
-from agentkeep.gateway.targets.errors import TargetError, TargetFailed
+from agentkeep.gateway.targets.errors import TargetError, TargetFailed, told
 from agentkeep.gateway.targets.wire import TargetWire
 
 __all__ = ["McpServers"]
@@ -105,7 +105,7 @@ def _failure(error: BaseException) -> BaseException:
     if isinstance(error, ValidationError):
         return TargetFailed("its answer is not what MCP says")
     if isinstance(error, Exception):
-        return TargetFailed(f"{type(error).__name__}: {error}")
+        return TargetFailed(told(error))
     return error
 
 

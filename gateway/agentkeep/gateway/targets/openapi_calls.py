@@ -11,7 +11,7 @@ import orjson
 from mcp.types import CallToolResult, TextContent
 
 from agentkeep.gateway.targets.credentials import Outgoing
-from agentkeep.gateway.targets.errors import TargetFailed, TargetRefused
+from agentkeep.gateway.targets.errors import TargetFailed, TargetRefused, told
 from agentkeep.gateway.targets.openapi import BODY, OpenApiTool
 from agentkeep.gateway.targets.wire import TargetWire
 
@@ -39,7 +39,7 @@ async def call_openapi(
         ):
             data = await response.aread()
     except httpx2.HTTPError as error:
-        raise TargetFailed(f"{operation.method} {operation.url}: {type(error).__name__}: {error}") from None
+        raise TargetFailed(f"{operation.method} {operation.url}: {told(error)}") from None
     except httpx2.InvalidURL as error:
         raise TargetRefused(f"{operation.url} with these arguments is no URL: {error}") from None
     if response.status_code >= 500 or 300 <= response.status_code < 400:
