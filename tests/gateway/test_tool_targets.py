@@ -372,7 +372,7 @@ async def test_an_api_key_is_shown_to_the_target_it_is_for_and_to_nobody_else(st
 async def test_a_key_that_no_header_can_hold(
     stack: ToolStack, orders: OrdersService, caplog: pytest.LogCaptureFixture, key: str
 ) -> None:
-    """As it is with a line's end that came along. HTTP clients quote what they cannot send: it does not come to that."""
+    """As it is with a line's end that came along. HTTP clients quote what they cannot send: it never comes to that."""
     provider = await stack.identity._api_keys.create(f"orders-{len(key)}{ord(key[-1])}", key, {}, {})
     configured = {
         "credentialProviderType": "API_KEY",

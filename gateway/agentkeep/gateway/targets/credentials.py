@@ -77,8 +77,8 @@ class TargetCredentials:
         if not _HEADER_VALUE.fullmatch(value):
             name = provider["providerArn"].rpartition("/")[2]
             raise TargetRefused(
-                f"The API key of credential provider {name} cannot be sent in a header: it has a line's end, a blank at "
-                "its beginning or end, or characters that are not ASCII. Update the provider with the key alone"
+                f"The API key of credential provider {name} cannot be sent in a header: it has a line's end, a blank "
+                "at its beginning or end, or characters that are not ASCII. Update the provider with the key alone"
             )
         return Outgoing({provider.get("credentialParameterName", "Authorization"): value})
 
