@@ -417,6 +417,25 @@ async def test_a_target_that_repeats_its_key(
     assert "s3cret-k3y" not in result.content[0].text + caplog.text
 
 
+async def test_a_key_in_a_query_is_in_no_log(
+    stack: ToolStack, orders: OrdersService, caplog: pytest.LogCaptureFixture
+) -> None:
+    """HTTP clients log the URLs that they call, at the platform's own level."""
+    caplog.set_level("INFO")
+    provider = await stack.identity._api_keys.create("in-the-query", "s3cret-k3y", {}, {})
+    shown = {"providerArn": provider.arn, "credentialLocation": "QUERY_PARAMETER", "credentialParameterName": "key"}
+    configured = {
+        "credentialProviderType": "API_KEY",
+        "credentialProvider": {"apiKeyCredentialProvider": shown},
+    }
+    gateway = await stack.gateway({"Orders": openapi(orders)}, credentials=[configured])
+    async with mcp_client(stack.mcp_url(gateway), token=await stack.token("alice")) as client:
+        assert not (await client.call_tool("Orders___get_order", {"order_id": "A-1"})).is_error
+    assert "s3cret-k3y" in str(orders.asked)
+    ours = [record for record in caplog.records if record.name != "aiohttp.access"]  # which is the target's
+    assert ours and "s3cret-k3y" not in str([record.getMessage() for record in ours])
+
+
 async def test_without_the_users_token_a_target_that_wants_it_is_not_called(
     stack: ToolStack, orders: OrdersService
 ) -> None:

@@ -5,6 +5,7 @@ A connection is one call's and never another's, so that nothing a target ties to
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 
 import httpx2
@@ -24,6 +25,8 @@ class TargetWire:
         self.most_bytes = most_bytes
         self._tls = httpx2.create_ssl_context()
         self._timeout = httpx2.Timeout(None, connect=connect_seconds)
+        # It logs each URL at INFO, in which a target's API key may be (QUERY_PARAMETER).
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
 
     def client(self, headers: Mapping[str, str]) -> httpx2.AsyncClient:
         """For one call. No proxies, no netrc, no redirects, no compression (an answer's size is what is sent). The
