@@ -10,18 +10,22 @@ import pytest
 
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Caller
-from agentkeep.core.errors import AccessDeniedException, ResourceNotFoundException, ValidationException
+from agentkeep.core.errors import AccessDeniedException, ResourceNotFoundException, RoleRefused, ValidationException
+from agentkeep.core.grants import ACT_FOR_USER, Grant, user_arn
 from agentkeep.core.identifiers import Deployment
+from agentkeep.core.policies import Policy, Statement
 from agentkeep.memory.plane import MemoryPlane
 from agentkeep.storage.interface import KeyValueStore
 from agentkeep.storage.search_sqlite import SqliteSearchStore
 
 from .conftest import KEY_SERVICE, OPERATOR, Client, SetClock, session_of
 
+HERE = Deployment("eu-west-1", "123456789012")
+
 
 @pytest.fixture
 async def plane(store: KeyValueStore, search: SqliteSearchStore, clock: SetClock) -> AsyncIterator[MemoryPlane]:
-    plane = MemoryPlane(store, Deployment("eu-west-1", "123456789012"), clock, search, key_service=KEY_SERVICE)
+    plane = MemoryPlane(store, HERE, clock, search, key_service=KEY_SERVICE)
     yield plane
     await plane.close()
 
@@ -70,6 +74,15 @@ async def test_what_a_record_says_is_for_keys_that_act_for_users(
     for one in (record, "mem-" + "0" * 36):
         with pytest.raises(AccessDeniedException, match="acts-for-users"):
             await ask(plane, nobodys, "GET", f"/memory/records/{memory}/{one}")
+    # Who acts for others than its owner is not told whose it is, nor whether there is one.
+    bob = Statement(True, (ACT_FOR_USER.lower(),), (user_arn(HERE.account, "bob"),))
+    bobs = Grant(OPERATOR.principal, HERE, (Policy((bob,)),))
+    role, said = replace(nobodys, grant=bobs), set()
+    for one in (record, "mem-" + "0" * 36):
+        with pytest.raises(RoleRefused) as refused:
+            await ask(plane, role, "GET", f"/memory/records/{memory}/{one}")
+        said.add(refused.value.message)
+    assert len(said) == 1 and "alice" not in said.pop()
     with pytest.raises(ResourceNotFoundException):
         await ask(plane, OPERATOR, "GET", f"/memory/records/{memory}/mem-{'0' * 36}")
     for caller in (None, session_of("alice")):

@@ -23,6 +23,7 @@ from agentkeep.core.errors import (
     ValidationException,
 )
 from agentkeep.core.parity import COMPATIBILITY_PAGE
+from agentkeep.core.permissions import authorized
 from agentkeep.core.ports import AccessKey
 from agentkeep.service.answers import health_response, send_response
 from agentkeep.service.asgi import ClientLeft, Message, Receive, Scope, Send
@@ -257,9 +258,9 @@ class Application:
         body = await self._body(request, mount.max_body, self._spools)
         try:
             self._authenticator.prove(claim, key, body.sha256)
-            action = mount.action(request.method)
-            request.scope["agentkeep.caller"] = self._authenticator.authorized(key.caller, action, ("*",))
-            await mount.serve(request.scope, body.replay(request.receive), send, request.id)
+            with self._authenticator.recording(key.caller):
+                request.scope["agentkeep.caller"] = authorized(key.caller, mount.action(request.method), ("*",))
+                await mount.serve(request.scope, body.replay(request.receive), send, request.id)
         finally:
             body.close()
 

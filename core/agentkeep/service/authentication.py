@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import Caller, CallerKind, SessionRef
@@ -73,10 +74,16 @@ class Authenticator:
         claim.verify(key.secret, key.session_token, body_sha256)
 
     def authorized(self, caller: Caller, action: str, resources: Iterable[str]) -> Caller:
-        """The caller of a proved request as whoever serves it is to know it (`core/permissions.py`); a refusal goes on
-        record. Raises RoleRefused."""
-        try:
+        """The caller of a proved request as whoever serves it is to know it (`core/permissions.py`). Raises RoleRefused;
+        it goes on record."""
+        with self.recording(caller):
             return authorized(caller, action, resources)
+
+    @contextmanager
+    def recording(self, caller: Caller) -> Iterator[None]:
+        """What a role's caller is refused within goes on record."""
+        try:
+            yield
         except RoleRefused as refused:
             if self._alarm is not None:
                 self._alarm.denied(caller, refused)

@@ -161,8 +161,9 @@ class LifecycleApp:
     async def _record(self, caller: Caller, memory: str, record_id: str) -> dict[str, Any]:
         memory_id = self._memories.id_of(memory)
         record = await self._provenance.find(memory_id, record_id)
-        # Also where there is none: who may not look learns nothing.
+        # Also where there is none: who may not look learns nothing, not even whose it is.
         owner = record.owner if record is not None else None
+        owner = owner if caller.acts_for(owner) else None
         await self._acting.admit(caller, "GetMemoryRecord", f"memory {memory_id}", owner)
         if record is None:
             raise ResourceNotFoundException(f"Memory record not found: {record_id}")
