@@ -82,6 +82,8 @@ class ComposeStack:
             "AGENTKEEP_PORT": str(self.port),
             "KEYCLOAK_PORT": str(self.keycloak_port),
             "AGENTKEEP_IDENTITY_FOLDER": str(self.identity_folder),
+            # Compiled quickly rather than well: its start takes half the work, and it is asked little here.
+            "OPENSEARCH_JAVA_OPTS": "-Xms512m -Xmx512m -XX:TieredStopAtLevel=1",
         }
 
     def compose(self, *arguments: str, timeout: float = 900) -> str:
