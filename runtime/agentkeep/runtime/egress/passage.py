@@ -72,8 +72,8 @@ class Passage(Exchange):
             self.started = True
             self.deadline = self._route.now + egress.limits.hello
             self.connection.transport.write(_OPEN)
-            self._greet()
             self.connection.resume_body()
+            self._greet()  # what goes on may pause it again
 
     # The client's end.
 
@@ -211,7 +211,7 @@ class Passage(Exchange):
 
     def _told(self, refused: EgressRefused) -> None:
         place = self._place
-        logger.info("session %s is refused a way out: %s", self._ref.session_id, refused.code)
+        logger.debug("session %s is refused a way out: %s", self._ref.session_id, refused.code)
         if refused.kept and place is not None:
             self._egress.note(refused, self._ref, place.session, place)
 

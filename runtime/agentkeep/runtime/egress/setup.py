@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from agentkeep.core.clock import Clock
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.ports import Audit
@@ -16,12 +18,15 @@ from agentkeep.runtime.settings import RuntimeSettings
 
 __all__ = ["described", "egress_route"]
 
+logger = logging.getLogger(__name__)
+
 
 def egress_route(
     settings: RuntimeSettings, living: LivingSessions, audit: Audit, clock: Clock, deployment: Deployment
 ) -> EgressRoute:
     """Reads the rules' file; raises EgressRulesInvalid."""
     rules = EgressRules.load(settings.egress_rules) if settings.egress_rules is not None else None
+    logger.info(_said(settings, rules))
     limits = EgressLimits(
         settings.egress_connections_of_session,
         settings.egress_connections,
@@ -34,7 +39,11 @@ def egress_route(
 
 def described(settings: RuntimeSettings) -> str:
     """Raises EgressRulesInvalid."""
-    if settings.egress_rules is None:
+    return _said(settings, EgressRules.load(settings.egress_rules) if settings.egress_rules is not None else None)
+
+
+def _said(settings: RuntimeSettings, rules: EgressRules | None) -> str:
+    if rules is None:
         return f"sessions reach nothing but their endpoint: no rules for egress are configured ({SETTING})"
-    count = len(EgressRules.load(settings.egress_rules).rules)
+    count = len(rules.rules)
     return f"sessions reach hosts outside by {count} rule{'s' if count != 1 else ''} ({settings.egress_rules})"
