@@ -64,7 +64,10 @@ def test_the_command_prints_what_aws_takes() -> None:
     one = run("revocation-policy", "finance", "--user", "alice", "--issuer", "https://one.example", "--agent", REPORTS)
     name = role_session_name(User("alice", "https://one.example"), REPORTS)
     assert json.loads(one.stdout)["Statement"][0]["Condition"]["StringLike"] == {"aws:userid": f"*:{name}"}
-    for wrong in (["finance", "--user", "alice"], ["a b"], ["finance", "--before", "yesterday"]):
+    # Put in the place of another user's, it would bring back what that one ended.
+    assert f"--policy-name agentkeep-revoked-sessions-{name} " in one.stderr
+    by_name = ["finance", "--user", "alice", "--issuer", "https://one.example", "--agent", "reports"]
+    for wrong in (["finance", "--user", "alice"], ["a b"], ["finance", "--before", "yesterday"], by_name):
         refused = run("revocation-policy", *wrong)
         assert isinstance(refused.exception, CommandError)
         assert refused.stdout == ""

@@ -17,6 +17,7 @@ __all__ = ["app"]
 app = typer.Typer(name="sts", help="Users' credentials in AWS, by AWS STS.", no_args_is_help=True)
 
 _ROLE = re.compile(r"(?:arn:aws[a-z-]*:iam::[0-9]{12}:role/(?:[!-~]+/)?)?([\w+=,.@-]{1,64})", re.ASCII)
+_AGENT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,47}-[A-Za-z0-9]{10}")
 _POLICY_NAME = "agentkeep-revoked-sessions"
 
 
@@ -49,13 +50,19 @@ def revocation_policy(
             "A user's sessions are found by user, issuer and agent together.",
             "Give --user, --issuer and --agent, or none of them: then all sessions of the role end.",
         )
+    if agent and not _AGENT.fullmatch(agent):  # the policy would name sessions that there are none of, and end nothing
+        raise CommandError(
+            f"{agent!r} is no agent runtime's id.", "Give the id, name and ten characters: reports-a1b2c3d4e5."
+        )
     session_name = role_session_name(User(user, issuer), agent) if user and issuer and agent else None
     policy = revocation_policy(_moment(before), session_name)
     show(policy, True)
     if not as_json:
         name = shlex.quote(named[1])
+        # Each user's has a name of its own: one policy put in another's place would bring back what that one ended.
+        called = _POLICY_NAME if session_name is None else f"{_POLICY_NAME}-{session_name}"
         notes.print(
-            f"To put it on the role:  aws iam put-role-policy --role-name {name} --policy-name {_POLICY_NAME} "
+            f"To put it on the role:  aws iam put-role-policy --role-name {name} --policy-name {shlex.quote(called)} "
             "--policy-document file://<this output>",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip

@@ -74,8 +74,8 @@ class Authenticator:
         claim.verify(key.secret, key.session_token, body_sha256)
 
     def authorized(self, caller: Caller, action: str, resources: Iterable[str]) -> Caller:
-        """The caller of a proved request as whoever serves it is to know it (`core/permissions.py`). Raises RoleRefused;
-        it goes on record."""
+        """The caller of a proved request as whoever serves it is to know it (`core/permissions.py`). Raises
+        RoleRefused, which goes on record."""
         with self.recording(caller):
             return authorized(caller, action, resources)
 
