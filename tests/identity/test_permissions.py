@@ -242,6 +242,13 @@ def test_conditions_on_actor_session_and_namespace() -> None:
     for path, allowed in (("/teams/ours", True), ("teams/ours/a/", True), ("/teams", False), ("/teams/oursand", False)):
         assert may(ours, "RetrieveMemoryRecords", {**memory, "namespacePath": path}) is allowed, path
     assert not may(ours, "RetrieveMemoryRecords", {**memory, "namespace": "/teams/ours/"})
+    only = {"StringNotLike": {"bedrock-agentcore:namespacePath": "/teams/ours/*"}}
+    retrieve = {"Action": "bedrock-agentcore:RetrieveMemoryRecords"}
+    fenced = role(retrieve, {"Effect": "Deny", **retrieve, "Condition": only})
+    for name, path, allowed in (
+        ("namespacePath", "/teams/ours/", True), ("namespacePath", "/", False), ("namespace", "/teams/ours/", False),
+    ):  # fmt: skip
+        assert may(fenced, "RetrieveMemoryRecords", {**memory, name: path}) is allowed
 
 
 # Users.
@@ -388,6 +395,27 @@ _REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "Condition": {"StringEquals": {"bedrock-agentcore:actorId": "${aws:username}"}},
         },
         "policy variables are not evaluated",
+    ),
+    "a path that one above it leads around": (
+        {
+            "Effect": "Deny", "Action": "bedrock-agentcore:RetrieveMemoryRecords",
+            "Condition": {"StringLike": {"bedrock-agentcore:namespacePath": "/users/bob/*"}},
+        },
+        "what is open, not what is closed",
+    ),
+    "all paths but one": (
+        {
+            "Action": "bedrock-agentcore:RetrieveMemoryRecords",
+            "Condition": {"StringNotLike": {"bedrock-agentcore:namespacePath": "/users/bob/*"}},
+        },
+        "what is open, not what is closed",
+    ),
+    "a path, if one is named": (
+        {
+            "Action": "bedrock-agentcore:GetMemoryRecord",
+            "Condition": {"StringLikeIfExists": {"bedrock-agentcore:namespace": "/teams/ours/*"}},
+        },
+        "what is open, not what is closed",
     ),
     "half a path": (
         {

@@ -116,9 +116,10 @@ class _Reading:
                     self._fault(f"{written}, {key}: must be a text or a list of texts")
                 self._without_variables(values)
                 self._check_key(key, meant, allows)
-                if "namespace" in key.lower():
-                    self._check_paths(key, values)
-                yield Condition(operator, key.lower(), tuple(values), written.endswith(_IF_EXISTS))
+                condition = Condition(operator, key.lower(), tuple(values), written.endswith(_IF_EXISTS))
+                if "namespace" in condition.key:
+                    self._check_paths(key, condition, allows)
+                yield condition
 
     def _check_key(self, key: str, meant: Mapping[str, list[str]], allows: bool) -> None:
         for one, names in meant.items():
@@ -132,8 +133,16 @@ class _Reading:
                     "depend on what is not there. Name the actions that have it"
                 )
 
-    def _check_paths(self, key: str, values: Iterable[str]) -> None:
-        for value in values:
+    def _check_paths(self, key: str, condition: Condition, allows: bool) -> None:
+        """What keeps somebody from a path must keep him from all above it, and from asking without one."""
+        _, _, negated = OPERATORS[condition.operator]
+        if negated is allows or (allows and condition.if_exists):
+            self._fault(
+                f"{key} can say what is open, not what is closed: a request may leave it out, or name a path above and "
+                "see what is beneath. Use StringEquals or StringLike in an Allow, and StringNotEquals or StringNotLike "
+                "in a Deny"
+            )
+        for value in condition.values:
             if value[0] not in "/*" or value[-1] not in "/*":
                 self._fault(f"{key} is compared with paths like /users/alice/, which begin and end with a slash; "
                             f"{value!r} does not")  # fmt: skip

@@ -171,7 +171,10 @@ class RoleSessions:
             raise StsFault("AccessDenied", _NOT_AUTHORIZED, 403)
         said = verified.claims.get("aud")
         audiences = [said] if isinstance(said, str) else said if isinstance(said, list) else []
-        fault = StsFault("InvalidIdentityToken", "Incorrect token audience")
+        fault = StsFault(
+            "InvalidIdentityToken",
+            "Incorrect token audience: none in the token's aud is one that the role's trust policy names for its issuer",
+        )
         for trust in trusts:
             audience = next((one for one in trust.audiences if one in audiences), None)
             if audience is None:
