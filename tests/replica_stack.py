@@ -210,7 +210,7 @@ def deploy(stack: ReplicaStack, agent: Path, name: str, **settings: Any) -> str:
         agentRuntimeArtifact={"codeConfiguration": code},
         roleArn="arn:aws:iam::000000000000:role/agentkeep",
         networkConfiguration={"networkMode": "PUBLIC"},
-        **settings,
+        **{"environmentVariables": {"KEY": "which each replica must be able to open"}, **settings},
     )
     deadline = time.monotonic() + 120
     while (state := control.get_agent_runtime(agentRuntimeId=made["agentRuntimeId"]))["status"] == "CREATING":

@@ -161,7 +161,7 @@ def secret_values(folder: Path) -> list[str]:
     for path in folder.rglob("*"):
         if path.name == "service.key":
             found.add(json.loads(path.read_text())["d"])
-        elif path.name in ("store-password", "password", "otlp-token", "admin-password"):
+        elif path.name in ("store-password", "password", "otlp-token", "admin-password", "data.key"):
             found.add(path.read_text().strip())
     return sorted(found)
 

@@ -31,7 +31,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
-from canaries import canary, leaks
+from canaries import canary, leaking_files, leaks
 from service_processes import Services, running_services, secret_values
 
 from agentkeep.core.call import SessionRef
@@ -49,6 +49,7 @@ from agentkeep.storage.valkey import ValkeyKeyValueStore
 pytestmark = [pytest.mark.slow, pytest.mark.sandbox, pytest.mark.timeout(240)]
 
 AGENT = Path(__file__).parents[1] / "agents" / "caller"
+VARIABLE = canary()
 PIECES, GAP = 6, 0.25
 STATED = SessionRef("agent-0123456789", "s" * 36)
 
@@ -142,12 +143,14 @@ class Place:
             agentRuntimeArtifact={"codeConfiguration": code},
             roleArn="arn:aws:iam::000000000000:role/agentkeep",
             networkConfiguration={"networkMode": "PUBLIC"},
+            environmentVariables={"API_KEY": VARIABLE},
         )
         deadline = time.monotonic() + 90
         while (state := control.get_agent_runtime(agentRuntimeId=made["agentRuntimeId"]))["status"] == "CREATING":
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert state["status"] == "READY", state
+        assert state["environmentVariables"] == {"API_KEY": VARIABLE}
         return str(made["agentRuntimeArn"])
 
     def ask(self, *steps: list[Any], session: str, user: str = "alice") -> Any:
@@ -553,6 +556,14 @@ def _status(client: Any) -> int:
     except ClientError as refused:
         answer = refused.response
     return int(answer["ResponseMetadata"]["HTTPStatusCode"])
+
+
+def test_no_file_has_an_agents_variables(place: Place) -> None:
+    """IDN-3: the store's, the services' data and logs; while the agent's sessions are started with them."""
+    folder = place.services.folder
+    assert place.arn
+    assert leaking_files(folder, [VARIABLE]) == []
+    assert leaking_files(folder, ["caller.zip"]) != [], "the search finds what is there"
 
 
 def test_no_secret_in_any_log(place: Place) -> None:
