@@ -173,7 +173,7 @@ class RoleSessions:
         audiences = [said] if isinstance(said, str) else said if isinstance(said, list) else []
         fault = StsFault(
             "InvalidIdentityToken",
-            "Incorrect token audience: none in the token's aud is one that the role's trust policy names for its issuer",
+            "Incorrect token audience: none in the token's aud is one that the role's trust policy names for it",
         )
         for trust in trusts:
             audience = next((one for one in trust.audiences if one in audiences), None)
