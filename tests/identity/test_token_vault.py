@@ -219,7 +219,7 @@ async def consents(
 ) -> AsyncIterator[ConsentStand]:  # fmt: skip
     """With a vault under a customer's key, and a provider whose tokens are renewed."""
     url = f"http://127.0.0.1:{free_tcp_port}"
-    settings = KeySettings(kms_endpoint_url=kms.url, kms_timeout=2, cache=60, outage=6000)
+    settings = KeySettings(kms_endpoint_url=kms.url, kms_timeout=20, cache=60, outage=6000)
     service = settings.services(master_key.derive("vault"))
     stand = ConsentStand(url, make_plane(key_service=service, key_settings=settings, public_url=url))
     await stand.start()
