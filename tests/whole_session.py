@@ -31,6 +31,7 @@ from tool_stand_ins import OrdersService, openapi, orders_service
 from agentkeep.backend.backend import Switch
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Call, Caller, CallerKind, SessionRef, User
+from agentkeep.core.errors import KeyServiceUnavailable
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.key_service_local import LocalKeyService
 from agentkeep.core.key_settings import KeySettings
@@ -274,7 +275,13 @@ async def _configure(whole: WholeSession, tools: ToolGateway, memory: MemoryPlan
     for runtime_id in (HELPER, QUIET):
         await identity.workload_tokens.create_for_service(runtime_id)
     vault = {"keyType": "CustomerManagedKey", "kmsKeyArn": key_arn()}
-    await identity.set_token_vault_cmk(OPERATOR, {"kmsConfiguration": vault})
+    for tries_left in (2, 1, 0):
+        try:
+            await identity.set_token_vault_cmk(OPERATOR, {"kmsConfiguration": vault})
+            break
+        except KeyServiceUnavailable:  # boto3 reads KMS's model first: on a loaded machine longer than the limit
+            if not tries_left:
+                raise
     await identity.create_api_key_credential_provider(OPERATOR, {"name": "weather", "apiKey": "s3cret"})
     await identity.create_oauth2_credential_provider(
         OPERATOR,
