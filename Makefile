@@ -7,6 +7,9 @@ JOBS ?= 2
 
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo .venv/bin/docker-compose)
 
+# Where it is set, each of the processes that tests start compiles all it imports, and pytest rewrites every assertion.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup setup-dev run demo compose-up compose-down demo-compose images test check lint generate bench load kill-test clean
 
 help:  ## This list

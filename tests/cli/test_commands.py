@@ -200,6 +200,7 @@ def test_every_command_explains_itself() -> None:
         assert f" {command} " in done.stdout
 
 
+@pytest.mark.slow  # each imports all planes; what it says of a wrong setting is quick enough
 def test_up_says_why_it_cannot_start(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -101,6 +101,7 @@ async def test_nobody_else_reaches_it(local: LocalProvider) -> None:
     assert process.nice() > psutil.Process().nice()
 
 
+@pytest.mark.slow
 async def test_ends_with_the_platform_however_that_ends(local: LocalProvider) -> None:
     await local.count_text("start")
     process, folder = local._process, local._folder

@@ -33,6 +33,7 @@ def sdk(stand: ConsentStand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", stand.key.id)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", stand.key.secret)
     monkeypatch.delenv("DOCKER_CONTAINER", raising=False)
+    monkeypatch.setattr("bedrock_agentcore.services.identity.DEFAULT_POLLING_INTERVAL_SECONDS", 0.3)
     monkeypatch.chdir(tmp_path)
     return stand
 
@@ -71,8 +72,8 @@ async def test_m2m(sdk: ConsentStand, openid: OpenIdServer) -> None:
 
 
 async def test_user_federation(sdk: ConsentStand, openid: OpenIdServer, provider: Any) -> None:
-    """As the SDK's own poller does it, five seconds between its questions. The user comes to the application with the
-    JWT that the workload access token was made from; the application confirms the user by it."""
+    """As the SDK's own poller does it, but without its five seconds between questions. The user comes to the
+    application with the JWT that the workload access token was made from; the application confirms the user by it."""
     await sdk.workload()
     await sdk.connect(openid)
     identity = await asyncio.to_thread(IdentityClient, REGION)

@@ -161,7 +161,7 @@ async def test_a_head_that_trickles_is_given_up(make_stack: Any) -> None:
     """Slow-loris: every byte in time does not make a head in time."""
     stack = await make_stack(head_seconds=0.3, sweep_seconds=0.05)
     began = time.monotonic()
-    answer = await stack.raw(PING, *(b"A%d: b\r\n" % i for i in range(30)), gap=0.05)
+    answer = await stack.raw(PING, *(b"A%d: b\r\n" % i for i in range(14)), gap=0.05)
     assert status(answer) == 408
     assert time.monotonic() - began < 3
 
@@ -170,11 +170,11 @@ async def test_a_body_that_trickles_is_given_up(make_stack: Any) -> None:
     stack = await make_stack(body_grace=0.3, body_rate=10_000, sweep_seconds=0.05)
     request = stack.signed(b"x" * 1000)
     cut = request.index(b"\r\n\r\n") + 4
-    parts = (request[cut + i : cut + i + 1] for i in range(60))
+    parts = (request[cut + i : cut + i + 1] for i in range(25))
     answer = await stack.raw(request[:cut], *parts, gap=0.03)
     assert status(answer) == 408
     assert not stack.agent.received
-    parts = (b"x" for _ in range(60))
+    parts = (b"x" for _ in range(25))
     answer = await stack.raw(b"POST /open HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", *parts, gap=0.03)
     assert status(answer) == 408
 
