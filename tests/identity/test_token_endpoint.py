@@ -174,6 +174,7 @@ async def test_a_code_is_not_lost_with_an_answer(stand: ConsentStand, exchange: 
     [
         ({"error": "invalid_client"}, 401, "invalid_client"),
         ({"error": "unauthorized_client"}, 400, "unauthorized_client"),
+        ({"error": "invalid_grant"}, 400, "invalid_grant"),  # of the client's own, not of any user's token
         ({"error": "incorrect_client_credentials"}, 200, "incorrect_client_credentials"),  # GitHub
         ({"ok": False, "error": "bad_client_secret"}, 200, "bad_client_secret"),  # Slack
         ({"error": {"message": "s3cret-of-the-client", "code": 190}}, 400, "unknown"),  # Facebook

@@ -104,7 +104,17 @@ class Oauth2Tokens:
                     by, client.provider, server, client.credentials, _OWN, actor_scopes
                 )
                 parameters += [("actor_token", actor.access_token), ("actor_token_type", _ACCESS_TOKEN)]
-            return await self._exchanges.request(by, client.provider, server, credentials, grant_type, parameters)
+            try:
+                return await self._exchanges.request(by, client.provider, server, credentials, grant_type, parameters)
+            except TokenRefused as error:
+                if not error.revoked:
+                    raise
+                logger.warning("credential provider %s refused a user's token: %s", client.provider, error.error)
+                raise AccessDeniedException(
+                    f"The authorization server of credential provider {client.provider} no longer accepts the user's "
+                    f"token ({error.error}): it has expired, or is for another audience. Get another workload access "
+                    "token with a new one"
+                ) from None
 
         key = self._key(claims, client, request, claims.user, others)
         return await self._cached(key, client, request.force, ask)
@@ -165,12 +175,6 @@ class Oauth2Tokens:
             tokens = await ask(server)
         except TokenRefused as error:
             logger.warning("credential provider %s refused a token: %s", client.provider, error.error)
-            if error.revoked:
-                raise AccessDeniedException(
-                    f"The authorization server of credential provider {client.provider} no longer accepts the user's "
-                    f"token ({error.error}): it has expired, or is for another audience. Get another workload access "
-                    "token with a new one"
-                ) from None
             raise refusal(client.provider, error) from None
         except ProviderError as error:
             logger.warning("credential provider %s cannot give a token: %s", client.provider, error)
