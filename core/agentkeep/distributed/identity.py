@@ -42,6 +42,7 @@ async def compose(service: Service) -> Composed:
         audit=service.port(AUDIT),
         key_service=key_service,
         key_settings=key_settings,
+        alarm=service.alarm,
     )
     service.on_exit(plane.close)
     keys: Keys = plane.keys

@@ -142,6 +142,10 @@ class EmbeddedPlatform:
             runtime_settings = runtime_settings.model_copy(update={"public_url": self.url})
         observed = ObservabilitySettings()
         audit = KeyValueAudit(store, days=observed.audit_days)
+        alerts = KeyValueAlerts(store, days=observed.alert_days)
+        on_exit(alerts.close)
+        alarm = Alarm(alerts, clock, audit)
+        on_exit(alarm.close)
         key_settings = KeySettings()
         vault_keys = key_settings.services(master_key.derive(VAULT_KEYS))
         on_exit(vault_keys.close)
@@ -156,6 +160,7 @@ class EmbeddedPlatform:
             audit=audit,
             key_service=vault_keys,
             key_settings=key_settings,
+            alarm=alarm,
         )
         on_exit(identity.close)
         issuer = DevelopmentIssuer(
@@ -167,10 +172,6 @@ class EmbeddedPlatform:
         waiting_spans = SpanQueue(spans)
         on_exit(waiting_spans.close)
         on_exit(telemetry_export.start("agentkeep", waiting_spans).stop)
-        alerts = KeyValueAlerts(store, days=observed.alert_days)
-        on_exit(alerts.close)
-        alarm = Alarm(alerts, clock, audit)
-        on_exit(alarm.close)
         prices = Prices(observed.prices)
         budgets = SessionBudgets(store, clock, default=observed.session_token_budget or None)
         gateway_settings = GatewaySettings()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from agentkeep.core.alarm import Alarm
 from agentkeep.core.call import Call, CallerKind, User, allow
 from agentkeep.core.clock import Clock
 from agentkeep.core.errors import FieldError, ResourceNotFoundException, ValidationException
@@ -56,7 +57,7 @@ class IdentityPlane:
     the settings' own. `public_url`: where browsers reach the platform; `oauth2_callback` (ASGI, public) must be served
     there under CALLBACK_PATH. `audit` is needed where rules for STS are configured; without it,
     the log alone says for whom operators acted, and who was given what. `key_service` wraps the token vault's keys;
-    without it, the master key does."""
+    without it, the master key does. `alarm` is told of keys presented at /sts where they are worth nothing."""
 
     name = "identity"
     arn_kinds = frozenset({"workload-identity", *ProviderKind})
@@ -73,10 +74,11 @@ class IdentityPlane:
         audit: Audit | None = None,
         key_service: KeyService | None = None,
         key_settings: KeySettings | None = None,
+        alarm: Alarm | None = None,
     ) -> None:
         self._parts = parts = Parts(
             store, master_key, deployment, clock, settings,
-            trusted_issuers, public_url, audit, key_service, key_settings,
+            trusted_issuers, public_url, audit, key_service, key_settings, alarm,
         )  # fmt: skip
         self.roles, self.roles_app, self.sts_app = parts.roles, parts.roles_app, parts.sts_app
         self.keys = parts.keys

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from agentkeep.core.acting import ActingForUsers, LoggedAudit
+from agentkeep.core.alarm import Alarm
 from agentkeep.core.clock import Clock
 from agentkeep.core.data_keys import DataKeys
 from agentkeep.core.identifiers import Deployment
@@ -56,6 +57,7 @@ class Parts:
         audit: Audit | None,
         key_service: KeyService | None,
         key_settings: KeySettings | None,
+        alarm: Alarm | None,
     ) -> None:
         self.openid_providers = OpenIdProviders(clock, settings)
         self.identities = WorkloadIdentities(store, deployment, clock)
@@ -68,7 +70,7 @@ class Parts:
         self.keys = AccessKeys(store, master_key, deployment, clock, settings, exchange, self.roles)
         recorded = audit or LoggedAudit()
         sessions = RoleSessions(self.roles, self.openid_providers, verifier, self.keys, recorded, clock, settings)
-        signatures = Authenticator(self.keys, clock, signing_names=(b"sts",))
+        signatures = Authenticator(self.keys, clock, alarm, signing_names=(b"sts",))
         self.sts_app = StsApp(sessions, signatures, deployment, clock, settings.role_exchanges)
         self.roles_app = RolesApp(self.roles, self.keys, recorded, clock)
         self.authorizers = JwtAuthorizers(self.openid_providers, verifier, clock, settings)
