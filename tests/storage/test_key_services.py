@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -188,6 +189,40 @@ async def test_keys_in_use_outlive_an_outage_for_a_while(kms: KmsStandIn, kms_ke
     for _ in range(2):
         with pytest.raises(KeyRefused):
             await keys.unwrap(made.wrapped, CONTEXT)
+
+
+async def test_a_key_service_that_is_away_holds_few_up(kms: KmsStandIn, kms_keys: KmsKeyService) -> None:
+    """Those who come at one time ask once, and one who gives up takes the key from no other. While it does not answer
+    nobody asks for a while."""
+    clock = SetClock(datetime(2026, 1, 1, tzinfo=UTC))
+    keys = DataKeys(kms_keys, clock, KeySettings(cache=10, outage=100))
+    made = await keys.generate(CONTEXT, key_arn())
+    clock.advance(11)
+    kms.answering.clear()
+    asking = [asyncio.create_task(keys.unwrap(made.wrapped, CONTEXT)) for _ in range(20)]
+    async with asyncio.timeout(20):
+        while not kms.asked["Decrypt"]:
+            await asyncio.sleep(0.01)
+    asking.pop(0).cancel()
+    kms.answering.set()
+    assert await asyncio.gather(*asking) == [made.plain] * 19
+    assert kms.asked["Decrypt"] == 1
+
+    clock.advance(11)
+    await kms.stop()
+    assert await keys.unwrap(made.wrapped, CONTEXT) == made.plain
+    await kms.start()
+    clock.advance(9)
+    assert await keys.unwrap(made.wrapped, CONTEXT) == made.plain
+    assert kms.asked["Decrypt"] == 1, "nobody asks again so soon"
+    clock.advance(2)
+    assert await keys.unwrap(made.wrapped, CONTEXT) == made.plain
+    assert kms.asked["Decrypt"] == 2
+
+    await keys.erase(made.wrapped)
+    kms.disabled.add(key_arn())
+    with pytest.raises(KeyRefused):
+        await keys.unwrap(made.wrapped, CONTEXT)
 
 
 def test_what_is_sealed_opens_unchanged_and_in_its_place_alone() -> None:
