@@ -211,7 +211,15 @@ def _lives(operator: Operator, secrets: dict[str, str], sessions: list[str]) -> 
     operator.pooled()
     assert operator.ask(runtime_id, sessions[1]) == digest(secrets["second"])
 
-    failing = operator.deploy("failing", FAILING, "--env", f"API_KEY={secrets['failing']}")
+    file = operator.folder / "variables"
+    file.write_text(f"# of the database\n\n{secrets['failing']}\nAPI_KEY={secrets['failing']}\n")
+    done = operator.platform.run("deploy", str(operator.folder / "keeper"), "--env-file", str(file), check=False)
+    assert done.returncode == 1
+    assert "line 3, is not NAME=VALUE" in " ".join(done.stderr.split())
+    operator.said.append(done.stdout + done.stderr)
+    file.write_text(f"# of the database\n\nAPI_KEY={secrets['failing']}\n")
+    failing = operator.deploy("failing", FAILING, "--env-file", str(file))
+    assert operator.settle(failing)["environmentVariables"] == {"API_KEY": secrets["failing"]}
     request = {"agentRuntimeArn": operator.arn(failing), "runtimeSessionId": str(uuid.uuid4()), "payload": b"{}"}
     assert operator.refused(operator.data.invoke_agent_runtime, **request) == 424
     hook = {"build": {"warmup": {"action": {"httpPost": {"path": "/"}}}}}

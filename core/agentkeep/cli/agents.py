@@ -35,6 +35,14 @@ def deploy(
     name: Annotated[str | None, typer.Option(help="Letters, digits, underscores; default: the folder's name.")] = None,
     entry_point: Annotated[str | None, typer.Option(help="The agent's main file; default: main.py, agent.py.")] = None,
     env: Annotated[list[str] | None, typer.Option("--env", help="NAME=VALUE for the agent; may be repeated.")] = None,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="The same from a file, one a line: so they are in no list of processes, nor a history.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(help="Memory for the agent, made if missing; its id becomes BEDROCK_AGENTCORE_MEMORY_ID."),
@@ -55,7 +63,7 @@ def deploy(
     main = bundle.entry_point(path, entry_point)
     archive = bundle.pack(path)
     key = f"{name}/{sha256(archive).hexdigest()[:16]}.zip"
-    variables = dict(_pair(text) for text in env or ())
+    variables = _variables(env_file) | dict(_pair(text) for text in env or ())
     with progress(f"uploading {len(archive) / 1024:.0f} KB", as_json):
         deployment.request("PUT", f"/artifacts/{BUCKET}/{key}", archive)
     if memory:
@@ -247,10 +255,23 @@ def _budget(budget: Mapping[str, int | None]) -> str:
     return f"{budget['left']:,} of {budget['tokens']:,} tokens are left of this session's budget."
 
 
+def _variables(file: Path | None) -> dict[str, str]:
+    """What is said of a line that is wrong does not repeat it."""
+    found = {}
+    for number, line in enumerate(file.read_text().splitlines() if file is not None else (), 1):
+        name, equals, value = line.strip().partition("=")
+        if not equals or not name:
+            if line.strip() and not line.lstrip().startswith("#"):
+                raise CommandError(f"{file}, line {number}, is not NAME=VALUE.")
+        elif not name.startswith("#"):
+            found[name] = value
+    return found
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise CommandError(f"--env {text!r} is not NAME=VALUE.")
+        raise CommandError("What follows an --env is not NAME=VALUE.")  # and may be a secret
     return name, value
 
 
