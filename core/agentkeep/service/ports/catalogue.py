@@ -1,7 +1,7 @@
 """Which ports there are, which service serves each, and which services may call which method.
 
 Deny by default: a caller that is not named here is refused, whatever it can prove about itself, and so is everybody
-where a method is not (tests/service/test_ports.py says which those are).
+where a method is not (tests/service/test_ports_wire.py says which those are).
 """
 
 # mypy: disable-error-code="type-abstract"
