@@ -28,9 +28,11 @@ class TlsFront:
 
 
 @asynccontextmanager
-async def tls_front(name: str, port: int, folder: Path, certificate: Path | None = None) -> AsyncIterator[TlsFront]:
-    """Answers for `name`, and hands every connection's bytes to 127.0.0.1:`port`. `certificate`: another front's, of
-    the same name; None: one of its own is made, `folder`/tls.pem."""
+async def tls_front(
+    name: str, port: int, folder: Path, certificate: Path | None = None, at: str = "127.0.0.1"
+) -> AsyncIterator[TlsFront]:
+    """Answers for `name` at the address `at`, and hands every connection's bytes to 127.0.0.1:`port`. `certificate`:
+    another front's, of the same name; None: one of its own is made, `folder`/tls.pem."""
     certificate = certificate or _certificate(name, folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -43,7 +45,7 @@ async def tls_front(name: str, port: int, folder: Path, certificate: Path | None
             pipes.add(task)
             task.add_done_callback(pipes.discard)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(serve, at, 0, ssl=context)
     try:
         yield TlsFront(server.sockets[0].getsockname()[1], ssl.create_default_context(cafile=str(certificate)))
     finally:

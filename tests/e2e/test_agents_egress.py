@@ -54,10 +54,11 @@ def behind_tls(port: int, sink: Sink, folder: Path) -> Iterator[tuple[int, int]]
     started, stop = threading.Event(), asyncio.Event()
 
     async def run() -> None:
+        at = socket.gethostbyname(HOST)
         server = await asyncio.start_server(sink.serve, "127.0.0.1", 0)
         async with (
-            tls_front(HOST, port, folder) as aws,
-            tls_front(HOST, server.sockets[0].getsockname()[1], folder, folder / "tls.pem") as other,
+            tls_front(HOST, port, folder, at=at) as aws,
+            tls_front(HOST, server.sockets[0].getsockname()[1], folder, folder / "tls.pem", at) as other,
         ):
             ready.append((aws.port, other.port))
             started.set()
@@ -107,7 +108,7 @@ class Stand:
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     """Sessions get their users' keys from STS, and the agent `helper` reaches AWS (a stand-in) and a sink."""
     try:
-        socket.getaddrinfo(HOST, None)
+        socket.gethostbyname(HOST)
     except OSError:
         pytest.skip("this machine's own name does not resolve")
     folder = tmp_path_factory.mktemp("egress")

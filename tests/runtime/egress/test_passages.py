@@ -299,6 +299,10 @@ async def test_the_answer_says_what_is_missing(stand: Stand) -> None:
     assert (record.session, record.user_id, record.details["host"]) == (ref, "alice", "one.example")
     await stand.route.egress._records._tally.flush()
     assert [record.count for record in stand.audit.records] == [1, 2]
+    await stand.stop(ref)
+    logs = stand.platform.folder / "runtime" / "logs"
+    log = b"".join(path.read_bytes() for path in logs.rglob("*") if path.is_file())
+    assert b"no way out (NoRule): No rule of AGENTKEEP_RUNTIME_EGRESS_RULES lets this agent reach two.example" in log
 
 
 async def test_only_a_living_sessions_own_listener(stand: Stand) -> None:

@@ -20,23 +20,25 @@ from agentkeep.runtime.sessions.session import Cuttable, Session
 
 __all__ = ["Egress", "EgressRefused", "Place"]
 
+_LONGEST: Final = 400
 _AGAIN: Final = "Try again in a moment"
 
 
 class EgressRefused(Exception):
-    """`status`, `code` and the message are for the agent; `kept`: whether it is put on record."""
+    """`status`, `code` and the message, one line of ASCII, are for the agent; `kept`: whether it is put on record."""
 
     def __init__(self, status: int, code: str, message: str, *, kept: bool = True) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
-        self.message = message
+        self.message = "".join(one if " " <= one <= "~" else "?" for one in message[:_LONGEST])
         self.kept = kept
 
 
 class _OfSession:
     def __init__(self, limits: EgressLimits) -> None:
         self.open = 0
+        self.notes = 0
         self.hosts: set[Destination] = set()
         self.lookups = asyncio.Semaphore(limits.lookups)
 
@@ -97,7 +99,7 @@ class Egress:
             refused = EgressRefused(
                 429, "TooManyConnections", "Too many connections are open to hosts outside. Close some, or try again"
             )
-            self.note(refused, ref, session)
+            self._record(refused, ref, session)
             raise refused
         of_session.open += 1
         self._open += 1
@@ -181,13 +183,18 @@ class Egress:
 
     # Refusals.
 
-    def note(
-        self, refused: EgressRefused, ref: SessionRef, session: Session | None, place: Place | None = None
-    ) -> None:
-        """Puts it on record, in the background: it is refused already."""
+    def tell(self, place: Place, refused: EgressRefused) -> None:
+        """To whoever reads the session's log, too: clients may keep an answer's status line to themselves."""
+        place.of_session.notes += 1
+        if place.of_session.notes <= self.limits.notes:
+            place.session.log.note(f"no way out ({refused.code}): {refused.message}")
+        if refused.kept:
+            self._record(refused, place.ref, place.session, place)
+
+    def _record(self, refused: EgressRefused, ref: SessionRef, session: Session, place: Place | None = None) -> None:
+        """In the background: it is refused already."""
         wanted, rule = (place.wanted, place.rule) if place is not None else (None, None)
-        user = session.user if session is not None else None
-        named = rule.name if rule is not None else "none"
+        user, named = session.user, rule.name if rule is not None else "none"
         task = asyncio.create_task(self._records.refused(ref, user, wanted, named, refused.code), name="audit")
         self._recording.add(task)
         task.add_done_callback(self._recording.discard)

@@ -22,3 +22,4 @@ class EgressLimits:
     hosts: int = 1000  # different ones of one session: each is an audit record
     lookups: int = 4  # names of one session looked up at one time
     addresses: int = 3  # tried of one name
+    notes: int = 100  # of refusals, in one session's log

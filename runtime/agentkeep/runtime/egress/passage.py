@@ -22,7 +22,6 @@ __all__ = ["Passage"]
 logger = logging.getLogger(__name__)
 
 _NEVER = float("inf")
-_LONGEST_REASON = 400
 _OPEN = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
@@ -190,7 +189,7 @@ class Passage(Exchange):
         self.tunnelled = False
         body = orjson.dumps({"message": refused.message})
         head = (
-            f"HTTP/1.1 {refused.status} {_line(refused.message)}\r\nx-amzn-errortype: {refused.code}\r\n"
+            f"HTTP/1.1 {refused.status} {refused.message}\r\nx-amzn-errortype: {refused.code}\r\n"
             f"x-amzn-requestid: {self.request_id}\r\ncontent-type: application/json\r\nconnection: close\r\n"
             f"content-length: {len(body)}\r\n\r\n"
         )
@@ -212,8 +211,8 @@ class Passage(Exchange):
     def _told(self, refused: EgressRefused) -> None:
         place = self._place
         logger.debug("session %s is refused a way out: %s", self._ref.session_id, refused.code)
-        if refused.kept and place is not None:
-            self._egress.note(refused, self._ref, place.session, place)
+        if place is not None:
+            self._egress.tell(place, refused)
 
     def _over(self) -> None:
         self.deadline = self.idle_since = _NEVER
@@ -251,8 +250,3 @@ class _Outside(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._passage.outside_lost(self)
-
-
-def _line(message: str) -> str:
-    """Fit to stand in a status line."""
-    return "".join(one if " " <= one <= "~" else "?" for one in message[:_LONGEST_REASON])
