@@ -172,10 +172,14 @@ def place() -> Iterator[Place]:
             # By the same tokens as agents' sessions: the worst there is to try.
             trust = {"issuer": provider.url, "audiences": ["support"]}
             roles.write_text(json.dumps({"roles": [{"name": "lister", "trust": [trust], "policy": policy}]}))
+            egress = folder / "egress.json"
+            out = {"name": "silent", "agents": ["helper"], "hosts": ["127.0.0.9:9"], "networks": ["127.0.0.0/8"]}
+            egress.write_text(json.dumps({"rules": [out], "default": "refuse"}))
             settings = {
                 "AGENTKEEP_IDENTITY_STS_RULES": str(rules),
                 "AGENTKEEP_IDENTITY_STS_ENDPOINT": sts.url,
                 "AGENTKEEP_IDENTITY_ROLES": str(roles),
+                "AGENTKEEP_RUNTIME_EGRESS_RULES": str(egress),
                 "AGENTKEEP_MEMORY_EMBEDDING": "none",
                 "AGENTKEEP_LOG_LEVEL": "DEBUG",
                 "AGENTKEEP_TELEMETRY_CONTENT": "false",
@@ -229,6 +233,20 @@ def test_an_agent_learns_who_it_is_and_becomes_nobody_else(place: Place) -> None
     assert answer.json()["arn"].endswith(f"/{session}")
     assert answer.json()["refused"] == "AccessDenied"
     assert RoleKeys(place.services["identity"].url).assume("lister", token, "carol")
+
+
+def test_a_way_out_is_on_record_in_another_service(place: Place) -> None:
+    """IDN-1, IDN-2: an agent's way out is the runtime service's, and the record the observability service's."""
+    named, other = "https://127.0.0.9:9", "https://elsewhere.example"
+    answer = place.invoke("dave", place.provider.token("dave"), reach=[named, other])
+    assert answer.status_code == 200, answer.text
+    assert "502 127.0.0.9:9 cannot be connected to" in answer.json()[named]
+    assert (
+        "403 No rule of AGENTKEEP_RUNTIME_EGRESS_RULES lets this agent reach elsewhere.example:443"
+        in (answer.json()[other])
+    )
+    [opened] = [record for record in place.records("egress-opened") if record["user_id"] == "dave"][:1]
+    assert opened["details"] == {"host": "127.0.0.9", "port": "9", "rule": "silent"}
 
 
 def test_a_roles_keys_are_good_in_five_services_until_they_are_revoked(place: Place) -> None:

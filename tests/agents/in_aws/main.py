@@ -1,5 +1,5 @@
 """An ordinary agent that says what its unmodified boto3 signs with, and uses it on its user's memory; or, if asked,
-tries a role by the platform's STS."""
+tries a role by the platform's STS, or hosts outside."""
 
 import json
 import time
@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import boto3
-from botocore.exceptions import ClientError
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 
 class Agent(BaseHTTPRequestHandler):
@@ -20,6 +21,8 @@ class Agent(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if "assume" in asked:
             return self.say(assumed(asked["assume"]))
+        if "reach" in asked:
+            return self.say({url: why_not_reached(url) for url in asked["reach"]})
         keys = boto3.Session().get_credentials().get_frozen_credentials()
         client = boto3.client("bedrock-agentcore")
         place = {"memoryId": asked["memory"], "sessionId": asked["session"]}
@@ -58,6 +61,14 @@ def assumed(role: dict[str, str]) -> dict[str, Any]:
     except ClientError as refused:
         found["refused"] = refused.response["Error"]["Code"]
     return found
+
+
+def why_not_reached(url: str) -> str:
+    once = Config(retries={"total_max_attempts": 1})
+    try:
+        return str(boto3.client("sts", endpoint_url=url, config=once).get_caller_identity()["Arn"])
+    except BotoCoreError as error:
+        return str(error.kwargs.get("error", error))  # botocore keeps the proxy's answer to itself
 
 
 if __name__ == "__main__":
