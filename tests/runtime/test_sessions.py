@@ -20,7 +20,7 @@ from agentkeep.core.errors import (
     ServiceQuotaExceededException,
     ValidationException,
 )
-from agentkeep.runtime.invocations.exchange import request as exchange
+from agentkeep.runtime.environments.exchange import request as exchange
 from agentkeep.runtime.records import EndReason, SessionState
 from agentkeep.runtime.replicas.table import Replicas
 from agentkeep.runtime.sessions.table import SessionTable

@@ -10,7 +10,7 @@ import httptools
 import orjson
 
 from agentkeep.runtime.drivers.driver import Connection
-from agentkeep.runtime.invocations.exchange import AgentProtocolError, request
+from agentkeep.runtime.environments.exchange import AgentProtocolError, request
 
 __all__ = ["Health", "PingStatus", "ping", "supports_ping"]
 

@@ -18,7 +18,7 @@ import httptools
 
 from agentkeep.core.errors import EnvironmentStartFailed
 from agentkeep.runtime.drivers.driver import Environment
-from agentkeep.runtime.invocations.exchange import AgentProtocolError, request
+from agentkeep.runtime.environments.exchange import AgentProtocolError, request
 
 __all__ = ["WARM_UP_SECONDS", "WarmUp"]
 

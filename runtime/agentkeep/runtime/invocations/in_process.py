@@ -11,7 +11,7 @@ import orjson
 
 from agentkeep.core.call import Call, CallerKind
 from agentkeep.core.errors import RuntimeClientError
-from agentkeep.runtime.invocations.exchange import AgentAnswer, AgentProtocolError, request
+from agentkeep.runtime.environments.exchange import AgentAnswer, AgentProtocolError, request
 from agentkeep.runtime.invocations.headers import SESSION_HEADER, USER_HEADER
 from agentkeep.runtime.invocations.invocations import RuntimeInvocations
 from agentkeep.runtime.invocations.session_turn import SessionTurn
