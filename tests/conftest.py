@@ -10,6 +10,16 @@ from agentkeep.embedded.valkey import EmbeddedValkey
 from agentkeep.storage.valkey import ValkeyKeyValueStore
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Groups of tests that share what there is but once (`--dist loadgroup`) are kept together by a name that
+    pytest-xdist appends to their ids. A pytest where it does not reach the ids would deal them out like any others."""
+    if not getattr(session.config.option, "loadgroup", False):
+        return
+    for item in session.items:
+        if item.get_closest_marker("xdist_group") is not None and "@" not in item.nodeid:
+            raise pytest.UsageError(f"this pytest-xdist does not keep groups together with pytest {pytest.__version__}")
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
