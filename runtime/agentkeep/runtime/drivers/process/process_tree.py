@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Final
 __all__ = ["end_tree", "holding", "tree"]
 
 _ROUNDS: Final = 64
+_DYING: Final = 5.0  # seconds
 
 
 def tree(pid: int) -> list[int]:
@@ -63,8 +66,8 @@ def holding(pid: int, root: int) -> Iterator[int | None]:
 
 def end_tree(root: int, last: int) -> None:
     """Kills all that descends from a process which inherits the orphans among its descendants (a "subreaper"), `last`
-    at last. They are stopped first, so that none has children that nobody saw; those that outrun this remain the
-    session's, and end with it."""
+    when the others are dead: whoever waits for it can then reap them all. They are stopped first, so that none has
+    children that nobody saw; those that outrun this remain the session's, and end with it."""
     stopped: set[int] = set()
     for _ in range(_ROUNDS):
         running = set(tree(root)) - stopped - {root}
@@ -72,7 +75,9 @@ def end_tree(root: int, last: int) -> None:
             break
         _send_each(running, root, signal.SIGSTOP)
         stopped |= running
-    _send_each(stopped - {last}, root, signal.SIGKILL)
+    others = stopped - {last}
+    _send_each(others, root, signal.SIGKILL)
+    _await_each(others, root)
     _send_each([last], root, signal.SIGKILL)
 
 
@@ -81,6 +86,17 @@ def _send_each(pids: Iterable[int], root: int, number: int) -> None:
         with holding(pid, root) as pidfd:
             if pidfd is not None:
                 _send(pidfd, number)
+
+
+def _await_each(pids: Iterable[int], root: int) -> None:
+    """Until each is dead, for a while."""
+    deadline = time.monotonic() + _DYING
+    for pid in pids:
+        with holding(pid, root) as pidfd:
+            if pidfd is not None:
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
 
 
 def _send(pidfd: int, number: int) -> None:
