@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
 
 from agentkeep.core.errors import AgentkeepError
 from agentkeep.core.json_documents import parse_json
 
-__all__ = ["Agents", "RulesFile", "Strict", "agent_name", "are_named"]
+__all__ = ["Rule", "Rules", "RulesFile", "Strict", "agent_name", "twice"]
 
 _LARGEST: Final = 1 << 20
 _AGENT: Final = r"^(\*|[A-Za-z][A-Za-z0-9_]{0,47}(-[A-Za-z0-9]{10})?)$"
-
-#: Of a rule: names, or ids of agent runtimes; `*`: all.
-Agents = Annotated[tuple[Annotated[StrictStr, Field(pattern=_AGENT)], ...], Field(min_length=1)]
 
 
 class Strict(BaseModel):
     """Part of a file whose every member is known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Rule(Strict):
+    """For some agents' sessions. `agents`: names, or ids of agent runtimes; `*`: all."""
+
+    name: StrictStr = Field(min_length=1, max_length=64, pattern=r"^[\w .,:-]+$")
+    agents: tuple[Annotated[StrictStr, Field(pattern=_AGENT)], ...] = Field(min_length=1)
+
+    def is_for(self, runtime_id: str) -> bool:
+        return not {"*", runtime_id, agent_name(runtime_id)}.isdisjoint(self.agents)
+
+
+R = TypeVar("R", bound=Rule)
+
+
+class Rules(Strict, Generic[R]):
+    """In their order; the first that matches decides. `default` says aloud what becomes of what no rule is for."""
+
+    rules: tuple[R, ...] = Field(min_length=1)
+    default: Literal["refuse"]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if named := twice(rule.name for rule in self.rules):
+            raise ValueError(f"several rules are called {named}; audit records tell them apart by name")
+        return self
 
 
 M = TypeVar("M", bound=Strict)
@@ -75,9 +99,9 @@ def _faults(error: ValidationError) -> Iterator[tuple[tuple[str, ...], str]]:
             yield place, each["msg"].removeprefix("Value error, ").replace("Tuple", "List").replace("tuple", "list")
 
 
-def are_named(agents: Agents, runtime_id: str) -> bool:
-    """Whether this agent is one of `agents`."""
-    return not {"*", runtime_id, agent_name(runtime_id)}.isdisjoint(agents)
+def twice(names: Iterable[str]) -> str:
+    """Those that are there more than once, in words; empty where all differ."""
+    return ", ".join(sorted(name for name, count in Counter(names).items() if count > 1))
 
 
 def agent_name(runtime_id: str) -> str:

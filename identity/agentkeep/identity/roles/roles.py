@@ -31,7 +31,7 @@ from agentkeep.core.grants import Grant
 from agentkeep.core.identifiers import Deployment
 from agentkeep.core.json_documents import parse_json
 from agentkeep.core.policies import Policy
-from agentkeep.core.rules_file import RulesFile, Strict
+from agentkeep.core.rules_file import RulesFile, Strict, twice
 from agentkeep.identity.access_keys.records import RoleSession
 from agentkeep.identity.inbound.claim_conditions import ClaimConditions
 from agentkeep.identity.inbound.provider_documents import refuse_unsafe_url
@@ -117,9 +117,8 @@ class _File(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> _File:
-        names = [role.name for role in self.roles]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"several roles are called {', '.join(twice)}")
+        if named := twice(role.name for role in self.roles):
+            raise ValueError(f"several roles are called {named}")
         urls: dict[str, str] = {}
         for trust in (trust for role in self.roles for trust in role.trust):
             if urls.setdefault(trust.issuer, trust.url) != trust.url:

@@ -27,7 +27,7 @@ from pydantic import Field, StrictStr, model_validator
 
 from agentkeep.core.call import User
 from agentkeep.core.errors import AgentkeepError
-from agentkeep.core.rules_file import Agents, RulesFile, Strict, agent_name, are_named
+from agentkeep.core.rules_file import Rule, Rules, RulesFile, agent_name
 from agentkeep.identity.inbound.claim_conditions import ClaimConditions, first_unmet
 
 __all__ = ["RoleRule", "StsRules", "StsRulesInvalid"]
@@ -43,11 +43,9 @@ class StsRulesInvalid(AgentkeepError):
     """The rules cannot be used; the message names every place. The platform does not start."""
 
 
-class RoleRule(Strict):
+class RoleRule(Rule):
     """`role`, or `keys: platform`: the platform's own keys, with which the session is nobody to AWS."""
 
-    name: StrictStr = Field(min_length=1, max_length=64, pattern=r"^[\w .,:-]+$")
-    agents: Agents
     issuer: StrictStr | None = Field(None, min_length=1, max_length=2048)
     claims: ClaimConditions = Field(default_factory=dict)
     role: StrictStr | None = Field(None, pattern=_ROLE)
@@ -79,7 +77,7 @@ class RoleRule(Strict):
 
     def matches(self, runtime_id: str, claims: Mapping[str, Any]) -> bool:
         """`claims`: those of the user's token; none where the user brought none."""
-        if not are_named(self.agents, runtime_id):
+        if not self.is_for(runtime_id):
             return False
         if self.issuer is not None and claims.get("iss") != self.issuer:
             return False
@@ -94,19 +92,7 @@ class RoleRule(Strict):
         return _PLACEHOLDER.sub(lambda found: values[found[1]], orjson.dumps(self.policy).decode())
 
 
-class StsRules(Strict):
-    """`default` says aloud what becomes of a session that no rule is for."""
-
-    rules: tuple[RoleRule, ...] = Field(min_length=1)
-    default: Literal["refuse"]
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> StsRules:
-        names = [rule.name for rule in self.rules]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"several rules are called {', '.join(twice)}; audit records tell them apart by name")
-        return self
-
+class StsRules(Rules[RoleRule]):
     def choose(self, runtime_id: str, claims: Mapping[str, Any]) -> RoleRule | None:
         """The first that matches; None: refuse."""
         return next((rule for rule in self.rules if rule.matches(runtime_id, claims)), None)

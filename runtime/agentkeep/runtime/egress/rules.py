@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
-from pydantic import Field, PlainValidator, StrictStr, model_validator
+from pydantic import Field, PlainValidator
 
 from agentkeep.core.addresses import Network, is_never
 from agentkeep.core.errors import AgentkeepError
-from agentkeep.core.rules_file import Agents, RulesFile, Strict, are_named
+from agentkeep.core.rules_file import Rule, Rules, RulesFile
 from agentkeep.runtime.egress.destinations import Destination, HostPattern, parse_pattern
 
 __all__ = ["SETTING", "EgressRule", "EgressRules", "EgressRulesInvalid"]
@@ -43,36 +43,22 @@ def _network(text: object) -> Network:
     return network
 
 
-class EgressRule(Strict):
-    name: StrictStr = Field(min_length=1, max_length=64, pattern=r"^[\w .,:-]+$")
-    agents: Agents
+class EgressRule(Rule):
     hosts: tuple[Annotated[HostPattern, PlainValidator(parse_pattern)], ...] = Field(min_length=1)
     networks: tuple[Annotated[Network, PlainValidator(_network)], ...] = ()
 
     def covers(self, runtime_id: str, wanted: Destination) -> bool:
-        return are_named(self.agents, runtime_id) and any(host.covers(wanted) for host in self.hosts)
+        return self.is_for(runtime_id) and any(host.covers(wanted) for host in self.hosts)
 
 
-class EgressRules(Strict):
-    """`default` says aloud what becomes of a host that no rule names."""
-
-    rules: tuple[EgressRule, ...] = Field(min_length=1)
-    default: Literal["refuse"]
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> EgressRules:
-        names = [rule.name for rule in self.rules]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"several rules are called {', '.join(twice)}; audit records tell them apart by name")
-        return self
-
+class EgressRules(Rules[EgressRule]):
     def choose(self, runtime_id: str, wanted: Destination) -> EgressRule | None:
         """The first that matches; None: refuse."""
         return next((rule for rule in self.rules if rule.covers(runtime_id, wanted)), None)
 
     def name(self, runtime_id: str) -> bool:
         """Whether some rule is for this agent."""
-        return any(are_named(rule.agents, runtime_id) for rule in self.rules)
+        return any(rule.is_for(runtime_id) for rule in self.rules)
 
     @classmethod
     def load(cls, path: Path) -> EgressRules:
