@@ -8,7 +8,11 @@ from urllib.parse import unquote
 
 import orjson
 
-__all__ = ["App", "ClientLeft", "Message", "Receive", "Scope", "Send", "header", "path_parts", "pieces", "respond"]
+from agentkeep.core.errors import ServiceError, StoreUnavailable
+
+__all__ = [
+    "App", "ClientLeft", "Message", "Receive", "Scope", "Send", "answered", "header", "path_parts", "pieces", "respond",
+]  # fmt: skip
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -56,3 +60,14 @@ async def respond(
     fields = [(b"content-type", content_type), (b"content-length", b"%d" % len(data)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": data})
+
+
+async def answered(send: Send, work: Awaitable[tuple[int, object]]) -> None:
+    """Answers with what `work` gives (status, document), or with why it gives nothing, as operators' routes say it."""
+    try:
+        status, content = await work
+    except ServiceError as error:
+        status, content = error.status, {"code": error.code, "message": error.message}
+    except StoreUnavailable:
+        status, content = 503, {"message": "The store does not answer now. Try again later."}
+    await respond(send, status, content)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from urllib.parse import parse_qs
 
-from agentkeep.core.errors import StoreUnavailable
 from agentkeep.observability.alerts import KeyValueAlerts
-from agentkeep.service.asgi import Receive, Scope, Send, path_parts, respond
+from agentkeep.service.asgi import Receive, Scope, Send, answered, path_parts, respond
 
 __all__ = ["AlertsApp"]
 
@@ -29,10 +28,8 @@ class AlertsApp:
         elif not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:5]) <= MOST:
             await respond(send, 400, {"message": f"limit is a number between 1 and {MOST}"})
         else:
-            try:
-                kept = await self._alerts.latest(limit=int(limit))
-            except StoreUnavailable:
-                await respond(send, 503, {"message": "The store does not answer now. Try again later."})
-                return
-            alerts = [asdict(found.alert) | {"count": found.count, "last": found.last} for found in kept]
-            await respond(send, 200, {"alerts": alerts})
+            await answered(send, self._latest(int(limit)))
+
+    async def _latest(self, limit: int) -> tuple[int, object]:
+        kept = await self._alerts.latest(limit=limit)
+        return 200, {"alerts": [asdict(found.alert) | {"count": found.count, "last": found.last} for found in kept]}

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import parse_qs
 
-from agentkeep.core.errors import ServiceError, StoreUnavailable, ValidationException
+from agentkeep.core.errors import ValidationException
 from agentkeep.observability.audit import AuditFilter, KeyValueAudit
-from agentkeep.service.asgi import Receive, Scope, Send, path_parts, respond
+from agentkeep.service.asgi import Receive, Scope, Send, answered, path_parts, respond
 
 __all__ = ["AuditRecordsApp"]
 
@@ -38,23 +38,20 @@ class AuditRecordsApp:
         query = {
             name: values[-1] for name, values in parse_qs(scope.get("query_string", b"").decode("latin-1")).items()
         }
-        try:
-            if unknown := query.keys() - _MEMBERS:
-                known = ", ".join(sorted(_MEMBERS))
-                raise ValidationException(f"There is no filter {sorted(unknown)[0]!r}. There are: {known}")
-            wanted = AuditFilter(
-                **{name: query.get(name) for name in _FILTERS},
-                since=_moment(query, "since"),
-                until=_moment(query, "until"),
-            )
-            records, token = await self._audit.page(wanted, _limit(query), query.get("nextToken"))
-        except ServiceError as error:
-            await respond(send, error.status, {"code": error.code, "message": error.message})
-        except StoreUnavailable:
-            await respond(send, 503, {"message": "The store does not answer now. Try again later."})
-        else:
-            answer = {"records": [asdict(record) for record in records]}
-            await respond(send, 200, answer | ({} if token is None else {"nextToken": token}))
+        await answered(send, self._page(query))
+
+    async def _page(self, query: dict[str, str]) -> tuple[int, object]:
+        if unknown := query.keys() - _MEMBERS:
+            known = ", ".join(sorted(_MEMBERS))
+            raise ValidationException(f"There is no filter {sorted(unknown)[0]!r}. There are: {known}")
+        wanted = AuditFilter(
+            **{name: query.get(name) for name in _FILTERS},
+            since=_moment(query, "since"),
+            until=_moment(query, "until"),
+        )
+        records, token = await self._audit.page(wanted, _limit(query), query.get("nextToken"))
+        answer = {"records": [asdict(record) for record in records]}
+        return 200, answer | ({} if token is None else {"nextToken": token})
 
 
 def _limit(query: dict[str, str]) -> int:

@@ -16,10 +16,10 @@ import orjson
 
 from agentkeep.core.call import Caller
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import AccessDeniedException, ServiceError, StoreUnavailable, ValidationException
+from agentkeep.core.errors import AccessDeniedException, ValidationException
 from agentkeep.core.ports import Audit, AuditRecord
 from agentkeep.identity.access_keys.keys import AccessKeys
-from agentkeep.service.asgi import Receive, Scope, Send, path_parts, pieces, respond
+from agentkeep.service.asgi import Receive, Scope, Send, answered, path_parts, pieces
 
 __all__ = ["OperatorKeysApp"]
 
@@ -35,22 +35,18 @@ class OperatorKeysApp:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await answered(send, self._answer(scope, receive))
+
+    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, object]:
         caller: Caller = scope["agentkeep.caller"]
-        try:
-            match scope["method"], path_parts(scope, 3):
-                case "GET", ["operator-keys"]:
-                    status, answer = 200, await self._listed()
-                case "POST", ["operator-keys"]:
-                    status, answer = 201, await self._issued(caller, await _document(receive))
-                case "DELETE", ["operator-keys", key_id] if key_id:
-                    status, answer = 200, await self._revoked(caller, key_id)
-                case _:
-                    status, answer = 404, {"message": "GET or POST /operator-keys, DELETE /operator-keys/{id}"}
-        except ServiceError as error:
-            status, answer = error.status, {"code": error.code, "message": error.message}
-        except StoreUnavailable:
-            status, answer = 503, {"message": "The store does not answer now. Try again later."}
-        await respond(send, status, answer)
+        match scope["method"], path_parts(scope, 3):
+            case "GET", ["operator-keys"]:
+                return 200, await self._listed()
+            case "POST", ["operator-keys"]:
+                return 201, await self._issued(caller, await _document(receive))
+            case "DELETE", ["operator-keys", key_id] if key_id:
+                return 200, await self._revoked(caller, key_id)
+        return 404, {"message": "GET or POST /operator-keys, DELETE /operator-keys/{id}"}
 
     async def _listed(self) -> dict[str, Any]:
         keys = await self._keys.list_operator_keys()

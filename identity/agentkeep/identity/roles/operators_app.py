@@ -12,11 +12,11 @@ from typing import Any
 
 from agentkeep.core.call import Caller
 from agentkeep.core.clock import Clock
-from agentkeep.core.errors import ResourceNotFoundException, ServiceError, StoreUnavailable
+from agentkeep.core.errors import ResourceNotFoundException
 from agentkeep.core.ports import Audit, AuditRecord
 from agentkeep.identity.access_keys.keys import AccessKeys
 from agentkeep.identity.roles.roles import Roles
-from agentkeep.service.asgi import Receive, Scope, Send, path_parts, respond
+from agentkeep.service.asgi import Receive, Scope, Send, answered, path_parts
 
 __all__ = ["RolesApp"]
 
@@ -31,20 +31,15 @@ class RolesApp:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller: Caller = scope["agentkeep.caller"]
-        try:
-            match scope["method"], path_parts(scope, 4):
-                case "GET", ["roles"]:
-                    status, answer = 200, self._roles.listed()
-                case "POST", ["roles", name, "revoke"]:
-                    status, answer = 200, await self._revoked(caller, name)
-                case _:
-                    status, answer = 404, {"message": "GET /roles, POST /roles/{name}/revoke"}
-        except ServiceError as error:
-            status, answer = error.status, {"code": error.code, "message": error.message}
-        except StoreUnavailable:
-            status, answer = 503, {"message": "The store does not answer now. Try again later."}
-        await respond(send, status, answer)
+        await answered(send, self._answer(scope))
+
+    async def _answer(self, scope: Scope) -> tuple[int, object]:
+        match scope["method"], path_parts(scope, 4):
+            case "GET", ["roles"]:
+                return 200, self._roles.listed()
+            case "POST", ["roles", name, "revoke"]:
+                return 200, await self._revoked(scope["agentkeep.caller"], name)
+        return 404, {"message": "GET /roles, POST /roles/{name}/revoke"}
 
     async def _revoked(self, caller: Caller, name: str) -> dict[str, Any]:
         role = self._roles.named(name)
