@@ -11,8 +11,11 @@ import base64
 import json
 import secrets
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from aiohttp import web
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -115,3 +118,14 @@ def _context(given: dict[str, Any]) -> bytes:
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+@asynccontextmanager
+async def running_kms(monkeypatch: pytest.MonkeyPatch, *arns: str, secret: str = "secret") -> AsyncIterator[KmsStandIn]:
+    """Started, and with credentials where AWS's libraries look for them. `secret`: the secret access key."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    stand_in = KmsStandIn(*arns)
+    await stand_in.start()
+    yield stand_in
+    await stand_in.stop()

@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import boto3
+import pytest
 from aiohttp import web
 from botocore import UNSIGNED
 from botocore.config import Config
@@ -202,9 +203,13 @@ async def _completion(request: web.Request) -> web.StreamResponse:
 
 @asynccontextmanager
 async def whole_session(
-    store: ValkeyKeyValueStore, provider: Any, clock: Any, exchange: ExchangeServer, folder: Path
-) -> AsyncIterator[WholeSession]:
-    """`provider`, `clock`, `exchange`: the fixtures of tests/identity. AWS KMS is signed for with what boto3 finds."""
+    store: ValkeyKeyValueStore, provider: Any, clock: Any, exchange: ExchangeServer, folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[WholeSession]:  # fmt: skip
+    """`provider`, `clock`, `exchange`: the fixtures of tests/identity. The platform's own role in AWS, with which its
+    key service asks KMS, lies where any code would find it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPLATFORMSROLE000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-platforms-own")
     async with AsyncExitStack() as exit:
         later = exit.push_async_callback
         sts, kms, models = StsStandIn(now=clock.now), KmsStandIn(), StandIn()

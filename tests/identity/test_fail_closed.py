@@ -27,10 +27,7 @@ async def whole(
     store: ValkeyKeyValueStore, provider: Any, clock: Any, exchange: ExchangeServer, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[WholeSession]:  # fmt: skip
-    # The platform's own role in AWS, with which its key service asks KMS, lies where any code would find it.
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPLATFORMSROLE000")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-platforms-own")
-    async with whole_session(store, provider, clock, exchange, tmp_path) as whole:
+    async with whole_session(store, provider, clock, exchange, tmp_path, monkeypatch) as whole:
         yield whole
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from canaries import leaking_files, leaks
 from consent_stand import OPERATOR, session_call
-from kms_stand_in import KmsStandIn, key_arn
+from kms_stand_in import KmsStandIn, key_arn, running_kms
 
 from agentkeep.core.call import Call, SessionRef, User
 from agentkeep.core.clock import SystemClock
@@ -70,12 +70,8 @@ class DerivedKeys(FileMasterKey):
 
 @pytest.fixture
 async def kms(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KmsStandIn]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-for-kms")
-    stand_in = KmsStandIn()
-    await stand_in.start()
-    yield stand_in
-    await stand_in.stop()
+    async with running_kms(monkeypatch, secret="secret-for-kms") as stand_in:
+        yield stand_in
 
 
 async def test_no_key_comes_out(

@@ -13,7 +13,7 @@ from aiohttp import web
 from consent_stand import OPERATOR, ConsentStand
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from exchange_server import ExchangeServer
-from kms_stand_in import KmsStandIn, key_arn
+from kms_stand_in import KmsStandIn, key_arn, running_kms
 from openid_provider import query
 
 from agentkeep.core.call import Call
@@ -38,12 +38,8 @@ THEIRS = {"keyType": "CustomerManagedKey", "kmsKeyArn": key_arn()}
 
 @pytest.fixture
 async def kms(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KmsStandIn]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    stand_in = KmsStandIn()
-    await stand_in.start()
-    yield stand_in
-    await stand_in.stop()
+    async with running_kms(monkeypatch) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture

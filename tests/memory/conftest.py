@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from extraction_stand import ModelStand, extracting, serving
 
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.call import Call, Caller, CallerKind, Idempotency, SessionRef, User
@@ -135,3 +136,31 @@ async def memory(operator: Client) -> str:
     """The id of a memory."""
     answer = await operator.create_memory(name="notes", eventExpiryDuration=7)
     return str(answer["memory"]["id"])
+
+
+# Planes that extract: by a model, or by rules alone.
+
+
+@pytest.fixture
+async def model() -> ModelStand:
+    return ModelStand()
+
+
+@pytest.fixture
+async def model_url(model: ModelStand) -> AsyncIterator[str]:
+    async with serving(model) as url:
+        yield url
+
+
+@pytest.fixture
+async def by_model(
+    store: KeyValueStore, search: SqliteSearchStore, clock: SetClock, model_url: str
+) -> AsyncIterator[MemoryPlane]:
+    async with extracting(store, search, clock, KEY_SERVICE, model_url) as plane:
+        yield plane
+
+
+@pytest.fixture
+async def by_rules(store: KeyValueStore, search: SqliteSearchStore, clock: SetClock) -> AsyncIterator[MemoryPlane]:
+    async with extracting(store, search, clock, KEY_SERVICE, None) as plane:
+        yield plane

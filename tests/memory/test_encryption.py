@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from extraction_stand import settled
-from kms_stand_in import KmsStandIn, key_arn
+from kms_stand_in import KmsStandIn, key_arn, running_kms
 
 from agentkeep.backend.own import SelfBackend
 from agentkeep.core.errors import (
@@ -300,12 +300,8 @@ async def test_memories_from_before_there_were_keys(
 
 @pytest.fixture
 async def kms(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KmsStandIn]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    stand_in = KmsStandIn()
-    await stand_in.start()
-    yield stand_in
-    await stand_in.stop()
+    async with running_kms(monkeypatch) as stand_in:
+        yield stand_in
 
 
 async def test_a_memory_under_a_key_of_its_customers(

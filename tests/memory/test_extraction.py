@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from extraction_stand import ModelStand, extracting, serving, settled
+from extraction_stand import ModelStand, extracting, settled
 
 from agentkeep.core.call import SessionRef
 from agentkeep.core.errors import (
@@ -25,29 +24,8 @@ from .extraction import FACTS, PREFERENCES, SUMMARY, client, create, jobs, recor
 
 
 @pytest.fixture
-async def model() -> ModelStand:
-    return ModelStand()
-
-
-@pytest.fixture
-async def model_url(model: ModelStand) -> AsyncIterator[str]:
-    async with serving(model) as url:
-        yield url
-
-
-@pytest.fixture
-async def plane(
-    store: KeyValueStore, search: SqliteSearchStore, clock: SetClock, model_url: str
-) -> AsyncIterator[MemoryPlane]:
-    """With a model."""
-    async with extracting(store, search, clock, KEY_SERVICE, model_url) as plane:
-        yield plane
-
-
-@pytest.fixture
-async def by_rules(store: KeyValueStore, search: SqliteSearchStore, clock: SetClock) -> AsyncIterator[MemoryPlane]:
-    async with extracting(store, search, clock, KEY_SERVICE, None) as plane:
-        yield plane
+def plane(by_model: MemoryPlane) -> MemoryPlane:
+    return by_model
 
 
 # What is extracted.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,29 +29,8 @@ from .extraction import FACTS, SUMMARY, client, create, jobs, said, say, texts
 
 
 @pytest.fixture
-async def model() -> ModelStand:
-    return ModelStand()
-
-
-@pytest.fixture
-async def model_url(model: ModelStand) -> AsyncIterator[str]:
-    async with serving(model) as url:
-        yield url
-
-
-@pytest.fixture
-async def plane(
-    store: KeyValueStore, search: SqliteSearchStore, clock: SetClock, model_url: str
-) -> AsyncIterator[MemoryPlane]:
-    """With a model."""
-    async with extracting(store, search, clock, KEY_SERVICE, model_url) as plane:
-        yield plane
-
-
-@pytest.fixture
-async def by_rules(store: KeyValueStore, search: SqliteSearchStore, clock: SetClock) -> AsyncIterator[MemoryPlane]:
-    async with extracting(store, search, clock, KEY_SERVICE, None) as plane:
-        yield plane
+def plane(by_model: MemoryPlane) -> MemoryPlane:
+    return by_model
 
 
 # Failures.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from canaries import canary, leaking_files, leaks
-from kms_stand_in import KmsStandIn, key_arn
+from kms_stand_in import KmsStandIn, key_arn, running_kms
 
 from agentkeep.core.data_keys import DataKeys
 from agentkeep.core.errors import (
@@ -52,12 +52,8 @@ async def platform(platform: Any) -> Any:
 
 @pytest.fixture
 async def kms(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KmsStandIn]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    stand_in = KmsStandIn()
-    await stand_in.start()
-    yield stand_in
-    await stand_in.stop()
+    async with running_kms(monkeypatch) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from kms_stand_in import REGION, KmsStandIn, key_arn
+from kms_stand_in import REGION, KmsStandIn, key_arn, running_kms
 
 from agentkeep.core.data_keys import DataKeys
 from agentkeep.core.errors import KeyRefused, KeyServiceUnavailable, SealBroken, ValidationException
@@ -26,12 +26,8 @@ CONTEXT = {"agentkeep:memory": "m-1"}
 
 @pytest.fixture
 async def kms(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KmsStandIn]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    stand_in = KmsStandIn(key_arn(1), key_arn(2))
-    await stand_in.start()
-    yield stand_in
-    await stand_in.stop()
+    async with running_kms(monkeypatch, key_arn(1), key_arn(2)) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture
